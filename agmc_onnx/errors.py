@@ -1,0 +1,45 @@
+"""The exception tree; every error a user can meet is an `AgmcError` with one line that says what to do."""
+
+from __future__ import annotations
+
+
+class AgmcError(Exception):
+    """Root of all errors raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 2
+
+
+class UsageError(AgmcError):
+    """An option or argument has a value that cannot be used."""
+
+
+class ModelError(AgmcError):
+    """A model file cannot be read, written or understood."""
+
+
+class DataError(AgmcError):
+    """A data card, its images or its labels cannot be used."""
+
+
+class PlanError(AgmcError):
+    """A plan does not fit the model it is applied to."""
+
+
+class BudgetError(AgmcError):
+    """The budget cannot be reached.
+
+    Attributes:
+        best: Smallest reachable share of the original's cost, in (0, 1].
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, best: float) -> None:
+        super().__init__(message)
+        self.best = best
+
+
+class VerificationError(AgmcError):
+    """A result failed its own verification; nothing was written."""
+
+    exit_code = 4
