@@ -1,0 +1,205 @@
+"""Shapes of all values, and which of their sizes are fixed.
+
+Exporters compute Reshape targets from shapes at run time, so symbolic inference loses track of them. With numbers in
+place of the open dimensions onnx's inference gets through; done twice with different numbers, it also tells which
+sizes depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+_BATCH = (1, 2)  # the first open dimension of an input, in the two passes
+_OTHER = ((16, 24), (64, 96), (224, 256))  # all other open dimensions; larger ones when a graph shrinks 16 to nothing
+_KEPT_ELEMENTS = 1024  # constants up to this size keep their numbers: shape arithmetic needs them
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a value at batch 1, and at a second setting of the open dimensions.
+
+    Attributes:
+        dims: Sizes with every first open dimension 1 and the others small: what costs are counted at.
+        other: Sizes at the second setting; a size is fixed when it is the same in both.
+    """
+
+    dims: tuple[int, ...]
+    other: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.dims)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether no size depends on the open dimensions."""
+        return self.dims == self.other
+
+    def is_fixed(self, dim: int) -> bool:
+        """Whether the size of one dimension is the same for every input."""
+        return self.dims[dim] == self.other[dim]
+
+
+def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Return the shape of every value of the main graph that onnx's inference can tell.
+
+    Args:
+        model: Any model; not changed.
+    """
+    skeleton = _without_weights(model)
+    best: dict[str, Shape] = {}
+    made = [output for node in skeleton.graph.node for output in node.output if output]
+    is_open = any(_is_open(dim) for i in skeleton.graph.input for dim in i.type.tensor_type.shape.dim)
+    for sizes in _OTHER if is_open else _OTHER[:1]:
+        first, second = (_infer(skeleton, batch, size, made) for batch, size in zip(_BATCH, sizes, strict=True))
+        found = {
+            name: Shape(dims, second[name])
+            for name, dims in first.items()
+            if name in second and len(second[name]) == len(dims) and min(dims, default=1) > 0
+        }
+        if len(found) > len(best):
+            best = found
+        if best and len(best) == len(first):
+            break
+    return best
+
+
+def evaluate_node(proto: onnx.NodeProto, feeds: dict[str, np.ndarray], opset: int) -> list[np.ndarray | None]:
+    """Return the outputs of one node of the default domain by onnx's reference implementation.
+
+    Args:
+        proto: The node.
+        feeds: Value of each of its inputs.
+        opset: Version of the default operator set.
+
+    Returns:
+        One array an output; None for all of them where the reference implementation fails.
+    """
+    types = onnx.helper.np_dtype_to_tensor_dtype
+    infos = [onnx.helper.make_tensor_value_info(name, types(value.dtype), None) for name, value in feeds.items()]
+    outs = [onnx.helper.make_empty_tensor_value_info(output) for output in proto.output if output]
+    graph = onnx.helper.make_graph([proto], "one", infos, outs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
+    try:
+        with np.errstate(all="ignore"):
+            found = iter(ReferenceEvaluator(model).run(None, feeds))
+    except Exception:  # any failure of onnx.reference means the same here: the value is not known
+        return [None for _ in proto.output]
+    return [np.asarray(next(found)) if name else None for name in proto.output]
+
+
+def _infer(skeleton: onnx.ModelProto, batch: int, other: int, made: list[str]) -> dict[str, tuple[int, ...]]:
+    model = onnx.ModelProto()
+    model.CopyFrom(skeleton)
+    names: dict[str, int] = {}
+    for value in model.graph.input:
+        for position, dim in enumerate(value.type.tensor_type.shape.dim):
+            if _is_open(dim):
+                size = batch if position == 0 else other
+                dim.dim_value = names.setdefault(dim.dim_param, size) if dim.dim_param else size
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except Exception:  # inference stops at the first contradiction it meets; node by node gets further
+        return _walk(model)
+    found = {value.name: _dims(value.type) for value in (*inferred.input, *inferred.value_info, *inferred.output)}
+    known = {name: dims for name, dims in found.items() if dims is not None}
+    return known if all(name in known for name in made) else _walk(model)
+
+
+def _walk(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Infer node by node, evaluating shape arithmetic on the way; a node that fails leaves its outputs unknown."""
+    types = {i.name: i.type for i in model.graph.input}
+    data: dict[str, onnx.TensorProto] = {}
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+    def learn(name: str, tensor: onnx.TensorProto) -> None:
+        types[name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        if np.prod(tensor.dims, dtype=np.int64) <= _KEPT_ELEMENTS:
+            data[name] = tensor
+
+    for tensor in model.graph.initializer:
+        learn(tensor.name, tensor)
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        used = [name for name in node.input if name]
+        if node.op_type == "Shape" and (dims := _dims(types.get(used[0]))) is not None:
+            attributes = {a.name: a.i for a in node.attribute}
+            sizes = np.array(dims[attributes.get("start", 0) : attributes.get("end", len(dims))], np.int64)
+            learn(node.output[0], numpy_helper.from_array(sizes))
+            continue
+        if all(name in data for name in used) and not any(a.HasField("g") for a in node.attribute):
+            feeds = {name: numpy_helper.to_array(data[name]) for name in used}
+            for output, value in zip(node.output, evaluate_node(node, feeds, opset), strict=True):
+                if value is not None and value.dtype != object:
+                    learn(output, numpy_helper.from_array(value))
+            if all(output in types for output in node.output if output):
+                continue
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opset, "")
+            inferred = onnx.shape_inference.infer_node_outputs(
+                schema, node, {n: types[n] for n in used}, {n: data[n] for n in used if n in data},
+                opset_imports=list(model.opset_import), ir_version=model.ir_version,
+            )  # fmt: skip
+        except Exception:  # unknown op, unknown input, contradiction: the outputs stay unknown
+            continue
+        types.update(inferred)
+    found = {name: _dims(kind) for name, kind in types.items()}
+    return {name: dims for name, dims in found.items() if dims is not None}
+
+
+def _dims(kind: onnx.TypeProto | None) -> tuple[int, ...] | None:
+    if kind is None or not kind.tensor_type.HasField("shape"):
+        return None
+    dims = kind.tensor_type.shape.dim
+    return tuple(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
+
+
+def _is_open(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    return not dim.HasField("dim_value") or dim.dim_value <= 0
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose large constants are inputs of the same shape: inference reads shapes, not weights."""
+    slim = onnx.ModelProto()
+    slim.ir_version = max(model.ir_version, 4)
+    slim.opset_import.extend(model.opset_import)
+    slim.functions.extend(model.functions)
+    graph = slim.graph
+    graph.name = "shapes"
+    named = {i.name for i in model.graph.initializer}
+    graph.input.extend(i for i in model.graph.input if i.name not in named)
+    for output in model.graph.output:
+        graph.output.add().name = output.name
+        graph.output[-1].type.CopyFrom(output.type)
+        graph.output[-1].type.tensor_type.ClearField("shape")  # declared shapes may be symbolic; let them be found
+    for tensor in model.graph.initializer:
+        _add_constant(graph, tensor, tensor.name)
+    for sparse in model.graph.sparse_initializer:
+        _add_input(graph, sparse.values.name, sparse.values.data_type, sparse.dims)
+    for node in model.graph.node:
+        tensor = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if tensor is not None and np.prod(tensor.dims, dtype=np.int64) > _KEPT_ELEMENTS:
+            _add_input(graph, node.output[0], tensor.data_type, tensor.dims)
+        else:
+            graph.node.append(node)
+    return slim
+
+
+def _add_constant(graph: onnx.GraphProto, tensor: onnx.TensorProto, name: str) -> None:
+    inline = tensor.data_location != onnx.TensorProto.EXTERNAL
+    if inline and np.prod(tensor.dims, dtype=np.int64) <= _KEPT_ELEMENTS:
+        graph.initializer.append(tensor)
+    else:
+        _add_input(graph, name, tensor.data_type, tensor.dims)
+
+
+def _add_input(graph: onnx.GraphProto, name: str, dtype: int, dims: Iterator[int]) -> None:
+    graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, list(dims)))
