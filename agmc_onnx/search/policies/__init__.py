@@ -1,0 +1,70 @@
+"""The policies: what decides how much of every group to keep.
+
+torch is imported by the learned ones only, and only when one is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from agmc_onnx.config import SearchOptions
+from agmc_onnx.errors import UsageError
+from agmc_onnx.search.policies import handcrafted
+from agmc_onnx.search.problem import FloatArray, Outcome, Problem
+
+
+class Policy(Protocol):
+    """Proposes keep ratios and learns from what came of them.
+
+    Attributes:
+        n_episodes: Episodes worth running; 1 for a fixed proposal.
+    """
+
+    n_episodes: int
+
+    def propose(self, rng: np.random.Generator) -> FloatArray:
+        """Return float (n_groups,) keep ratios in (0, 1]; the search brings them to the budget."""
+        ...
+
+    def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
+        """Learn from the candidate that was made of the last proposal.
+
+        Args:
+            keep_ratio_executed: float (n_groups,), kept units / units after the budget was met.
+            reward: Its reward.
+            outcome: Its evaluation.
+        """
+        ...
+
+
+PolicyFactory = Callable[[Problem, SearchOptions, np.random.Generator], Policy]
+
+
+def _agmc(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
+    """Return the AGMC policy."""
+    from agmc_onnx.search.policies.agmc import AgmcPolicy
+
+    return AgmcPolicy(problem, options, rng)
+
+
+POLICIES: dict[str, PolicyFactory] = {
+    "agmc": _agmc,
+    "uniform": handcrafted.uniform,
+    "shallow": handcrafted.shallow,
+    "deep": handcrafted.deep,
+    "random": handcrafted.random,
+}
+
+
+def make_policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
+    """Return the policy `options.policy` for this problem.
+
+    Raises:
+        UsageError: If there is no such row in `POLICIES`.
+    """
+    if options.policy not in POLICIES:
+        raise UsageError(f"policy: unknown name, got {options.policy!r}; expected one of {', '.join(POLICIES)}.")
+    return POLICIES[options.policy](problem, options, rng)

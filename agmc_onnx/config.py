@@ -1,0 +1,110 @@
+"""Every option of the search and its default value, once, with where the value comes from.
+
+Sources are tagged: *paper* = AGMC, arXiv:2011.12641v1, section 4 unless said; *code* = the repository published with it
+(`yusx-swapp/AGMC`, db1c632); *ours* = a choice or measurement of this project (`docs` and `tests/test_agmc.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class AgmcOptions:
+    """Options of the AGMC policy: encoder, decoder, DDPG agent, and what we added to learn from 100 evaluations.
+
+    `paper_options` in `agmc_onnx.search.policies.agmc` gives the setting with all our additions switched off.
+
+    Attributes:
+        encoder: "mean" (paper, for ResNets) or "diffpool" (paper, for VGG-16 and MobileNet-V2; refuses large graphs).
+        embedding_size: d, width of g, of node embeddings and of the decoder's state; 30 (code).
+        n_encoder_layers: GCN layers of the mean-pool encoder. Paper: "l"; code: 1. Ours: 2, so that a value sees its neighbours'
+            neighbours.
+        edge_embedding_size: Width of the learned embedding of an edge's type; ours (the paper types edges, but never says how
+            the encoder reads the types).
+        diffpool_clusters: Clusters after the first pooling of the DiffPool encoder; 10 (code). The last pooling has one (paper).
+        diffpool_max_nodes: Largest graph the DiffPool encoder takes; its adjacency is dense, 5,000 nodes are 100 MB (ours).
+        carry_state: Carry the decoder's LSTM state along the episode (paper, eq. 8). False: published code, cell reset at
+            every step.
+        group_embedding: Give the decoder the mean embedding of the group's own graph nodes beside [s_{t-1}, a_{t-1}]; ours,
+            because a chain that starts from g can tell groups apart only by counting.
+        frozen_encoder: True: encoder and decoder stay as initialised, as they in effect did in the published code (ablation).
+        hidden_size: Units of both hidden layers of actor and critic; 300 (paper).
+        actor_lr: Adam rate of the actor; 1e-4 (code) is too slow for 100 episodes; 1e-3 is ours.
+        critic_lr: Adam rate of the critic (and of encoder and decoder through it); 1e-3 (code).
+        tau: Weight of the new parameters in the target networks; 0.01 (paper).
+        gamma: Discount; 1 (code).
+        baseline_momentum: alpha of the moving average b of batch mean rewards; 0.5 (code).
+        batch_size: Transitions of one update; whole episodes are drawn until it is reached; 64 (paper). Ours: 256.
+        buffer_size: Transitions kept, at least `min_buffer_episodes` episodes; 2000 (paper).
+        min_buffer_episodes: Smallest capacity in whole episodes, so that 2000 transitions of a network with 300 groups do not
+            leave seven episodes; ours.
+        n_updates: Updates after each episode once warm-up is over; ours (code: one per transition).
+        warmup: Random episodes at the start; 100 (paper), but at most `warmup_share` of all.
+        warmup_share: See `warmup`; a quarter is the paper's own share (100 of 400).
+        warmup_around: "budget": around the uniform ratio that meets the budget (ours). "paper": U(0, 1), which over-prunes
+            nearly always.
+        warmup_sigma: Width of the warm-up noise around the uniform ratio (ours).
+        noise: sigma_0 of the truncated normal exploration noise of eq. 9; 0.5 (code). Ours: 0.2, the budget already fixes
+            the level.
+        noise_decay: Factor per episode after warm-up; 0.95 (code).
+        noise_floor: Smallest sigma (ours; without it exploration is over after some 100 episodes).
+        reward_on: "all": the final reward stands on every transition (code); "final": only on the last one; "share": the
+            critic's values of an episode's transitions add up to its reward, so that each group gets its own part (ours).
+        normalise_reward: Divide r - b by the standard deviation of the rewards seen (ours; makes rates independent of units).
+        rescale_in_update: Put the actor's actions on the budget (Algorithm 1 with all W the marginal costs, differentiable)
+            before the critic judges them (ours; without it "keep everything" looks best).
+        elite_share: Share of episodes after warm-up that explore around the best episode instead of the actor (ours).
+        n_candidates: Noisy action vectors drawn per episode, of which the critic's favourite is evaluated; 1 is the paper.
+    """
+
+    encoder: str = "mean"
+    embedding_size: int = 30
+    n_encoder_layers: int = 2
+    edge_embedding_size: int = 8
+    diffpool_clusters: int = 10
+    diffpool_max_nodes: int = 5000
+    carry_state: bool = True
+    group_embedding: bool = True
+    frozen_encoder: bool = False
+    hidden_size: int = 300
+    actor_lr: float = 1e-3
+    critic_lr: float = 1e-3
+    tau: float = 0.01
+    gamma: float = 1.0
+    baseline_momentum: float = 0.5
+    batch_size: int = 256
+    buffer_size: int = 2000
+    min_buffer_episodes: int = 100
+    n_updates: int = 4
+    warmup: int = 100
+    warmup_share: float = 0.25
+    warmup_around: str = "budget"
+    warmup_sigma: float = 0.2
+    noise: float = 0.2
+    noise_decay: float = 0.95
+    noise_floor: float = 0.02
+    reward_on: str = "share"
+    normalise_reward: bool = True
+    rescale_in_update: bool = True
+    elite_share: float = 0.5
+    n_candidates: int = 32
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Options of a search, whatever its policy.
+
+    Attributes:
+        policy: Row of `agmc_onnx.search.policies.POLICIES`.
+        reward: Row of `agmc_onnx.search.rewards.REWARDS`; "err" for a budget (paper, 3.4.3).
+        n_episodes: Candidates evaluated; 400 (paper: 100 random, then 300).
+        seed: Seed of the one random generator of the search.
+        agmc: Options of the AGMC policy.
+    """
+
+    policy: str = "agmc"
+    reward: str = "err"
+    n_episodes: int = 400
+    seed: int = 0
+    agmc: AgmcOptions = field(default_factory=AgmcOptions)

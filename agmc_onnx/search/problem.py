@@ -1,0 +1,83 @@
+"""What a policy may know of the network it compresses, as arrays and functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class GraphArrays:
+    """The graph of the network, as the encoder reads it.
+
+    Attributes:
+        x: float32 (n_nodes, n_features), features of the nodes (feature maps).
+        edge_index: int64 (2, n_edges), source and target node of every edge.
+        edge_type: int64 (n_edges,), the operation an edge stands for, in 0..n_edge_types-1.
+        n_edge_types: Size of the vocabulary of operations.
+    """
+
+    x: npt.NDArray[np.float32]
+    edge_index: IntArray
+    edge_type: IntArray
+    n_edge_types: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the evaluation of one candidate gave.
+
+    Attributes:
+        metric: 0..100, higher is better.
+        inference_s: Seconds spent in inference alone.
+        wall_s: Seconds of the whole evaluation.
+    """
+
+    metric: float
+    inference_s: float = 0.0
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything a policy may know. All groups listed are prunable, in the order of the network.
+
+    Attributes:
+        n_units: int (n_groups,), units of every group.
+        step: int (n_groups,), a kept count is a multiple of it, or `n_units` itself.
+        min_keep: int (n_groups,), smallest kept count; a multiple of `step`, at least 1.
+        cost: True coupled integer cost (MACs or parameters) of a kept vector; never falls when a count grows.
+        cost_full: Cost of `n_units`.
+        budget: Largest cost allowed.
+        macs: Multiply-adds of a kept vector.
+        params: Parameters of a kept vector.
+        graph: The graph.
+        features: float32 (n_groups, n_features), static hand-made features of every group (as AMC's).
+        group_nodes: Graph nodes that belong to each group, int arrays, possibly empty.
+        evaluate: Measures the candidate with these kept counts.
+    """
+
+    n_units: IntArray
+    step: IntArray
+    min_keep: IntArray
+    cost: Callable[[IntArray], int]
+    cost_full: int
+    budget: int
+    macs: Callable[[IntArray], int]
+    params: Callable[[IntArray], int]
+    graph: GraphArrays
+    features: npt.NDArray[np.float32]
+    group_nodes: Sequence[IntArray]
+    evaluate: Callable[[IntArray], Outcome]
+
+    @property
+    def n_groups(self) -> int:
+        """Number of decisions of one episode."""
+        return len(self.n_units)
