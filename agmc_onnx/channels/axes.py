@@ -1,0 +1,243 @@
+"""Axes and ties: which entries of which values live and die together.
+
+An **axis** is (value, dim); its entries carry ids. A rule of `agmc_onnx.channels.ops` reads the ids of a node's inputs
+and gives ids to its outputs: the same id means the same entry, a **tie** says that two ids live or die together. So
+Concat concatenates ids, Split and Slice cut them, Flatten repeats them, and only where two axes meet (Add, a contraction)
+is a tie needed. Ties have no direction.
+
+After a reshape of a flat axis C into (R, C/R) the entries of the second dim may differ from row to row: `Entries.ids` is
+then two-dimensional and `row` names the other dim. Every row must keep equally many (`Ledger.balance`), but not the same
+ones. Grouped convolutions and attention heads are such rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from agmc_onnx.model.graph import Graph, Node
+from agmc_onnx.model.shapes import Shape
+
+Ids = npt.NDArray[np.int64]
+Axis = tuple[str, int]
+Handler = Callable[["Ledger", Node], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Ids of one axis.
+
+    Attributes:
+        ids: (size,), or (rows, size) where entries differ along dim `row`.
+        row: The other dim, or None.
+    """
+
+    ids: Ids
+    row: int | None = None
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Ids that must stay, and why."""
+
+    ids: Ids
+    why: str
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Reshape, Transpose, Reshape that permute dim `dim`, read as (rows, size / rows), by transposing it."""
+
+    chain: tuple[Node, ...]
+    dim: int
+    rows: int
+
+
+class Ledger:
+    """Collects ids, ties, balances and freezes while the rules walk over a graph.
+
+    Attributes:
+        graph: The graph walked over.
+        entries: Ids of every axis that can be cut, by axis.
+        ties: Pairs of id arrays of equal size.
+        balances: Id arrays (rows, size): every row keeps equally many.
+        frozen: What must stay.
+        mentioned: Nodes whose rule knows an axis, by axis; any other user of it freezes it.
+        normalised: Ids over which a node takes statistics, with the node's label: cutting them changes the numbers that stay.
+        shuffles: Channel shuffles by the index of their first node: the nodes, the dim they permute, and its rows.
+        skipped: Nodes that a rule of another node stands for.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.entries: dict[Axis, Entries] = {}
+        self.ties: list[tuple[Ids, Ids]] = []
+        self.balances: list[Ids] = []
+        self.frozen: list[Freeze] = []
+        self.mentioned: dict[Axis, set[int]] = {}
+        self.normalised: list[Freeze] = []
+        self.shuffles: dict[int, Shuffle] = {}
+        self.skipped: set[int] = set()
+        self.n_ids = 0
+
+    # -- shapes ---------------------------------------------------------------------------------------------------
+
+    def shape(self, value: str) -> Shape:
+        """Return a value's shape; rules are only called where all shapes are known."""
+        shape = self.graph.shape(value)
+        assert shape is not None
+        return shape
+
+    def size(self, value: str, dim: int) -> int:
+        """Return the size of one dim."""
+        return self.shape(value).other[dim]
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def labelled(self, value: str) -> list[int]:
+        """Return the dims of a value that have ids, ascending; dims of weights get theirs when first asked for."""
+        return [dim for dim in range(self.shape(value).rank) if (value, dim) in self.entries]
+
+    def axis(self, node: Node, value: str, dim: int) -> Entries | None:
+        """Return the ids of an axis that `node`'s rule knows, or None where it cannot be cut.
+
+        Args:
+            node: The node whose rule asks; the axis is then mentioned there.
+            value: Input of the node.
+            dim: Dimension; negative counts from the end.
+        """
+        rank = self.shape(value).rank
+        axis = (value, dim % rank)
+        self.mentioned.setdefault(axis, set()).add(node.index)
+        if axis not in self.entries and value in self.graph.tensors and self.graph.is_float(value):
+            size = self.graph.tensors[value].dims[axis[1]]
+            if size > 1:
+                self.entries[axis] = Entries(self.fresh(size))
+        return self.entries.get(axis)
+
+    def flat(self, node: Node, value: str, dim: int) -> Ids | None:
+        """Return the ids of an axis as one row; rows that could differ are tied together."""
+        entries = self.axis(node, value, dim)
+        return None if entries is None else self.column(entries)
+
+    def column(self, entries: Entries) -> Ids:
+        """Return entries as one row; rows that could differ are tied together."""
+        if entries.ids.ndim == 1:
+            return entries.ids
+        self.tie(entries.ids[1:], np.broadcast_to(entries.ids[0], entries.ids[1:].shape))
+        return entries.ids[0]
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    def fresh(self, size: int) -> Ids:
+        """Return `size` ids never used before."""
+        ids = np.arange(self.n_ids, self.n_ids + size, dtype=np.int64)
+        self.n_ids += size
+        return ids
+
+    def fixed(self, size: int, why: str) -> Ids:
+        """Return `size` new ids that must stay."""
+        ids = self.fresh(size)
+        self.freeze(ids, why)
+        return ids
+
+    def set(self, value: str, dim: int, ids: Ids, row: int | None = None) -> None:
+        """Give ids to an axis of an output; sizes 1 and open sizes take none."""
+        if not value:
+            return
+        shape = self.shape(value)
+        assert ids.shape[-1] == shape.other[dim], (value, dim, ids.shape, shape)
+        if not shape.is_fixed(dim):
+            self.freeze(ids, f"dimension {dim} of {value} has no fixed size")
+        elif shape.other[dim] > 1:
+            if ids.ndim == 2 and (ids == ids[0]).all():
+                ids, row = ids[0], None
+            self.entries[value, dim] = Entries(ids, row if ids.ndim == 2 else None)
+        else:
+            self.freeze(ids, f"dimension {dim} of {value} has size 1 and must stay")
+
+    def tie(self, one: Ids, other: Ids) -> None:
+        """Let two arrays of ids live and die together, entry by entry."""
+        if one is not other:
+            one, other = np.broadcast_arrays(one, other)
+            self.ties.append((one.ravel(), other.ravel()))
+
+    def balance(self, ids: Ids) -> None:
+        """Let every row of (rows, size) ids keep equally many."""
+        if ids.shape[0] > 1:
+            self.balances.append(ids)
+
+    def freeze(self, ids: Ids, why: str) -> None:
+        """Keep all these ids."""
+        self.frozen.append(Freeze(ids.ravel(), why))
+
+    def normalise(self, ids: Ids, node: Node) -> None:
+        """Note that a node takes statistics over these ids."""
+        self.normalised.append(Freeze(ids.ravel(), node.label))
+
+    def freeze_value(self, value: str, why: str) -> None:
+        """Keep every entry of a value."""
+        if self.graph.shape(value) is not None:
+            for dim in self.labelled(value):
+                self.freeze(self.entries[value, dim].ids, why)
+
+
+def walk(graph: Graph, rules: Callable[[Node], Handler | None]) -> Ledger:
+    """Run the rules over a graph in topological order.
+
+    Args:
+        graph: The graph.
+        rules: Returns the rule of a node, or None where there is none.
+
+    Returns:
+        The ledger, with everything frozen that a rule does not know: an axis that some user of it never mentions, a
+        graph output, a value used inside a subgraph.
+    """
+    ledger = Ledger(graph)
+    for node in graph.nodes:
+        if node.index in ledger.skipped:
+            continue
+        rule = rules(node)
+        unknown = next((v for v in (*node.inputs, *node.outputs) if v and graph.shape(v) is None), None)
+        if rule is None or unknown is not None:
+            why = f"{node.label}: this op is not understood" if rule is None else f"{node.label}: shape of {unknown} is not known"
+            for value in node.inputs:
+                if value:
+                    ledger.freeze_value(value, why)
+            continue
+        rule(ledger, node)
+    for axis, entries in ledger.entries.items():
+        for node, _ in graph.consumers.get(axis[0], ()):
+            if node.index not in ledger.mentioned.get(axis, ()) and node.index not in ledger.skipped:
+                ledger.freeze(entries.ids, f"{node.label}: cannot be cut along dimension {axis[1]} of {axis[0]}")
+    for value in graph.outputs:
+        ledger.freeze_value(value, f"graph output {value}")
+    for value, holder in graph.captured.items():
+        ledger.freeze_value(value, f"{holder.label}: used inside its subgraph")
+    return ledger
+
+
+def describe(ledger: Ledger, names: Iterable[str]) -> str:
+    """Return the ids of some values on one line, for tests and debugging: `x[1]=0..7 w[0]=0..7`."""
+    parts = []
+    for name in names:
+        for dim in ledger.labelled(name):
+            entries = ledger.entries[name, dim]
+            rows = entries.ids if entries.ids.ndim == 2 else entries.ids[None]
+            text = " | ".join(_ranges(row) for row in rows)
+            parts.append(f"{name}[{dim}]={text}" + (f" by {entries.row}" if entries.row is not None else ""))
+    ties = [f"{_ranges(a)}~{_ranges(b)}" for a, b in ledger.ties]
+    return " ".join(parts + ties)
+
+
+def _ranges(ids: Ids) -> str:
+    runs: list[list[int]] = []
+    for i in ids.tolist():
+        if runs and i == runs[-1][-1] + 1 and len(runs[-1]) <= 2:
+            runs[-1] = [runs[-1][0], i]
+        else:
+            runs.append([i])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)

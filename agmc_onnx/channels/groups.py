@@ -1,0 +1,232 @@
+"""Ties -> units -> groups: what can be cut, as a handful of decisions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from agmc_onnx.channels.axes import Axis, Ledger, Shuffle, walk
+from agmc_onnx.channels.ops import rule_of
+from agmc_onnx.model.graph import Graph
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """All units on the same axes; one decision.
+
+    Attributes:
+        name: Readable and unique: the weight whose output channels these are.
+        units: Unit numbers, in the order of the first axis they stand on.
+        step: A kept count is a multiple of this (or all units).
+        partitions: Each an int array (n_units,) that puts the units into blocks, which all keep equally many.
+        why_frozen: Why nothing of it can be cut, or None.
+        normalised_by: Nodes that take statistics over its units; what stays then changes when some are cut.
+    """
+
+    name: str
+    units: IntArray
+    step: int
+    partitions: tuple[IntArray, ...]
+    why_frozen: str | None
+    normalised_by: tuple[str, ...]
+
+    @property
+    def n_units(self) -> int:
+        """Number of units."""
+        return self.units.size
+
+
+@dataclass(frozen=True, eq=False)
+class AxisUnits:
+    """Units of one axis: (size,) or, where rows differ, (rows, size) along dim `row`."""
+
+    units: IntArray
+    row: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """What the analysis of a graph found.
+
+    Attributes:
+        graph: The graph.
+        axes: Units of every axis that has ids; frozen units are among them.
+        groups: The prunable groups, in the order of the network.
+        frozen: Groups that stay whole, each with its reason.
+        n_units: Number of units in all.
+        shuffles: Channel shuffles by the index of their first node.
+    """
+
+    graph: Graph
+    axes: dict[Axis, AxisUnits]
+    groups: tuple[Group, ...]
+    frozen: tuple[Group, ...]
+    n_units: int
+    shuffles: Mapping[int, Shuffle]
+
+    def removed(self, kept: list[IntArray]) -> npt.NDArray[np.bool_]:
+        """Return a mask over units, true where a unit goes.
+
+        Args:
+            kept: For each prunable group the kept positions, ascending, in 0..n_units-1 of that group.
+        """
+        gone = np.zeros(self.n_units, bool)
+        for group, positions in zip(self.groups, kept, strict=True):
+            gone[group.units] = True
+            gone[group.units[positions]] = False
+        return gone
+
+
+def analyse(graph: Graph) -> Channels:
+    """Find the groups of a graph.
+
+    Args:
+        graph: A normalised graph (`agmc_onnx.model.normalize`).
+    """
+    ledger = walk(graph, rule_of)
+    unit_of, n_units = _components(ledger)
+    why = _frozen_units(ledger, unit_of)
+    axes = {axis: AxisUnits(unit_of[e.ids], e.row) for axis, e in ledger.entries.items()}
+    signature, first = _signatures(axes, n_units, graph)
+    members: dict[int, list[int]] = {}
+    present = np.unique(np.concatenate([a.units.ravel() for a in axes.values()])) if axes else np.empty(0, np.int64)
+    for unit in present[np.argsort(first[present], kind="stable")].tolist():
+        members.setdefault(int(signature[unit]), []).append(unit)
+    ordered = [np.array(units, np.int64) for units in members.values()]
+    group_of = np.full(n_units, -1, np.int64)
+    for index, units in enumerate(ordered):
+        group_of[units] = index
+    partitions = _partitions(ledger, unit_of, ordered, group_of, why)
+    names = _names(graph, axes, ordered, group_of)
+    norms: dict[int, set[str]] = {}
+    for mark in ledger.normalised:
+        for index in np.unique(group_of[unit_of[mark.ids]]).tolist():
+            norms.setdefault(index, set()).add(mark.why)
+    groups, frozen = [], []
+    for index, units in enumerate(ordered):
+        reasons = [why[unit] for unit in units.tolist() if unit in why]
+        blocks = tuple(partitions.get(index, ()))
+        step = int(np.lcm.reduce([int(b.max()) + 1 for b in blocks])) if blocks else 1
+        reason = reasons[0] if reasons else None
+        if reason is None and units.size <= step:
+            reason = "it has a single unit" if step == 1 else f"its {units.size} units must all stay for {step} equal blocks"
+        group = Group(names[index], units, step, blocks, reason, tuple(sorted(norms.get(index, ()))))
+        (groups if reason is None else frozen).append(group)
+    return Channels(graph, axes, tuple(groups), tuple(frozen), n_units, ledger.shuffles)
+
+
+def _components(ledger: Ledger) -> tuple[IntArray, int]:
+    """Number the connected components of tied ids."""
+    if not ledger.n_ids:
+        return np.empty(0, np.int64), 0
+    one = np.concatenate([a for a, _ in ledger.ties]) if ledger.ties else np.empty(0, np.int64)
+    other = np.concatenate([b for _, b in ledger.ties]) if ledger.ties else np.empty(0, np.int64)
+    links = coo_array((np.ones(one.size, np.int8), (one, other)), shape=(ledger.n_ids, ledger.n_ids))
+    n_units, unit_of = connected_components(links, directed=False)
+    return unit_of.astype(np.int64), int(n_units)
+
+
+def _frozen_units(ledger: Ledger, unit_of: IntArray) -> dict[int, str]:
+    why: dict[int, str] = {}
+    for freeze in ledger.frozen:
+        for unit in np.unique(unit_of[freeze.ids]).tolist():
+            why.setdefault(unit, freeze.why)
+    return why
+
+
+def _signatures(axes: dict[Axis, AxisUnits], n_units: int, graph: Graph) -> tuple[npt.NDArray[np.uint64], IntArray]:
+    """Return a hash of the axes each unit stands on (with how often), and where a unit first appears."""
+    rng = np.random.default_rng(0)
+    signature = np.zeros(n_units, np.uint64)
+    first = np.full(n_units, np.iinfo(np.int64).max)
+    offset = 0
+    for axis_units in axes.values():
+        flat = axis_units.units.ravel()
+        units, at, counts = np.unique(flat, return_index=True, return_counts=True)
+        with np.errstate(over="ignore"):
+            signature[units] += rng.integers(0, 1 << 63, dtype=np.uint64) * counts.astype(np.uint64)
+        first[units] = np.minimum(first[units], offset + at)
+        offset += flat.size
+    return signature, first
+
+
+def _partitions(
+    ledger: Ledger, unit_of: IntArray, ordered: list[IntArray], group_of: IntArray, why: dict[int, str]
+) -> dict[int, list[IntArray]]:
+    """Turn balances into blocks of the units of each group; what cannot be balanced group by group is frozen."""
+    found: dict[int, list[IntArray]] = {}
+    for ids in ledger.balances:
+        grid = unit_of[ids]
+        rows = grid.shape[0]
+        for index in np.unique(group_of[grid]).tolist():
+            units = ordered[index]
+            position = np.full(group_of.size, -1, np.int64)
+            position[units] = np.arange(units.size)
+            counts = np.zeros((rows, units.size), np.int64)
+            for row in range(rows):
+                at = position[grid[row]]
+                counts[row] = np.bincount(at[at >= 0], minlength=units.size)
+            if (counts == counts[0]).all():
+                continue  # every unit stands in every row equally often: always balanced
+            single = ((counts > 0).sum(axis=0) == 1).all() and counts.max() == counts[counts > 0].min()
+            block = counts.argmax(axis=0)
+            sizes = np.bincount(block, minlength=rows)
+            if not (single and (sizes == sizes[0]).all()):
+                for unit in units.tolist():
+                    why.setdefault(unit, f"its units lie unevenly in {rows} blocks that must keep equally many")
+                continue
+            known = found.setdefault(index, [])
+            if not any(_same_blocks(block, other) for other in known):
+                known.append(block)
+    for index, blocks in found.items():
+        if len(blocks) > 2:
+            for unit in ordered[index].tolist():
+                why.setdefault(unit, f"{len(blocks)} different divisions into blocks meet here; at most 2 can be balanced")
+    return found
+
+
+def _same_blocks(one: IntArray, other: IntArray) -> bool:
+    pairs = np.unique(np.stack([one, other]), axis=1).shape[1]
+    return pairs == one.max() + 1 == other.max() + 1
+
+
+def _names(graph: Graph, axes: dict[Axis, AxisUnits], ordered: list[IntArray], group_of: IntArray) -> list[str]:
+    """Name groups after the weight that makes their channels: the first that has them on an output dim."""
+    names: list[str | None] = [None] * len(ordered)
+    spare: list[str | None] = [None] * len(ordered)
+    for (value, dim), axis_units in axes.items():
+        for index in np.unique(group_of[axis_units.units]).tolist():
+            if spare[index] is None:
+                spare[index] = value
+            if names[index] is None and value in graph.tensors and _is_output_dim(graph, value, dim):
+                names[index] = value
+    chosen = [name or other or "?" for name, other in zip(names, spare, strict=True)]
+    total, seen = Counter(chosen), Counter[str]()
+    result = []
+    for name in chosen:
+        seen[name] += 1
+        result.append(name if total[name] == 1 else f"{name}#{seen[name]}")
+    return result
+
+
+def _is_output_dim(graph: Graph, value: str, dim: int) -> bool:
+    for node, position in graph.consumers.get(value, ()):
+        if node.op_type == "Conv" and position == 1 and dim == 0:
+            return True
+        if node.op_type == "ConvTranspose" and position == 1 and dim == 1:
+            return True
+        if node.op_type == "Gemm" and position == 1 and dim == (0 if node.attribute("transB", 0) else 1):
+            return True
+        if node.op_type == "MatMul" and position == 1 and dim == len(graph.tensors[value].dims) - 1:
+            return True
+    return False
+
+

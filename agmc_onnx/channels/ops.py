@@ -1,0 +1,392 @@
+"""The op table: how channels pass through each ONNX op that computes on them.
+
+Ops that only move entries (Reshape, Concat, Slice, ...) are in `agmc_onnx.channels.moves`. A rule that does not mention an
+axis leaves it whole: `agmc_onnx.channels.axes.walk` freezes it, so an op that is missing here is safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agmc_onnx.channels import moves
+from agmc_onnx.channels.axes import Entries, Handler, Ids, Ledger
+from agmc_onnx.model.graph import Node
+
+
+def elementwise(ledger: Ledger, node: Node) -> None:
+    """Tie the operands of an element-by-element op along every dim of its output, with numpy broadcasting."""
+    broadcast(ledger, node, [name for name in node.inputs if name], node.outputs[0])
+    for extra in node.outputs[1:]:
+        if extra:
+            broadcast(ledger, node, [node.inputs[0]], extra)
+
+
+def broadcast(ledger: Ledger, node: Node, inputs: Sequence[str], output: str) -> None:
+    """Tie broadcast operands; a size of 1 is no operand, an operand without ids freezes the others."""
+    rank = ledger.shape(output).rank
+    all_weights = all(name in ledger.graph.weights for name in inputs)
+    for dim in range(rank):
+        members = [
+            (name, dim - rank + ledger.shape(name).rank)
+            for name in inputs
+            if dim >= rank - ledger.shape(name).rank and ledger.size(name, dim - rank + ledger.shape(name).rank) > 1
+        ]
+        if not members:
+            continue
+        constants = [m for m in members if m[0] in ledger.graph.tensors]
+        others = [m for m in members if m[0] not in ledger.graph.tensors]
+        found = [(m, ledger.axis(node, *m)) for m in others]
+        if not (all_weights or any(entries is not None for _, entries in found)):
+            continue
+        found += [(m, ledger.axis(node, *m)) for m in constants]
+        known = [(name, entries) for (name, _), entries in found if entries is not None]
+        without = next((name for (name, _), entries in found if entries is None), None)
+        if without is not None:
+            for _, entries in known:
+                ledger.freeze(entries.ids, f"{node.label}: its operand {without} cannot be cut with it")
+            continue
+        rows = {e.row + rank - ledger.shape(name).rank for name, e in known if e.row is not None}
+        if len(rows) > 1:  # ids that vary along two different dims: only whole columns can go
+            known = [(name, Entries(ledger.column(e))) for name, e in known]
+            rows = set()
+        known.sort(key=lambda pair: pair[1].ids.ndim, reverse=True)
+        ids = known[0][1].ids
+        for _, entries in known[1:]:
+            ledger.tie(entries.ids, ids)
+        ledger.set(output, dim, ids, rows.pop() if rows else None)
+
+
+def conv(ledger: Ledger, node: Node) -> None:
+    """Conv: input channels are tied to dim 1 of the weight, output channels are dim 0 of the weight and the bias.
+
+    Grouped: every group of input, and of output, channels keeps equally many; one input channel a group (depthwise):
+    input and output channels live and die together.
+    """
+    x, w = node.inputs[:2]
+    groups = node.attribute("group", 1)
+    out = ledger.flat(node, w, 0)
+    source = ledger.flat(node, x, 1)
+    if out is None:
+        return
+    if groups == 1:
+        _contract(ledger, node, source, w, 1)
+    elif ledger.size(w, 1) == 1:
+        per_group = out.size // groups
+        if source is None:
+            ledger.freeze(out, f"{node.label}: depthwise on {x}, which cannot be cut")
+        else:
+            ledger.tie(out.reshape(groups, per_group), source[:, None])
+    else:
+        ledger.balance(out.reshape(groups, -1))
+        if source is not None:
+            grid = source.reshape(groups, -1)
+            ledger.balance(grid)
+            _bind_grouped(ledger, node, w, grid)
+    _bias(ledger, node, 2, out)
+    ledger.set(node.outputs[0], 1, out)
+
+
+def conv_transpose(ledger: Ledger, node: Node) -> None:
+    """ConvTranspose: input channels are dim 0 of the weight, output channels dim 1, repeated in every group."""
+    x, w = node.inputs[:2]
+    groups = node.attribute("group", 1)
+    source = ledger.flat(node, x, 1)
+    if groups == 1:
+        _contract(ledger, node, source, w, 0)
+        out = ledger.flat(node, w, 1)
+        if out is None:
+            return
+    elif ledger.size(w, 0) == groups and ledger.size(w, 1) == 1:  # depthwise
+        out = ledger.flat(node, w, 0)
+        if out is None:
+            return
+        if source is None:
+            ledger.freeze(out, f"{node.label}: depthwise on {x}, which cannot be cut")
+        else:
+            ledger.tie(source, out)
+    else:
+        if source is not None:
+            ledger.balance(source.reshape(groups, -1))
+            _contract(ledger, node, source, w, 0)
+        column = ledger.flat(node, w, 1)
+        out = None if column is None else np.tile(column, groups)
+        if out is None:
+            return
+    _bias(ledger, node, 2, out)
+    ledger.set(node.outputs[0], 1, out)
+
+
+def gemm(ledger: Ledger, node: Node) -> None:
+    """Gemm: one contracted dim, rows from the first operand, columns from the second, C broadcast over both."""
+    a, b = node.inputs[:2]
+    a_row, a_inner = (1, 0) if node.attribute("transA", 0) else (0, 1)
+    b_inner, b_column = (1, 0) if node.attribute("transB", 0) else (0, 1)
+    _meet(ledger, node, (a, a_inner), (b, b_inner))
+    for dim, (value, source) in enumerate(((a, a_row), (b, b_column))):
+        ids = ledger.flat(node, value, source)
+        if ids is None:
+            continue
+        c = node.inputs[2] if len(node.inputs) > 2 else ""
+        if c:
+            c_dim = dim - 2 + ledger.shape(c).rank
+            if c_dim >= 0 and ledger.size(c, c_dim) > 1:
+                _tie_or_freeze(ledger, node, ids, c, c_dim)
+        ledger.set(node.outputs[0], dim, ids)
+
+
+def matmul(ledger: Ledger, node: Node) -> None:
+    """MatMul: the last dim of the first operand meets the last but one of the second; leading dims are a batch."""
+    a, b = node.inputs[:2]
+    y = node.outputs[0]
+    rank, rank_a, rank_b = (ledger.shape(v).rank for v in (y, a, b))
+    if rank_a < 2 or rank_b < 2:
+        return
+    _meet(ledger, node, (a, rank_a - 1), (b, rank_b - 2))
+    for value, rank_v, inner, target in ((a, rank_a, rank_a - 2, rank - 2), (b, rank_b, rank_b - 1, rank - 1)):
+        entries = ledger.axis(node, value, inner)
+        if entries is not None:
+            row = None if entries.row is None else entries.row + rank - rank_v
+            if row is not None and row >= rank - 2:
+                ledger.set(y, target, ledger.column(entries))
+            else:
+                ledger.set(y, target, entries.ids, row)
+    for dim in range(rank - 2):  # batch dims: tied across both operands like any broadcast op
+        members = [(v, dim - rank + r) for v, r in ((a, rank_a), (b, rank_b)) if dim - rank + r >= -r]
+        members = [(v, d) for v, d in members if ledger.size(v, d % ledger.shape(v).rank) > 1]
+        found = [ledger.axis(node, *m) for m in members if m[0] not in ledger.graph.tensors]
+        known = [e for e in found if e is not None]
+        if known and len(known) == len(members):
+            columns = [ledger.column(e) for e in known]
+            for other in columns[1:]:
+                ledger.tie(columns[0], other)
+            ledger.set(y, dim, columns[0])
+        else:
+            for entries in known:
+                ledger.freeze(entries.ids, f"{node.label}: batch dimension {dim} cannot be cut in both operands")
+
+
+def batch_norm(ledger: Ledger, node: Node) -> None:
+    """BatchNormalization, InstanceNormalization: every parameter follows dim 1 of the input."""
+    _pass_through(ledger, node, {1})
+    ids = ledger.flat(node, node.inputs[0], 1)
+    if ids is not None:
+        for name in node.inputs[1:]:
+            _tie_or_freeze(ledger, node, ids, name, 0)
+
+
+def pool(ledger: Ledger, node: Node) -> None:
+    """Pooling, LRN, Resize and the like: channels (dim 1) pass, spatial dims must be whole."""
+    _pass_through(ledger, node, {0, 1})
+
+
+def reduce(ledger: Ledger, node: Node) -> None:
+    """Reduce ops: dims that are not reduced pass; what is reduced must be whole."""
+    x = node.inputs[0]
+    rank = ledger.shape(x).rank
+    axes = node.attribute("axes")
+    if axes is None and len(node.inputs) > 1 and node.inputs[1]:
+        given = ledger.graph.value(node.inputs[1])
+        if given is None:
+            return
+        axes = given.ravel().tolist()
+    if not axes:
+        if node.attribute("noop_with_empty_axes", 0):
+            elementwise(ledger, node)
+        return
+    reduced = {int(axis) % rank for axis in axes}
+    keepdims = node.attribute("keepdims", 1)
+    kept = [dim for dim in range(rank) if dim not in reduced]
+    moves.carry(ledger, node, x, node.outputs[0], {dim: (dim if keepdims else i) for i, dim in enumerate(kept)})
+
+
+def arg_reduce(ledger: Ledger, node: Node) -> None:
+    """ArgMax, ArgMin: dims other than the searched one pass."""
+    x = node.inputs[0]
+    rank = ledger.shape(x).rank
+    axis = node.attribute("axis", 0) % rank
+    kept = [dim for dim in range(rank) if dim != axis]
+    keepdims = node.attribute("keepdims", 1)
+    moves.carry(ledger, node, x, node.outputs[0], {dim: (dim if keepdims else i) for i, dim in enumerate(kept)})
+
+
+def softmax(ledger: Ledger, node: Node) -> None:
+    """Softmax, LogSoftmax, Hardmax: the normalised dims must be whole, the others pass."""
+    rank = ledger.shape(node.inputs[0]).rank
+    axis = node.attribute("axis", 1 if ledger.graph.opset < 13 else -1) % rank
+    whole = set(range(axis, rank)) if ledger.graph.opset < 13 else {axis}
+    _pass_through(ledger, node, set(range(rank)) - whole)
+
+
+def layer_norm(ledger: Ledger, node: Node) -> None:
+    """LayerNormalization, RMSNormalization: scale and bias follow the normalised dims; cutting changes the statistics."""
+    x = node.inputs[0]
+    rank = ledger.shape(x).rank
+    first = node.attribute("axis", -1) % rank
+    _pass_through(ledger, node, set(range(rank)))
+    for extra in node.outputs[1:]:
+        if extra and ledger.graph.consumers.get(extra):
+            return
+    for dim in range(first, rank):
+        entries = ledger.axis(node, x, dim)
+        if entries is None:
+            continue
+        ledger.normalise(entries.ids, node)
+        for name in node.inputs[1:]:
+            own = dim - rank + ledger.shape(name).rank if name else -1
+            if own >= 0 and ledger.size(name, own) > 1:
+                _tie_or_freeze(ledger, node, entries.ids, name, own)
+
+
+def group_norm(ledger: Ledger, node: Node) -> None:
+    """GroupNormalization: every group keeps equally many channels; cutting changes the statistics."""
+    _pass_through(ledger, node, {1})
+    ids = ledger.flat(node, node.inputs[0], 1)
+    groups = node.attribute("num_groups")
+    if ids is not None:
+        ledger.balance(ids.reshape(groups, -1))
+        ledger.normalise(ids, node)
+        for name in node.inputs[1:]:
+            if ledger.size(name, 0) == ids.size:
+                _tie_or_freeze(ledger, node, ids, name, 0)
+
+
+def shape_of(ledger: Ledger, node: Node) -> None:
+    """Shape: follows whatever is cut, as long as its numbers end in shapes and not in arithmetic on data."""
+    x = node.inputs[0]
+    for dim in ledger.labelled(x):
+        entries = ledger.axis(node, x, dim)
+        sink = _numeric_use(ledger, node)
+        if entries is not None and sink is not None:
+            ledger.freeze(entries.ids, f"{sink.label}: computes with the size of {x}")
+
+
+def _numeric_use(ledger: Ledger, node: Node) -> Node | None:
+    """Return a node that uses the shape `node` reads as data, or None."""
+    pending, seen = [node], set()
+    while pending:
+        current = pending.pop()
+        for output in current.outputs:
+            if output in ledger.graph.outputs:
+                return current
+            for user, position in ledger.graph.consumers.get(output, ()):
+                if user.index in seen or (user.op_type in _SHAPE_SINKS and position in _SHAPE_SINKS[user.op_type]):
+                    continue
+                if user.op_type not in _SHAPE_ARITHMETIC:
+                    return user
+                if user.op_type == "Cast" and user.attribute("to") not in (6, 7):
+                    return user
+                seen.add(user.index)
+                pending.append(user)
+    return None
+
+
+_SHAPE_SINKS: dict[str, tuple[int, ...]] = {
+    "Reshape": (1,), "Expand": (1,), "Slice": (1, 2, 3, 4), "Resize": (2, 3), "Tile": (1,), "Pad": (1,),
+    "ConstantOfShape": (0,), "Upsample": (1,), "Range": (0, 1, 2),
+}  # fmt: skip
+_SHAPE_ARITHMETIC = frozenset({
+    "Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Cast", "Add", "Sub", "Mul", "Div", "Reshape", "Identity",
+    "Transpose", "Split", "ScatterND", "Mod", "Max", "Min", "Equal", "Where", "Neg", "Floor",
+})  # fmt: skip
+
+
+def _contract(ledger: Ledger, node: Node, source: Ids | None, weight: str, dim: int) -> None:
+    """Tie contracted input channels to a dim of the weight; channels that cannot be cut leave the weight whole."""
+    if source is not None:
+        _tie_or_freeze(ledger, node, source, weight, dim)
+
+
+def _bind_grouped(ledger: Ledger, node: Node, weight: str, grid: Ids) -> None:
+    """Let dim 1 of a grouped Conv's weight have ids of its own for every group."""
+    axis = (weight, 1)
+    if weight not in ledger.graph.tensors or axis in ledger.entries:
+        columns = ledger.flat(node, weight, 1)
+        if columns is None:
+            ledger.freeze(grid, f"{node.label}: its weight {weight} cannot be cut")
+        else:
+            ledger.tie(grid, np.broadcast_to(columns, grid.shape))
+        return
+    ledger.mentioned.setdefault(axis, set()).add(node.index)
+    ledger.entries[axis] = Entries(grid, 0)
+
+
+def _bias(ledger: Ledger, node: Node, position: int, ids: Ids) -> None:
+    if len(node.inputs) > position and node.inputs[position]:
+        _tie_or_freeze(ledger, node, ids, node.inputs[position], 0)
+
+
+def _tie_or_freeze(ledger: Ledger, node: Node, ids: Ids, value: str, dim: int) -> None:
+    entries = ledger.axis(node, value, dim)
+    if entries is None:
+        ledger.freeze(ids, f"{node.label}: its operand {value} cannot be cut with it")
+    elif entries.ids.ndim > ids.ndim:
+        ledger.tie(ids, entries.ids)
+    else:
+        ledger.tie(entries.ids, ids)
+
+
+def _meet(ledger: Ledger, node: Node, one: tuple[str, int], other: tuple[str, int]) -> None:
+    """Tie the contracted dims of two operands of a product."""
+    weights = [value in ledger.graph.tensors for value, _ in (one, other)]
+    if all(weights):
+        return
+    first = None if weights[0] else ledger.axis(node, *one)
+    second = None if weights[1] else ledger.axis(node, *other)
+    if weights[0] and second is not None:
+        first = ledger.axis(node, *one)
+    if weights[1] and first is not None:
+        second = ledger.axis(node, *other)
+    if first is None or second is None:
+        for entries in (first, second):
+            if entries is not None:
+                ledger.freeze(entries.ids, f"{node.label}: the other operand cannot be cut with it")
+        return
+    gap = ledger.shape(one[0]).rank - ledger.shape(other[0]).rank
+    if first.ids.ndim == second.ids.ndim == 2 and (
+        first.ids.shape != second.ids.shape or first.row is None or first.row - gap != second.row
+    ):
+        ledger.tie(ledger.column(first), ledger.column(second))
+    else:
+        ledger.tie(first.ids, second.ids)
+
+
+def _pass_through(ledger: Ledger, node: Node, dims: set[int]) -> None:
+    x = node.inputs[0]
+    moves.carry(ledger, node, x, node.outputs[0], {dim: dim for dim in range(ledger.shape(x).rank) if dim in dims})
+
+
+_ELEMENTWISE = """
+    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil Celu Clip Cos
+    Cosh Div Dropout Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu
+    Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin
+    Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor
+""".split()
+_REDUCE = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
+
+RULES: dict[tuple[str, str], Handler] = {
+    **{("", op): elementwise for op in _ELEMENTWISE},
+    **{("", op): reduce for op in _REDUCE.split()},
+    **{("", op): moves.RULES[op] for op in moves.RULES},
+    **{("", op): pool for op in ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "LpPool", "MaxPool")},
+    ("", "ArgMax"): arg_reduce,
+    ("", "ArgMin"): arg_reduce,
+    ("", "BatchNormalization"): batch_norm,
+    ("", "InstanceNormalization"): batch_norm,
+    ("", "Conv"): conv,
+    ("", "ConvTranspose"): conv_transpose,
+    ("", "Gemm"): gemm,
+    ("", "GroupNormalization"): group_norm,
+    ("", "LayerNormalization"): layer_norm,
+    ("", "RMSNormalization"): layer_norm,
+    ("", "MatMul"): matmul,
+    ("", "Shape"): shape_of,
+    ("", "Size"): shape_of,
+    **{("", op): softmax for op in ("Softmax", "LogSoftmax", "Hardmax")},
+}
+
+
+def rule_of(node: Node) -> Handler | None:
+    """Return the rule of a node, or None for an op the table does not have."""
+    return RULES.get((node.domain, node.op_type))

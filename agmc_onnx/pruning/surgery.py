@@ -1,0 +1,261 @@
+"""Cutting: every tensor on its axes, every node that names a size, every declared shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from agmc_onnx.channels.axes import Axis
+from agmc_onnx.channels.groups import Channels
+from agmc_onnx.model.graph import Graph
+from agmc_onnx.model.graph import Node as GraphNode
+
+IntArray = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+class Cut:
+    """What stays of every axis for one choice of units.
+
+    Attributes:
+        channels: The analysis.
+        gone: bool (n_units,), true where a unit goes.
+    """
+
+    def __init__(self, channels: Channels, kept: Sequence[IntArray]) -> None:
+        self.channels = channels
+        self.gone = channels.removed(list(kept))
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that is cut."""
+        return self.channels.graph
+
+    def mask(self, value: str, dim: int) -> Mask | None:
+        """Return which entries of an axis stay: bool (size,) or (rows, size); None where all of them do."""
+        axis = self.channels.axes.get((value, dim))
+        if axis is None:
+            return None
+        gone = self.gone[axis.units]
+        return ~gone if gone.any() else None
+
+    def size(self, value: str, dim: int) -> int:
+        """Return the size of an axis after the cut."""
+        mask = self.mask(value, dim)
+        if mask is None:
+            shape = self.graph.shape(value)
+            assert shape is not None
+            return shape.other[dim]
+        return int(mask.sum()) if mask.ndim == 1 else int(mask[0].sum())
+
+    def is_cut(self, value: str) -> bool:
+        """Whether any axis of a value is cut."""
+        shape = self.graph.shape(value)
+        return shape is not None and any(self.mask(value, dim) is not None for dim in range(shape.rank))
+
+    def tensor_axes(self) -> dict[str, dict[int, Mask]]:
+        """Return the masks of every cut tensor, by name and dim."""
+        found: dict[str, dict[int, Mask]] = {}
+        for value, dim in self.channels.axes:
+            if value in self.graph.tensors:
+                mask = self.mask(value, dim)
+                if mask is not None:
+                    found.setdefault(value, {})[dim] = mask
+        return found
+
+
+def take(array: np.ndarray, masks: dict[int, Mask]) -> np.ndarray:
+    """Return what stays of a tensor.
+
+    Args:
+        array: The tensor.
+        masks: By dim: bool (size,), or for dim 1 of a grouped Conv's weight bool (groups, size): one row a group of
+            consecutive entries of dim 0, all rows keeping equally many.
+    """
+    grouped = next(((dim, mask) for dim, mask in masks.items() if mask.ndim == 2), None)
+    if grouped is not None:
+        dim, mask = grouped
+        assert dim == 1
+        index = np.stack([np.flatnonzero(row) for row in mask])  # (groups, kept)
+        index = np.repeat(index, array.shape[0] // mask.shape[0], axis=0)
+        array = np.take_along_axis(array, index.reshape(index.shape + (1,) * (array.ndim - 2)), axis=1)
+    for dim, mask in masks.items():
+        if mask.ndim == 1:
+            array = np.compress(mask, array, axis=dim)
+    return np.ascontiguousarray(array)
+
+
+class Surgeon:
+    """Cuts one analysed model again and again; what does not change between candidates is prepared once."""
+
+    def __init__(self, channels: Channels) -> None:
+        from agmc_onnx.pruning.repairs import REPAIRS
+
+        self.channels = channels
+        model = channels.graph.model
+        self._skeleton = onnx.ModelProto()
+        self._skeleton.CopyFrom(model)
+        del self._skeleton.graph.initializer[:]
+        self._initializers = list(model.graph.initializer)
+        graph = channels.graph
+        touched = {value for value, _ in channels.axes}
+        self._arrays = {name: graph.array(name) for name in touched if name in graph.tensors}
+        constants = {proto.output[0]: i for i, proto in enumerate(model.graph.node) if proto.op_type == "Constant"}
+        self._constant_nodes = {name: constants[name] for name in self._arrays if name in constants}
+        names = {id(node.proto): i for i, node in enumerate(graph.nodes)}
+        positions = {names[id(proto)]: at for at, proto in enumerate(model.graph.node) if id(proto) in names}
+        if len(positions) != len(graph.nodes):  # protobuf may hand out new wrappers: match by order instead
+            kept = [i for i, proto in enumerate(model.graph.node) if not _is_constant(proto, graph)]
+            positions = dict(enumerate(kept))
+        self._repairs = [
+            (node, positions[node.index], REPAIRS[node.op_type])
+            for node in graph.nodes
+            if node.op_type in REPAIRS and touched.intersection((*node.inputs, *node.outputs))
+        ]
+        self._declared = [i for i, info in enumerate(model.graph.value_info) if info.name in touched]
+        self._inputs = [i for i, info in enumerate(model.graph.input) if info.name in touched]
+
+    def cut(self, kept: Sequence[IntArray]) -> onnx.ModelProto:
+        """Return the model with only the kept units.
+
+        Args:
+            kept: For each prunable group the kept positions, ascending.
+        """
+        cut = Cut(self.channels, kept)
+        model = onnx.ModelProto()
+        model.CopyFrom(self._skeleton)
+        graph = model.graph
+        masks = cut.tensor_axes()
+        for tensor in self._initializers:
+            if tensor.name in masks:
+                graph.initializer.append(_tensor(tensor, take(self._arrays[tensor.name], masks[tensor.name])))
+            else:
+                graph.initializer.append(tensor)
+        for name, at in self._constant_nodes.items():
+            if name in masks:
+                new = _tensor(self.channels.graph.tensors[name], take(self._arrays[name], masks[name]))
+                del graph.node[at].attribute[:]
+                graph.node[at].attribute.append(onnx.helper.make_attribute("value", new))
+        editor = Editor(model, cut)
+        for node, at, repair in self._repairs:
+            repair(editor, node, graph.node[at])
+        editor.finish()
+        for infos, indices in ((graph.value_info, self._declared), (graph.input, self._inputs)):
+            for i in indices:
+                _redeclare(infos[i], cut)
+        return model
+
+
+class Editor:
+    """What a repair may do to the model that is being built."""
+
+    def __init__(self, model: onnx.ModelProto, cut: Cut) -> None:
+        self.model = model
+        self.cut = cut
+        self.graph = cut.graph
+        self._replaced: set[str] = set()
+        self._dropped: set[str] = set()
+
+    @property
+    def shuffles(self) -> dict[int, object]:
+        """Channel shuffles by the index of their first node."""
+        return dict(self.cut.channels.shuffles)
+
+    def constant(self, proto: onnx.NodeProto, position: int, values: Sequence[int] | IntArray) -> None:
+        """Let an input of a node be a new int64 constant."""
+        name = f"{proto.output[0]}__agmc_{position}"
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.int64), name))
+        while len(proto.input) <= position:
+            proto.input.append("")
+        if proto.input[position]:
+            self._replaced.add(proto.input[position])
+        proto.input[position] = name
+
+    def attribute(self, proto: onnx.NodeProto, name: str, value: int | Sequence[int] | None) -> None:
+        """Set, or with None remove, an attribute."""
+        kept = [a for a in proto.attribute if a.name != name]
+        if value is not None:
+            kept.append(onnx.helper.make_attribute(name, value))
+        del proto.attribute[:]
+        proto.attribute.extend(kept)
+
+    def gather(self, proto: onnx.NodeProto, output: str, dim: int, index: IntArray) -> None:
+        """Turn a node into a Gather of its first input."""
+        self._replaced.update(name for name in proto.input[1:] if name)
+        source = proto.input[0]
+        del proto.input[:]
+        del proto.output[:]
+        del proto.attribute[:]
+        proto.op_type = "Gather"
+        proto.input.append(source)
+        proto.output.append(output)
+        proto.attribute.append(onnx.helper.make_attribute("axis", dim))
+        self.constant(proto, 1, index)
+
+    def drop(self, node: GraphNode) -> None:
+        """Remove a node whose work another does now."""
+        self._dropped.update(node.outputs)
+        self._replaced.update(name for name in node.inputs if name)
+
+    def proto_of(self, node: GraphNode) -> onnx.NodeProto:
+        """Return the node of the new model that makes the same outputs."""
+        return next(p for p in self.model.graph.node if tuple(p.output) == node.outputs)
+
+    def finish(self) -> None:
+        """Remove what fed only what repairs replaced."""
+        if not self._replaced and not self._dropped:
+            return
+        graph = self.model.graph
+        gone = {id(p) for p in ()}
+        del gone
+        outputs = {o.name for o in graph.output} | set(self.graph.captured)
+        nodes = [p for p in graph.node if not (p.output and p.output[0] in self._dropped and p.op_type != "Gather")]
+        pending = set(self._replaced)
+        while pending:
+            used = {name for p in nodes for name in p.input} | outputs
+            dead = [p for p in nodes if set(p.output) & pending and not set(p.output) & used]
+            pending = {name for p in dead for name in p.input if name}
+            self._replaced |= pending
+            ids = {id(p) for p in dead}
+            nodes = [p for p in nodes if id(p) not in ids]
+        kept_nodes = [onnx.NodeProto.FromString(p.SerializeToString()) for p in nodes]
+        used = {name for p in kept_nodes for name in p.input} | outputs | {i.name for i in graph.input}
+        kept = [t for t in graph.initializer if t.name in used or t.name not in self._replaced]
+        if len(kept) != len(graph.initializer):
+            kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in kept]
+            del graph.initializer[:]
+            graph.initializer.extend(kept)
+        if len(kept_nodes) != len(graph.node):
+            alive = {name for p in kept_nodes for name in p.output}
+            made = {name for p in graph.node for name in p.output}
+            infos = [v for v in graph.value_info if v.name in alive or v.name not in made]
+            infos = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in infos]
+            del graph.node[:]
+            graph.node.extend(kept_nodes)
+            if len(infos) != len(graph.value_info):
+                del graph.value_info[:]
+                graph.value_info.extend(infos)
+
+
+def _is_constant(proto: onnx.NodeProto, graph: Graph) -> bool:
+    return proto.op_type == "Constant" and proto.output[0] in graph.tensors
+
+
+def _tensor(like: onnx.TensorProto, array: np.ndarray) -> onnx.TensorProto:
+    tensor = numpy_helper.from_array(array, like.name)
+    tensor.doc_string = like.doc_string
+    tensor.metadata_props.extend(like.metadata_props)
+    return tensor
+
+
+def _redeclare(info: onnx.ValueInfoProto, cut: Cut) -> None:
+    shape = info.type.tensor_type.shape
+    for dim in range(len(shape.dim)):
+        if cut.mask(info.name, dim) is not None:
+            shape.dim[dim].dim_value = cut.size(info.name, dim)
+
+
