@@ -1,0 +1,323 @@
+"""How well a model does on samples: top-1, top-5, agreement with the original, or a user's own metric."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agmc_onnx.errors import DataError, ModelError, UsageError
+from agmc_onnx.measure.card import NEEDS_LABELS, shape_text
+from agmc_onnx.measure.data import Samples
+from agmc_onnx.measure.session import Model, make_session, run_model
+
+Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
+MAX_ENTRIES = 65536  # of an output, per sample, that agreement compares
+
+Outputs = list[np.ndarray]
+UserMetric = Callable[[Outputs, np.ndarray | None], float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's value.
+
+    Attributes:
+        name: The metric.
+        value: Percent, 0..100; of a "module:function" metric, what the function returned (nan counts as 0).
+        n: Number of samples.
+        interval: (low, high) of 95 % confidence in percent, Wilson; None where the value is not a share of the samples.
+    """
+
+    name: str
+    value: float
+    n: int
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model's score and what it cost to get.
+
+    Attributes:
+        score: The metric's value.
+        inference_s: Seconds inside onnxruntime's run.
+        session_s: Seconds to make the session.
+        outputs: Graph outputs in order, each of all samples, if they were asked for.
+    """
+
+    score: Score
+    inference_s: float
+    session_s: float
+    outputs: Outputs | None = None
+
+
+class Evaluator:
+    """Scores models on the same samples, which are read and preprocessed once.
+
+    Attributes:
+        samples: What is measured on.
+        metric: A key of `METRICS`, or "module:function".
+        batch_size: Really used; a model of a fixed batch dictates it.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        metric: str = "top1",
+        *,
+        batch_size: int = 100,
+        reference: Model | None = None,
+        threads: int = 1,
+        provider: str = "cpu",
+    ) -> None:
+        """Preload the feeds, and run the reference where the metric needs it.
+
+        Args:
+            samples: With labels for top1 and top5.
+            metric: A key of `METRICS`, or "module:function" of a function(outputs, labels) -> float, higher is better;
+                outputs are the graph outputs in order, all samples along their first axis.
+            batch_size: Samples per inference.
+            reference: The original model, for "agreement".
+            threads: Of onnxruntime.
+            provider: As in `make_session`.
+
+        Raises:
+            UsageError: If the metric is unknown, or is "agreement" without a reference.
+            DataError: If the metric needs labels and there are none.
+        """
+        self.samples, self.metric, self.batch_size = samples, metric, samples.batch_size(batch_size)
+        self._threads, self._provider = threads, provider
+        self._score = METRICS.get(metric) or _user_metric(metric)
+        if NEEDS_LABELS.get(metric) and samples.labels is None:
+            raise DataError(
+                f"{samples.name}: metric {metric} needs labels, got samples without; expected labels. "
+                'Use a role that has them, or metric "agreement".'
+            )
+        self._reference: Outputs | None = None
+        if metric == "agreement":
+            if reference is None:
+                raise UsageError(
+                    "metric: agreement needs a reference, got none; expected the original. Pass its model."
+                )
+            self._reference = self._run(reference)[0]
+
+    def __call__(self, model: Model, keep_outputs: bool = False) -> Evaluation:
+        """Return a model's score on the samples.
+
+        Args:
+            model: Takes the same inputs as the model the samples were opened for.
+            keep_outputs: Return the outputs too; for agreement, the entries that were compared.
+
+        Raises:
+            ModelError: If the model cannot be loaded or run, or has no outputs that the metric can judge.
+            DataError: If a label is not a class of the model.
+        """
+        outputs, inference_s, session_s = self._run(model)
+        value, interval = self._score(outputs, self)
+        score = Score(self.metric, value, self.samples.n, interval)
+        return Evaluation(score, inference_s, session_s, outputs if keep_outputs else None)
+
+    def _run(self, model: Model) -> tuple[Outputs, float, float]:
+        feeds = self.samples.feeds(self.batch_size)
+        start = perf_counter()
+        session = make_session(model, self._threads, self._provider)
+        session_s = perf_counter() - start
+        inference_s = 0.0
+        per_batch: list[list[np.ndarray]] = []
+        valid_rows = self.samples.valid_rows(self.batch_size)
+        for feed, rows in zip(feeds, valid_rows, strict=True):
+            start = perf_counter()
+            outputs = run_model(session, feed)
+            inference_s += perf_counter() - start
+            per_batch.append([self._valid(value, rows) for value in outputs if isinstance(value, np.ndarray)])
+        return [_join(parts, valid_rows) for parts in zip(*per_batch, strict=True)], inference_s, session_s
+
+    def _valid(self, output: np.ndarray, rows: int) -> np.ndarray:
+        """Return the output without the rows of padding, thinned where only some entries are compared."""
+        fixed = self.samples.fixed_batch
+        if fixed and rows < fixed and output.ndim and len(output) == fixed:
+            output = output[:rows]
+        if self.metric == "agreement" and output.ndim > 2 and output[0].size > MAX_ENTRIES:
+            step = -(-output[0].size // MAX_ENTRIES)
+            output = output.reshape(len(output), -1)[:, ::step].copy()
+        return output
+
+    @property
+    def reference(self) -> Outputs:
+        """The original's outputs."""
+        assert self._reference is not None
+        return self._reference
+
+
+Judged = tuple[float, tuple[float, float] | None]
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a share in 0..1 of `n` samples, as shares (Wilson 1927)."""
+    centre = share + Z95**2 / (2 * n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
+    scale = 1 + Z95**2 / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def agreement(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
+    """Return how far outputs agree with the original's, 0..100: the mean over the outputs of
+
+      - class scores (`class_scores` knows their form): percent of samples whose highest score is of the same class;
+      - other float outputs: 100 (1 - e), with the normalised error e = E / (E + S), where E is the root mean square of
+        the difference and S that of the original's deviation from its own mean over the samples, entry by entry (from
+        the mean of all entries, where there is one sample). So e = 0 means equal, and an error as large as the
+        original's variation gives 1/2; it never reaches 1, so a search can always tell better from worse. Samples with
+        an infinite or nan entry count as 0;
+      - whole numbers, bools and strings: percent of equal entries.
+    An output whose shape differs from the original's (a varying number of boxes) counts as 0. Of outputs with more than
+    `MAX_ENTRIES` entries per sample, entries at equal distances are compared.
+
+    Args:
+        outputs: Of shape (n, ...) each.
+        reference: The original's, likewise.
+
+    Raises:
+        ModelError: If the number of outputs differs, or there are none.
+    """
+    if not outputs or len(outputs) != len(reference):
+        raise ModelError(
+            f"model: outputs do not match the original's, got {len(outputs)}; expected {len(reference)}, at least 1. "
+            "Compare a model with the one it was made from."
+        )
+    return 100 * float(np.mean([_agreement_of(a, b) for a, b in zip(outputs, reference, strict=True)]))
+
+
+def class_scores(output: np.ndarray) -> np.ndarray | None:
+    """Return an output as class scores of shape (n, classes), or None where it is something else.
+
+    Class scores (logits or probabilities alike) are float, and have one dim beside the samples that is not 1: (n, 10),
+    (n, 10, 1, 1), (n, 1, 10); at least 2 classes.
+    """
+    if not np.issubdtype(output.dtype, np.floating) or output.ndim < 2 or not len(output):
+        return None
+    classes = max(output.shape[1:])
+    is_scores = classes >= 2 and output[0].size == classes
+    return output.reshape(len(output), classes) if is_scores else None
+
+
+def _agreement_of(output: np.ndarray, reference: np.ndarray) -> float:
+    """Return the agreement of one output, 0..1."""
+    if output.shape != reference.shape:
+        return 0.0
+    if not np.issubdtype(reference.dtype, np.floating):
+        return float(np.mean(output == reference)) if reference.size else 1.0
+    scores, wanted = class_scores(output), class_scores(reference)
+    if scores is not None and wanted is not None:
+        return float(np.mean(_rank(scores, np.argmax(wanted, axis=1)) == 0))
+    rows = len(reference) if reference.ndim else 1
+    a, b = output.reshape(rows, -1).astype(np.float64), reference.reshape(rows, -1).astype(np.float64)
+    known = np.isfinite(b).all(axis=1)
+    good = known & np.isfinite(a).all(axis=1)
+    if not good.any() or not reference.size:
+        return 0.0 if known.any() else 1.0
+    a, b = a[good], b[good]
+    error = math.sqrt(np.mean((a - b) ** 2))
+    spread = math.sqrt(np.mean((b - (b.mean(axis=0) if len(b) > 1 else b.mean())) ** 2))
+    return (1.0 if error == 0 else spread / (error + spread)) * float(good.sum() / known.sum())
+
+
+def _rank(scores: np.ndarray, label: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the place of each label, 0 = best; ties go to the lower class, so equal scores are no way to win.
+
+    A sample with a nan is put last.
+    """
+    own = np.take_along_axis(scores, label[:, None], axis=1)
+    is_before = np.arange(scores.shape[1]) < label[:, None]
+    rank = ((scores > own) | ((scores == own) & is_before)).sum(axis=1)
+    return np.where(np.isnan(scores).any(axis=1), scores.shape[1], rank)
+
+
+def _join(parts: Sequence[np.ndarray], valid_rows: Sequence[int]) -> np.ndarray:
+    """Return one array of all batches: end to end where each has a row for each sample, else stacked.
+
+    Batches of different shapes (a varying number of boxes) become one flat array.
+    """
+    is_even = all(part.shape[1:] == parts[0].shape[1:] for part in parts)
+    if is_even and all(part.ndim and len(part) == rows for part, rows in zip(parts, valid_rows, strict=True)):
+        return np.concatenate(parts)
+    if all(part.shape == parts[0].shape for part in parts):
+        return np.stack(parts)
+    return np.concatenate([p.ravel() for p in parts])
+
+
+def _top(k: int) -> Callable[[Outputs, Evaluator], Judged]:
+    def score(outputs: Outputs, evaluator: Evaluator) -> Judged:
+        samples = evaluator.samples
+        labels = samples.labels
+        assert labels is not None
+        candidates = (class_scores(output) for output in outputs if output.ndim and len(output) == samples.n)
+        scores = next((s for s in candidates if s is not None), None)
+        if scores is None:
+            got = ", ".join(f"{o.dtype} {shape_text(o.shape)}" for o in outputs) or "no arrays"
+            raise ModelError(
+                f"model: no class scores among its outputs, got {got}; expected float [{samples.n}, classes]. "
+                'Use metric "agreement" or "module:function".'
+            )
+        n_classes = scores.shape[1]
+        if k > 1 and n_classes <= k:
+            raise UsageError(
+                f"metric: top{k} says nothing here, got {n_classes} classes; expected more than {k}. Use top1."
+            )
+        if labels.max() >= n_classes:
+            raise DataError(
+                f"{samples.name}: label is no class of the model, got {labels.max()}; expected 0..{n_classes - 1}. "
+                "Check that the labels number the classes as the model does."
+            )
+        share = float(np.mean(_rank(scores, labels) < k))
+        low, high = wilson(share, samples.n)
+        return 100 * share, (100 * low, 100 * high)
+
+    return score
+
+
+def _agree(outputs: Outputs, evaluator: Evaluator) -> Judged:
+    value = agreement(outputs, evaluator.reference)
+    is_share = len(outputs) == 1 and class_scores(evaluator.reference[0]) is not None
+    if not is_share:
+        return value, None
+    low, high = wilson(value / 100, evaluator.samples.n)
+    return value, (100 * low, 100 * high)
+
+
+METRICS: dict[str, Callable[[Outputs, Evaluator], Judged]] = {"top1": _top(1), "top5": _top(5), "agreement": _agree}
+
+
+def _user_metric(text: str) -> Callable[[Outputs, Evaluator], Judged]:
+    """Return the metric of a function named "module:function"; the working directory is searched as well."""
+    module, _, name = text.partition(":")
+    choices = ", ".join(METRICS) + ' or "module:function"'
+    if not module or not name:
+        raise UsageError(f"metric: unknown name, got {text!r}; expected {choices}. Choose one.")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        function: Any = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise UsageError(
+            f"metric: cannot import {module!r}, got {str(error)!r}; expected a module. Run it from the module's folder."
+        ) from None
+    finally:
+        sys.path.remove(here)
+    if not callable(function):
+        raise UsageError(f"metric: no function {name!r} in {module}, got {function!r}; expected one. Correct the name.")
+
+    def score(outputs: Outputs, evaluator: Evaluator) -> Judged:
+        value = float(function(outputs, evaluator.samples.labels))
+        return (0.0 if math.isnan(value) else value), None
+
+    return score

@@ -1,0 +1,154 @@
+"""How long models take, measured side by side so that a busy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter, process_time
+
+import numpy as np
+
+from agmc_onnx.errors import UsageError
+from agmc_onnx.measure.session import Model, make_session, provider_of, run_model
+
+ROUNDS = 100
+WARMUP = 5
+SECONDS = 10.0
+MIN_ROUNDS = 5
+
+Feed = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one model, in milliseconds per inference of a whole batch.
+
+    Attributes:
+        p50: Median.
+        p90: 90th percentile.
+        minimum: Fastest; the least noisy one on a shared machine.
+        mean_cpu_ms: Processor time, all threads of the process together.
+        batch: Samples per inference (the first dim of the first input; 1 where it has none).
+        threads: Of onnxruntime.
+        n: Number of timed inferences.
+        provider: "cpu" or "cuda", as the session says.
+        rounds_ms: The times in order of measuring; round i of all models of one `compare` belongs together.
+    """
+
+    p50: float
+    p90: float
+    minimum: float
+    mean_cpu_ms: float
+    batch: int
+    threads: int
+    n: int
+    provider: str
+    rounds_ms: tuple[float, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of one model over that of another; 0.5 means half the time.
+
+    Attributes:
+        median: Of the ratios of the rounds.
+        minimum: Ratio of the two fastest; the steadier of the two (0.7 % at most where the median had 3 %).
+    """
+
+    median: float
+    minimum: float
+
+
+def compare(
+    models: Sequence[Model],
+    feeds: Feed | Sequence[Feed],
+    *,
+    threads: int = 1,
+    rounds: int = ROUNDS,
+    warmup: int = WARMUP,
+    seconds: float = SECONDS,
+    provider: str = "cpu",
+) -> list[Latency]:
+    """Return the latency of each model, measured in turns: A B, then B A, then A B, ...
+
+    Args:
+        models: One or more that take the same feeds.
+        feeds: One batch, or several of equal size that take turns; all models get the same one in a round.
+        threads: Of onnxruntime; more than 1 is honest only on a machine of one's own.
+        rounds: At most so many timed inferences of each model.
+        warmup: Untimed inferences of each before.
+        seconds: No new round starts after so much time, warm-up excluded, once `MIN_ROUNDS` (or `rounds`) are done.
+        provider: As in `make_session`.
+
+    Raises:
+        UsageError: If there is no model or feed, a number is out of range, or feeds differ in size.
+        ModelError: If a model cannot be loaded or run.
+    """
+    feeds = [feeds] if isinstance(feeds, Mapping) else list(feeds)
+    if not models or not feeds:
+        raise UsageError(
+            f"latency: nothing to measure, got {len(models)} models, {len(feeds)} feeds; expected 1 or more of both. "
+            "Give a model and a feed."
+        )
+    if rounds < 1 or warmup < 0:
+        raise UsageError(
+            f"latency: bad rounds, got {rounds} after {warmup}; expected at least 1 after 0. Use {ROUNDS}."
+        )
+    batches = [_batch_of(feed) for feed in feeds]
+    if len(set(batches)) > 1:
+        got = ", ".join(str(batch) for batch in sorted(set(batches)))
+        raise UsageError(f"latency: batches of different size, got {got}; expected one size. Leave out the last batch.")
+    sessions = [make_session(model, threads, provider) for model in models]
+    for session in sessions:
+        for i in range(warmup):
+            run_model(session, feeds[i % len(feeds)])
+    wall_ms = np.empty((len(models), rounds))
+    cpu_ms = np.empty((len(models), rounds))
+    was_enabled = gc.isenabled()
+    gc.disable()  # a collection in the middle of an inference is not the model's time
+    try:
+        done, start = 0, perf_counter()
+        while done < rounds and (done < MIN_ROUNDS or perf_counter() - start < seconds):
+            order = range(len(sessions)) if done % 2 == 0 else range(len(sessions) - 1, -1, -1)
+            for i in order:
+                cpu, wall = process_time(), perf_counter()
+                run_model(sessions[i], feeds[done % len(feeds)])
+                wall_ms[i, done] = 1000 * (perf_counter() - wall)
+                cpu_ms[i, done] = 1000 * (process_time() - cpu)
+            done += 1
+    finally:
+        if was_enabled:
+            gc.enable()
+    return [
+        Latency(
+            p50=float(np.median(times)),
+            p90=float(np.percentile(times, 90)),
+            minimum=float(times.min()),
+            mean_cpu_ms=float(cpu.mean()),
+            batch=batches[0],
+            threads=threads,
+            n=done,
+            provider=provider_of(session),
+            rounds_ms=tuple(times.tolist()),
+        )
+        for session, times, cpu in zip(sessions, wall_ms[:, :done], cpu_ms[:, :done], strict=True)
+    ]
+
+
+def ratio(a: Latency, b: Latency) -> Ratio:
+    """Return the time of `a` over that of `b`, both of one `compare`.
+
+    Raises:
+        UsageError: If they have not the same number of rounds.
+    """
+    if a.n != b.n or a.batch != b.batch:
+        got = f"{a.n} rounds of batch {a.batch} and {b.n} of batch {b.batch}"
+        raise UsageError(f"latency: not measured together, got {got}; expected one compare(). Measure them together.")
+    pairs = np.array(a.rounds_ms) / np.array(b.rounds_ms)
+    return Ratio(float(np.median(pairs)), a.minimum / b.minimum)
+
+
+def _batch_of(feed: Feed) -> int:
+    first = next(iter(feed.values()), np.empty(0))
+    return int(first.shape[0]) if first.ndim else 1

@@ -1,0 +1,176 @@
+"""The only place that makes onnxruntime sessions: options, provider, and errors in one line."""
+
+from __future__ import annotations
+
+import functools
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import TensorProto, helper, numpy_helper
+
+from agmc_onnx.errors import ModelError, UsageError
+from agmc_onnx.measure.card import InputSpec
+
+ort.set_default_logger_severity(4)  # asking for CUDA where there is none prints two lines and goes on without it
+
+Model = onnx.ModelProto | bytes | Path
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+_SHORT_NAMES = {names[0]: short for short, names in PROVIDERS.items()}
+
+
+def model_inputs(model: onnx.ModelProto) -> list[InputSpec]:
+    """Return what a caller must feed: the graph inputs in order, without those that are initializers.
+
+    Raises:
+        ModelError: If an input is not a tensor (a sequence, map or optional), or its rank is unknown.
+    """
+    graph = model.graph
+    has_value = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    specs = []
+    for value in graph.input:
+        if value.name in has_value:
+            continue
+        kind = value.type.WhichOneof("value")
+        if kind != "tensor_type":
+            raise ModelError(
+                f"input {value.name!r}: not a tensor, got {kind}; expected tensor_type. Feed it from Python instead."
+            )
+        if not value.type.tensor_type.HasField("shape"):
+            raise ModelError(
+                f"input {value.name!r}: rank unknown, got no shape; expected a shape. Export it with input shapes."
+            )
+        dims = value.type.tensor_type.shape.dim
+        specs.append(
+            InputSpec(
+                name=value.name,
+                dtype=helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
+                shape=tuple(d.dim_value if d.dim_value > 0 else None for d in dims),
+                symbols=tuple(d.dim_param or None for d in dims),
+            )
+        )
+    return specs
+
+
+def make_session(model: Model, threads: int = 1, provider: str = "cpu", optimise: bool = True) -> ort.InferenceSession:
+    """Return a session for a model; every measurement of this project runs in one of these.
+
+    Args:
+        model: A model, its bytes, or its path. External data is found only by path; a model above protobuf's 2 GB is
+            written to a temporary folder and read from there.
+        threads: Threads inside one node, at least 1; nodes run one after the other.
+        provider: "cpu"; "cuda", an error where CUDA does not start; or "auto", CUDA where it starts and CPU otherwise.
+        optimise: All graph optimisations; only these turn on the fast convolution layout.
+
+    Raises:
+        UsageError: If `threads` or `provider` cannot be used here.
+        ModelError: If onnxruntime refuses the model.
+    """
+    if threads < 1:
+        raise UsageError(f"threads: too few, got {threads}; expected at least 1. Use 1 on a shared machine.")
+    if provider not in (*PROVIDERS, "auto"):
+        choices = ", ".join((*PROVIDERS, "auto"))
+        raise UsageError(f"provider: unknown name, got {provider!r}; expected one of {choices}. Choose one.")
+    if provider == "auto":
+        provider = "cuda" if _cuda_starts() else "cpu"
+    session = _open(model, threads, PROVIDERS[provider], optimise)
+    if provider_of(session) != provider:
+        raise UsageError(
+            f"provider: {provider} did not start, got {provider_of(session)}; expected {provider}. "
+            "Install the CUDA and cuDNN libraries that this onnxruntime asks for, or use 'auto' or 'cpu'."
+        )
+    return session
+
+
+def provider_of(session: ort.InferenceSession) -> str:
+    """Return the short name ("cpu", "cuda") of the provider a session really uses, as it says itself."""
+    first = session.get_providers()[0]
+    return _SHORT_NAMES.get(first, first.removesuffix("ExecutionProvider").lower())
+
+
+def run_model(session: ort.InferenceSession, feed: Mapping[str, np.ndarray]) -> Sequence[Any]:
+    """Return all outputs of one inference; mostly arrays, but a model may return sequences and maps.
+
+    Raises:
+        ModelError: If the feed does not fit the model, or a node fails.
+    """
+    try:
+        return session.run(None, feed)
+    except Exception as error:  # onnxruntime's exceptions share no base class below Exception
+        raise ModelError(
+            f"model: inference failed, got {_one_line(error)!r}; expected outputs. Check the model and what it is fed."
+        ) from None
+
+
+def _open(model: Model, threads: int, names: Sequence[str], optimise: bool) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    where = "model"
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")  # a provider this build lacks: told by get_providers
+        if isinstance(model, onnx.ModelProto):
+            source = _serialise(model, Path(folder))
+        elif isinstance(model, bytes):
+            source = model
+        else:
+            source, where = str(model), Path(model).name
+            if not Path(model).is_file():
+                raise ModelError(f"{model}: no such model, got no file; expected an .onnx file. Check the path.")
+        try:
+            return ort.InferenceSession(source, options, providers=list(names))
+        except Exception as error:  # as in run_model
+            raise ModelError(
+                f"{where}: onnxruntime cannot load it, got {_one_line(error)!r}; "
+                "expected a valid ONNX model that this onnxruntime supports. Check it with onnx.checker."
+            ) from None
+
+
+def _serialise(model: onnx.ModelProto, folder: Path) -> bytes | str:
+    """Return the model's bytes, or the path of a copy with external data in `folder` where it has more than 2 GB."""
+    try:
+        return model.SerializeToString()
+    except (ValueError, EncodeError, DecodeError):
+        return _spill(model, folder)
+
+
+def _spill(model: onnx.ModelProto, folder: Path) -> str:
+    clone = onnx.ModelProto()
+    clone.CopyFrom(model)  # saving with external data empties the tensors of what it saves
+    path = str(folder / "model.onnx")
+    onnx.save_model(clone, path, save_as_external_data=True, location="model.data")
+    return path
+
+
+@functools.cache
+def _cuda_starts() -> bool:
+    """Return whether a session really gets CUDA; the list of available providers names it on any machine."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return False
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    one = numpy_helper.from_array(np.ones(1, np.float32), "one")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "one"], ["y"])], "probe", [x], [y], [one])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return provider_of(_open(model, 1, PROVIDERS["cuda"], True)) == "cuda"
+
+
+def _one_line(error: Exception) -> str:
+    """Return what onnxruntime says, without its prefix, its source paths and its stack."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
+    text = re.sub(r"/\S+\.(?:cc|h|cpp):\d+ ", "", text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
