@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +95,7 @@ class Surgeon:
     """Cuts one analysed model again and again; what does not change between candidates is prepared once."""
 
     def __init__(self, channels: Channels) -> None:
-        from agmc_onnx.pruning.repairs import REPAIRS
+        from agmc_onnx.pruning.repairs import REPAIRS  # repairs use the editor below
 
         self.channels = channels
         model = channels.graph.model
@@ -106,11 +108,7 @@ class Surgeon:
         self._arrays = {name: graph.array(name) for name in touched if name in graph.tensors}
         constants = {proto.output[0]: i for i, proto in enumerate(model.graph.node) if proto.op_type == "Constant"}
         self._constant_nodes = {name: constants[name] for name in self._arrays if name in constants}
-        names = {id(node.proto): i for i, node in enumerate(graph.nodes)}
-        positions = {names[id(proto)]: at for at, proto in enumerate(model.graph.node) if id(proto) in names}
-        if len(positions) != len(graph.nodes):  # protobuf may hand out new wrappers: match by order instead
-            kept = [i for i, proto in enumerate(model.graph.node) if not _is_constant(proto, graph)]
-            positions = dict(enumerate(kept))
+        positions = [i for i, proto in enumerate(model.graph.node) if not _is_constant(proto, graph)]
         self._repairs = [
             (node, positions[node.index], REPAIRS[node.op_type])
             for node in graph.nodes
@@ -160,11 +158,6 @@ class Editor:
         self._replaced: set[str] = set()
         self._dropped: set[str] = set()
 
-    @property
-    def shuffles(self) -> dict[int, object]:
-        """Channel shuffles by the index of their first node."""
-        return dict(self.cut.channels.shuffles)
-
     def constant(self, proto: onnx.NodeProto, position: int, values: Sequence[int] | IntArray) -> None:
         """Let an input of a node be a new int64 constant."""
         name = f"{proto.output[0]}__agmc_{position}"
@@ -206,39 +199,36 @@ class Editor:
         return next(p for p in self.model.graph.node if tuple(p.output) == node.outputs)
 
     def finish(self) -> None:
-        """Remove what fed only what repairs replaced."""
-        if not self._replaced and not self._dropped:
-            return
+        """Remove nodes and constants that fed only what repairs replaced."""
         graph = self.model.graph
-        gone = {id(p) for p in ()}
-        del gone
-        outputs = {o.name for o in graph.output} | set(self.graph.captured)
-        nodes = [p for p in graph.node if not (p.output and p.output[0] in self._dropped and p.op_type != "Gather")]
+        dead = {i for i, p in enumerate(graph.node) if p.op_type != "Gather" and self._dropped.intersection(p.output)}
         pending = set(self._replaced)
+        if not pending:
+            return
+        outside = {o.name for o in graph.output} | set(self.graph.captured) | {i.name for i in graph.input}
+        users = Counter(name for i, p in enumerate(graph.node) if i not in dead for name in p.input)
+        maker = {name: i for i, p in enumerate(graph.node) for name in p.output}
+        unused = set()
         while pending:
-            used = {name for p in nodes for name in p.input} | outputs
-            dead = [p for p in nodes if set(p.output) & pending and not set(p.output) & used]
-            pending = {name for p in dead for name in p.input if name}
-            self._replaced |= pending
-            ids = {id(p) for p in dead}
-            nodes = [p for p in nodes if id(p) not in ids]
-        kept_nodes = [onnx.NodeProto.FromString(p.SerializeToString()) for p in nodes]
-        used = {name for p in kept_nodes for name in p.input} | outputs | {i.name for i in graph.input}
-        kept = [t for t in graph.initializer if t.name in used or t.name not in self._replaced]
-        if len(kept) != len(graph.initializer):
-            kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in kept]
-            del graph.initializer[:]
-            graph.initializer.extend(kept)
-        if len(kept_nodes) != len(graph.node):
-            alive = {name for p in kept_nodes for name in p.output}
-            made = {name for p in graph.node for name in p.output}
-            infos = [v for v in graph.value_info if v.name in alive or v.name not in made]
-            infos = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in infos]
-            del graph.node[:]
-            graph.node.extend(kept_nodes)
-            if len(infos) != len(graph.value_info):
-                del graph.value_info[:]
-                graph.value_info.extend(infos)
+            name = pending.pop()
+            if users[name] or name in outside:
+                continue
+            unused.add(name)
+            node = maker.get(name)
+            if node is not None and node not in dead and not any(users[o] or o in outside for o in graph.node[node].output):
+                dead.add(node)
+                for source in graph.node[node].input:
+                    users[source] -= 1
+                    pending.add(source)
+        lost = {name for i in dead for name in graph.node[i].output} - {o for i, p in enumerate(graph.node) if i not in dead for o in p.output}
+        _delete(graph.node, dead)
+        _delete(graph.initializer, [i for i, t in enumerate(graph.initializer) if t.name in unused])
+        _delete(graph.value_info, [i for i, v in enumerate(graph.value_info) if v.name in lost])
+
+
+def _delete(items: Any, indices: Iterable[int]) -> None:
+    for index in sorted(indices, reverse=True):
+        del items[index]
 
 
 def _is_constant(proto: onnx.NodeProto, graph: Graph) -> bool:

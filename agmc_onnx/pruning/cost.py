@@ -1,0 +1,200 @@
+"""Multiply-adds and parameters as exact functions of kept counts, without cutting anything.
+
+The size of an axis is linear in the kept counts of its groups; a cost is a sum of products of sizes. Both are numpy
+arrays, so that thousands of candidates can be costed in a second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+
+from agmc_onnx.channels.axes import Axis
+from agmc_onnx.channels.groups import Channels
+from agmc_onnx.model.graph import Graph, Node
+
+IntArray = npt.NDArray[np.int64]
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """A sum of products of axis sizes.
+
+    Attributes:
+        base: int (n_sizes,), entries of each distinct size that always stay; size 0 is the constant 1.
+        slope: Sparse int (n_sizes, n_groups), entries for every kept unit of a group.
+        rows: int (n_sizes,), rows of an axis whose entries differ from row to row (else 1): all its rows keep equally many,
+            so its size is the number of entries over that of rows.
+        coefficient: int (n_terms,), the factor that no group changes.
+        factors: int (n_terms, width), sizes multiplied in every term.
+        owner: Name of the node or tensor that each term counts, (n_terms,).
+    """
+
+    base: IntArray
+    slope: csr_array
+    rows: IntArray
+    coefficient: IntArray
+    factors: IntArray
+    owner: tuple[str, ...]
+
+    def __call__(self, kept: npt.ArrayLike) -> int:
+        """Return the cost at kept counts (n_groups,)."""
+        return int(self.terms(kept).sum())
+
+    def terms(self, kept: npt.ArrayLike) -> IntArray:
+        """Return every term's cost at kept counts (n_groups,)."""
+        sizes = (self.base + self.slope @ np.asarray(kept, np.int64)) // self.rows
+        return self.coefficient * sizes[self.factors].prod(axis=1)
+
+    def share_of(self, n_units: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return, for every group, the share of the whole cost that lies in terms it changes, (n_groups,)."""
+        terms = self.terms(n_units)
+        n_terms, width = self.factors.shape
+        index = (np.repeat(np.arange(n_terms), width), self.factors.ravel())
+        uses = csr_array((np.ones(n_terms * width), index), shape=(n_terms, self.base.size))
+        touched = ((uses @ (self.slope != 0).astype(float)) > 0).astype(float)
+        return np.asarray(terms @ touched) / max(int(terms.sum()), 1)
+
+    def prunable_share(self, n_units: npt.ArrayLike) -> float:
+        """Return the share of the whole cost that lies in terms some group changes, 0..1."""
+        terms = self.terms(n_units)
+        changed = (np.diff(self.slope.indptr) > 0)[self.factors].any(axis=1)
+        return float(terms[changed].sum() / max(int(terms.sum()), 1))
+
+
+class _Builder:
+    """Collects the terms of a cost and the distinct sizes they are made of."""
+
+    def __init__(self, channels: Channels) -> None:
+        self.channels = channels
+        self.group_of = np.full(channels.n_units, -1, np.int64)
+        for index, group in enumerate(channels.groups):
+            self.group_of[group.units] = index
+        self.sizes: dict[tuple[object, ...], int] = {(1, 1): 0}  # (base, rows, (group, entries per unit), ...) -> number
+        self.known: dict[Axis, int | None] = {}
+        self.terms: list[tuple[int, list[int], str]] = []
+
+    def size(self, axis: Axis) -> int | None:
+        """Return the number of a size that some group changes, or None for a constant one."""
+        if axis not in self.known:
+            self.known[axis] = None
+            found = self.channels.axes.get(axis)
+            if found is not None:
+                groups, counts = np.unique(self.group_of[found.units], return_counts=True)
+                slope = [
+                    (g, n // self.channels.groups[g].n_units) for g, n in zip(groups.tolist(), counts.tolist(), strict=True) if g >= 0
+                ]
+                if slope:
+                    base = int(counts[groups == -1].sum())
+                    rows = found.units.shape[0] if found.units.ndim == 2 else 1
+                    self.known[axis] = self.sizes.setdefault((base, rows, *slope), len(self.sizes))
+        return self.known[axis]
+
+    def add(self, owner: str, dims: tuple[int, ...], axes: Sequence[Axis | None]) -> None:
+        """Add a product of sizes; each dim comes with the axis that may change it."""
+        numbers = [None if axis is None else self.size(axis) for axis in axes]
+        constant = math.prod(size for size, number in zip(dims, numbers, strict=True) if number is None)
+        self.terms.append((constant, [number for number in numbers if number is not None], owner))
+
+    def build(self) -> Cost:
+        width = max((len(factors) for _, factors, _ in self.terms), default=1) or 1
+        factors = np.zeros((len(self.terms), width), np.int64)
+        for i, (_, numbers, _) in enumerate(self.terms):
+            factors[i, : len(numbers)] = numbers
+        slopes = [(i, g, n) for key, i in self.sizes.items() for g, n in key[2:]]  # type: ignore[misc]
+        i, g, n = np.array(slopes, np.int64).reshape(-1, 3).T
+        return Cost(
+            base=np.array([key[0] for key in self.sizes], np.int64),
+            slope=csr_array((n, (i, g)), shape=(len(self.sizes), len(self.channels.groups))),
+            rows=np.array([key[1] for key in self.sizes], np.int64),
+            coefficient=np.array([t[0] for t in self.terms], np.int64),
+            factors=factors,
+            owner=tuple(t[2] for t in self.terms),
+        )
+
+
+def macs_cost(channels: Channels) -> Cost:
+    """Return multiply-adds (batch 1, other open sizes small) as a function of kept counts.
+
+    Conv, ConvTranspose, Gemm, MatMul, Einsum and recurrent nodes of the main graph count; element-by-element work does
+    not, as in the papers' tables.
+    """
+    builder = _Builder(channels)
+    for node in channels.graph.nodes:
+        for dims, axes in _macs_of(channels.graph, node):
+            builder.add(node.outputs[0] or node.label, dims, axes)
+    return builder.build()
+
+
+def params_cost(channels: Channels) -> Cost:
+    """Return the number of floating elements of all constants as a function of kept counts."""
+    builder = _Builder(channels)
+    for name, tensor in channels.graph.tensors.items():
+        if channels.graph.is_float(name):
+            builder.add(name, tuple(tensor.dims), [(name, dim) for dim in range(len(tensor.dims))])
+    return builder.build()
+
+
+def count_macs(graph: Graph) -> dict[str, int]:
+    """Return the multiply-adds of every node of a graph that has some, by the name of its first output."""
+    counted = ((node, product) for node in graph.nodes for product in _macs_of(graph, node))
+    return {node.outputs[0] or node.label: math.prod(dims) for node, (dims, _) in counted}
+
+
+def count_params(graph: Graph) -> int:
+    """Return the number of floating elements of a graph's constants."""
+    return sum(math.prod(tensor.dims) for name, tensor in graph.tensors.items() if graph.is_float(name))
+
+
+Product = tuple[tuple[int, ...], list["Axis | None"]]  # sizes, and the axis that may change each
+
+
+def _macs_of(graph: Graph, node: Node) -> list[Product]:
+    """Return the product that counts a node, as a list of one, or nothing for ops that do not multiply."""
+    if node.domain or node.op_type not in _MAC_OPS:
+        return []
+    x, w = node.inputs[:2]
+    y = node.outputs[0] or x  # recurrent nodes may leave Y out; its shape is not used there
+    shapes = {name: graph.shape(name) for name in (x, w, y)}
+    if any(shape is None for shape in shapes.values()):
+        return []
+    dims = {name: shape.dims for name, shape in shapes.items() if shape is not None}
+
+    def axes(value: str, first: int = 0) -> list[Axis | None]:
+        return [(value, dim) for dim in range(first, len(dims[value]))]
+
+    if node.op_type == "Conv":
+        return [((*dims[y], *dims[w][1:]), axes(y) + axes(w, 1))]
+    if node.op_type == "ConvTranspose":
+        return [((*dims[x], *dims[w][1:]), axes(x) + axes(w, 1))]
+    if node.op_type in ("Gemm", "MatMul"):
+        inner = 0 if node.op_type == "Gemm" and node.attribute("transA", 0) else len(dims[x]) - 1
+        return [((*dims[y], dims[x][inner]), [*axes(y), (x, inner)])]
+    if node.op_type == "Einsum":
+        return _einsum_macs(graph, node)
+    steps, batch = (dims[x][1], dims[x][0]) if node.attribute("layout", 0) else (dims[x][0], dims[x][1])
+    hidden = node.attribute("hidden_size")
+    return [((steps, batch, dims[w][0], _GATES[node.op_type], hidden, dims[x][2] + hidden), [None] * 6)]
+
+
+def _einsum_macs(graph: Graph, node: Node) -> list[Product]:
+    terms = node.attribute("equation").replace(" ", "").split("->")[0].split(",")
+    shapes = [graph.shape(name) for name in node.inputs]
+    if any("." in term for term in terms) or any(shape is None for shape in shapes):
+        return []
+    sizes: dict[str, int] = {}
+    axes: dict[str, Axis | None] = {}
+    for name, term, shape in zip(node.inputs, terms, shapes, strict=True):
+        for dim, (letter, size) in enumerate(zip(term, shape.dims if shape else (), strict=True)):
+            sizes[letter] = size
+            axes.setdefault(letter, (name, dim))
+    return [(tuple(sizes.values()), list(axes.values()))]
+
+
+_MAC_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *_GATES})

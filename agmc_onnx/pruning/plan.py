@@ -1,0 +1,125 @@
+"""The plan: which units stay, and with that which entries of which tensors. See CONTRACT `agmc-onnx/plan@1`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from agmc_onnx.channels.groups import Channels
+from agmc_onnx.errors import PlanError
+from agmc_onnx.pruning.surgery import Cut, Mask
+
+IntArray = npt.NDArray[np.int64]
+FORMAT = "agmc-onnx/plan@1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is kept of a model.
+
+    Attributes:
+        sha256: Digest of the original's file.
+        opset: Its default operator set.
+        groups: For each group, frozen ones included: name, units, kept positions, why_frozen.
+        tensors: Kept indices of every cut axis, ascending, by tensor and dim; for a grouped Conv's dim 1 one list a group
+            where groups keep different inputs.
+        sparsity: Share of zeros in dense weights that keep their shape.
+    """
+
+    sha256: str
+    opset: int
+    groups: tuple[Mapping[str, Any], ...]
+    tensors: Mapping[str, Mapping[str, list[Any]]]
+    sparsity: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the plan as the contract's JSON, one line a group and a tensor."""
+        groups = ",\n  ".join(json.dumps(g) for g in self.groups)
+        tensors = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(axes)}" for name, axes in self.tensors.items())
+        model = json.dumps({"sha256": self.sha256, "opset": self.opset})
+        return (
+            f'{{"format": "{FORMAT}",\n "model": {model},\n "groups": [\n  {groups}],\n "tensors": {{\n  {tensors}}},\n'
+            f' "sparsity": {json.dumps(dict(self.sparsity))}}}\n'
+        )
+
+
+def make_plan(channels: Channels, kept: Sequence[IntArray], sha256: str) -> Plan:
+    """Return the plan of a choice of units.
+
+    Args:
+        channels: The analysis.
+        kept: For each prunable group the kept positions, ascending.
+        sha256: Digest of the original's file.
+    """
+    groups: list[dict[str, Any]] = [
+        {"name": g.name, "units": g.n_units, "keep": np.asarray(k).tolist(), "why_frozen": None}
+        for g, k in zip(channels.groups, kept, strict=True)
+    ]
+    groups += [
+        {"name": g.name, "units": g.n_units, "keep": list(range(g.n_units)), "why_frozen": g.why_frozen}
+        for g in channels.frozen
+    ]
+    tensors = {
+        name: {str(dim): _indices(mask) for dim, mask in sorted(masks.items())}
+        for name, masks in Cut(channels, kept).tensor_axes().items()
+    }
+    return Plan(sha256, channels.graph.opset, tuple(groups), tensors)
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read a plan.json.
+
+    Raises:
+        PlanError: If the file is missing, is no JSON, or is no plan.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"{path}: cannot be read ({error.strerror}). Check the path of the plan.") from None
+    except ValueError as error:
+        raise PlanError(f"{path}: not JSON ({error}). Give a plan.json that compress wrote.") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise PlanError(f"{path}: not a plan, got format {found!r}; expected {FORMAT}. Give a plan.json that compress wrote.")
+    try:
+        model = data["model"]
+        return Plan(model["sha256"], model["opset"], tuple(data["groups"]), data["tensors"], data.get("sparsity", {}))
+    except (KeyError, TypeError) as error:
+        raise PlanError(f"{path}: a plan without {error}. Write it again with compress.") from None
+
+
+def kept_units(channels: Channels, plan: Plan) -> list[IntArray]:
+    """Return the kept positions that a plan names for the groups of a model.
+
+    Raises:
+        PlanError: If the plan's groups are not the model's.
+    """
+    named = {g["name"]: g for g in plan.groups}
+    kept = []
+    for group in channels.groups:
+        entry = named.get(group.name)
+        if entry is None or entry["units"] != group.n_units:
+            got = "none" if entry is None else f"{entry['units']} units"
+            raise PlanError(f"plan: group {group.name} has {group.n_units} units in this model, got {got}. Is it this model's plan?")
+        keep = np.asarray(entry["keep"], np.int64)
+        if not keep.size or (np.diff(keep) <= 0).any() or keep[0] < 0 or keep[-1] >= group.n_units:
+            raise PlanError(f"plan: group {group.name} keeps positions that are not ascending in 0..{group.n_units - 1}.")
+        for blocks in group.partitions:
+            counts = np.bincount(blocks[keep], minlength=int(blocks.max()) + 1)
+            if (counts != counts[0]).any():
+                raise PlanError(f"plan: group {group.name} keeps {counts.tolist()} in its blocks; expected equally many.")
+        kept.append(keep)
+    return kept
+
+
+def _indices(mask: Mask) -> list[Any]:
+    if mask.ndim == 1:
+        return np.flatnonzero(mask).tolist()
+    rows = [np.flatnonzero(row).tolist() for row in mask]
+    return rows[0] if all(row == rows[0] for row in rows) else rows
