@@ -214,8 +214,10 @@ def _agreement_of(output: np.ndarray, reference: np.ndarray) -> float:
     """Return the agreement of one output, 0..1."""
     if output.shape != reference.shape:
         return 0.0
+    if not reference.size:
+        return 1.0
     if not np.issubdtype(reference.dtype, np.floating):
-        return float(np.mean(output == reference)) if reference.size else 1.0
+        return float(np.mean(output == reference))
     scores, wanted = class_scores(output), class_scores(reference)
     if scores is not None and wanted is not None:
         return float(np.mean(_rank(scores, np.argmax(wanted, axis=1)) == 0))
@@ -223,7 +225,7 @@ def _agreement_of(output: np.ndarray, reference: np.ndarray) -> float:
     a, b = output.reshape(rows, -1).astype(np.float64), reference.reshape(rows, -1).astype(np.float64)
     known = np.isfinite(b).all(axis=1)
     good = known & np.isfinite(a).all(axis=1)
-    if not good.any() or not reference.size:
+    if not good.any():
         return 0.0 if known.any() else 1.0
     a, b = a[good], b[good]
     error = math.sqrt(np.mean((a - b) ** 2))
@@ -317,7 +319,12 @@ def _user_metric(text: str) -> Callable[[Outputs, Evaluator], Judged]:
         raise UsageError(f"metric: no function {name!r} in {module}, got {function!r}; expected one. Correct the name.")
 
     def score(outputs: Outputs, evaluator: Evaluator) -> Judged:
-        value = float(function(outputs, evaluator.samples.labels))
+        try:
+            value = float(function(outputs, evaluator.samples.labels))
+        except Exception as error:  # the user's code may raise anything
+            raise UsageError(
+                f"metric: {text} failed, got {type(error).__name__}: {error}; expected a number. Correct the function."
+            ) from error
         return (0.0 if math.isnan(value) else value), None
 
     return score

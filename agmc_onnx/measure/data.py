@@ -185,8 +185,8 @@ def open_data(card: DataCard, inputs: Sequence[InputSpec]) -> Dataset:
     Kinds of images:
       - .npz with `x` of shape (N, H, W, C) or (N, H, W), 8-bit or float, and perhaps `y`: images;
       - .npz whose arrays carry the names of all graph inputs (first axis = sample), or with `x` of the rank of the only
-        input where that is not 4 (and color is not L): fed as they are, only the type is changed. An input without a batch axis (an array of
-        one dim more than the input) makes the batch size 1;
+        input where that is not 4 and color is not L: fed as they are, only the type is changed. An input without a
+        batch axis (an array of one dim more than the input) makes the batch size 1;
       - folder with one folder per class: labels are the sorted folders' numbers, or their names if all are whole
         numbers. Order: the classes are spread evenly, files sorted within a class, so that any slice is a fair sample;
       - folder of files, sorted by name; with a labels .csv the files it names, and every image must be named.
