@@ -6,7 +6,11 @@ Sources are tagged: *paper* = AGMC, arXiv:2011.12641v1, section 4 unless said; *
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from agmc_onnx.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class AgmcOptions:
             every step.
         group_embedding: Give the decoder the mean embedding of the group's own graph nodes beside [s_{t-1}, a_{t-1}]; ours,
             because a chain that starts from g can tell groups apart only by counting.
+        identity_size: Width of a learned vector per group, beside its embedding; 0 for none; ours, groups that look alike in
+            the graph may still differ.
         frozen_encoder: True: encoder and decoder stay as initialised, as they in effect did in the published code (ablation).
         hidden_size: Units of both hidden layers of actor and critic; 300 (paper).
         actor_lr: Adam rate of the actor; 1e-4 (code) is too slow for 100 episodes; 1e-3 is ours.
@@ -66,6 +72,7 @@ class AgmcOptions:
     diffpool_max_nodes: int = 5000
     carry_state: bool = True
     group_embedding: bool = True
+    identity_size: int = 8
     frozen_encoder: bool = False
     hidden_size: int = 300
     actor_lr: float = 1e-3
@@ -108,3 +115,82 @@ class SearchOptions:
     n_episodes: int = 400
     seed: int = 0
     agmc: AgmcOptions = field(default_factory=AgmcOptions)
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """Options of the main job; the command line has one flag for each.
+
+    Attributes:
+        flops: Keep at most this share of the original's multiply-adds, 0 < R < 1.
+        params: Keep at most this share of its parameters.
+        policy: Row of `agmc_onnx.search.policies.POLICIES`.
+        episodes: Candidates evaluated. The paper has 400; 100 find nearly as much here in a quarter of the time (ours).
+        seed: Of every random choice.
+        reward: Row of `agmc_onnx.search.rewards.REWARDS`.
+        importance: Row of `agmc_onnx.pruning.importance.IMPORTANCE`; L2 (code).
+        recover: "none": candidates and the result are measured as cut.
+        round_to: Kept counts are multiples of this where a group has that many units; 4, since onnxruntime leaves its fast
+            layout for other widths (ours: 17 channels took 1.9 times as long as 16).
+        floor: Smallest share of a group that is kept, unless the budget needs less; 0.2 is the paper's a_max of 0.8 (code).
+        reward_samples: Samples of the reward role that a candidate is measured on, at most.
+        threads: Of onnxruntime.
+        provider: "cpu", "cuda", or "auto".
+        latency_seconds: Time given to measuring latency.
+    """
+
+    flops: float | None = None
+    params: float | None = None
+    policy: str = "agmc"
+    episodes: int = 100
+    seed: int = 0
+    reward: str = "err"
+    importance: str = "l2"
+    recover: str = "none"
+    round_to: int = 4
+    floor: float = 0.2
+    reward_samples: int = 1000
+    threads: int = 1
+    provider: str = "cpu"
+    latency_seconds: float = 5.0
+
+    @classmethod
+    def of(cls, **options: Any) -> CompressOptions:
+        """Return checked options.
+
+        Raises:
+            UsageError: If a name is unknown, a value is out of range, or not exactly one budget is given.
+        """
+        known = {f.name for f in fields(cls)}
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise UsageError(f"options: unknown name, got {name!r}; expected one of {', '.join(sorted(known))}.{hint}")
+        made = cls(**options)
+        given = [name for name in ("flops", "params") if getattr(made, name) is not None]
+        if len(given) != 1:
+            raise UsageError(
+                f"budget: got {' and '.join('--' + g for g in given) or 'none'}; expected exactly one of --flops R and"
+                " --params R, with 0 < R < 1. Say how much to keep."
+            )
+        share = getattr(made, given[0])
+        if not isinstance(share, int | float) or not 0 < share < 1:
+            raise UsageError(
+                f"--{given[0]}: the share to keep is out of range, got {share!r}; expected 0 < R < 1, such as 0.5 to keep half."
+            )
+        for name, low in (("episodes", 1), ("round_to", 1), ("reward_samples", 1), ("threads", 1), ("seed", 0)):
+            if getattr(made, name) < low:
+                raise UsageError(f"--{name.replace('_', '-')}: too small, got {getattr(made, name)}; expected at least {low}.")
+        if not 0 <= made.floor < 1:
+            raise UsageError(f"--floor: out of range, got {made.floor}; expected 0 <= R < 1.")
+        if made.recover not in RECOVER:
+            raise UsageError(f"--recover: unknown name, got {made.recover!r}; expected one of {', '.join(RECOVER)}.")
+        return made
+
+    def search(self) -> SearchOptions:
+        """Return the part that concerns the search."""
+        return SearchOptions(policy=self.policy, reward=self.reward, n_episodes=self.episodes, seed=self.seed)
+
+
+RECOVER = ("none",)

@@ -109,10 +109,13 @@ class Surgeon:
         constants = {proto.output[0]: i for i, proto in enumerate(model.graph.node) if proto.op_type == "Constant"}
         self._constant_nodes = {name: constants[name] for name in self._arrays if name in constants}
         positions = [i for i, proto in enumerate(model.graph.node) if not _is_constant(proto, graph)]
+        followers = {node.index for shuffle in channels.shuffles.values() for node in shuffle.chain[1:]}
         self._repairs = [
             (node, positions[node.index], REPAIRS[node.op_type])
             for node in graph.nodes
-            if node.op_type in REPAIRS and touched.intersection((*node.inputs, *node.outputs))
+            if node.op_type in REPAIRS
+            and node.index not in followers
+            and touched.intersection((*node.inputs, *node.outputs))
         ]
         self._declared = [i for i, info in enumerate(model.graph.value_info) if info.name in touched]
         self._inputs = [i for i, info in enumerate(model.graph.input) if info.name in touched]
@@ -138,13 +141,13 @@ class Surgeon:
                 new = _tensor(self.channels.graph.tensors[name], take(self._arrays[name], masks[name]))
                 del graph.node[at].attribute[:]
                 graph.node[at].attribute.append(onnx.helper.make_attribute("value", new))
+        for infos, indices in ((graph.value_info, self._declared), (graph.input, self._inputs)):
+            for i in indices:
+                _redeclare(infos[i], cut)
         editor = Editor(model, cut)
         for node, at, repair in self._repairs:
             repair(editor, node, graph.node[at])
         editor.finish()
-        for infos, indices in ((graph.value_info, self._declared), (graph.input, self._inputs)):
-            for i in indices:
-                _redeclare(infos[i], cut)
         return model
 
 

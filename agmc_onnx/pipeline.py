@@ -1,0 +1,416 @@
+"""The main job: analyse, search, cut, verify, measure, report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from agmc_onnx.channels.groups import Channels, analyse
+from agmc_onnx.config import CompressOptions
+from agmc_onnx.errors import BudgetError, ModelError, UsageError
+from agmc_onnx.measure.accuracy import Evaluator, Score
+from agmc_onnx.measure.data import Samples, load_card, open_data, synthetic
+from agmc_onnx.measure.latency import Latency, compare, ratio
+from agmc_onnx.measure.session import make_session, model_inputs, provider_of, run_model
+from agmc_onnx.model.files import ModelFile, check_writable, read_model, write_atomically, write_model
+from agmc_onnx.model.graph import Graph, view
+from agmc_onnx.model.normalize import normalize
+from agmc_onnx.pruning.cost import Cost, count_macs, count_params, macs_cost, params_cost
+from agmc_onnx.pruning.importance import importance_of
+from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
+from agmc_onnx.pruning.surgery import Surgeon
+from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.loop import Record, SearchResult, search
+from agmc_onnx.search.policies import make_policy
+from agmc_onnx.search.rewards import reward_named
+from agmc_onnx.verification import Verification, verify
+
+REPORT_FORMAT = "agmc-onnx/report@1"
+Progress = Callable[[str, Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A model, read and analysed.
+
+    Attributes:
+        file: As it lies on disk.
+        model: Normalised; what plans and surgery refer to.
+        channels: Groups, prunable and frozen.
+    """
+
+    file: ModelFile
+    model: onnx.ModelProto
+    channels: Channels
+
+    @property
+    def graph(self) -> Graph:
+        """The normalised model's graph."""
+        return self.channels.graph
+
+    @property
+    def comparable(self) -> bool:
+        """Whether a pruned model must equal the masked original: not behind a normalisation over cut channels."""
+        return not any(group.normalised_by for group in self.channels.groups)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `compress` made.
+
+    Attributes:
+        model: The compressed model.
+        plan: What was kept.
+        report: As `agmc-onnx/report@1` in the contract, plus groups and settings.
+        verification: How it was checked.
+    """
+
+    model: onnx.ModelProto
+    plan: Plan
+    report: dict[str, Any]
+    verification: Verification
+
+
+def analyse_model(path: str | Path) -> Analysis:
+    """Read a model and find its groups.
+
+    Raises:
+        ModelError: If it is no ONNX model, or onnxruntime cannot run it.
+    """
+    file = read_model(path)
+    model = normalize(file.proto)
+    return Analysis(file, model, analyse(view(model)))
+
+
+def compress(
+    model: str | Path,
+    *,
+    output: str | Path | None = None,
+    data: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Compress a model to a budget; the files are written all or none, after the result has been verified.
+
+    Args:
+        model: An .onnx file.
+        output: Where to write the compressed model; None writes nothing. `X.plan.json`, `X.report.json` and
+            `X.report.html` lie beside X.onnx.
+        data: A data card, an .npz, a folder, or "digits"; None works on weights and synthetic inputs.
+        progress: Called with a stage ("analysed", "episode", "measured", ...) and its facts.
+        options: Fields of `agmc_onnx.config.CompressOptions`; one of flops and params is needed.
+
+    Raises:
+        UsageError: If an option cannot be used.
+        ModelError: If the model cannot.
+        DataError: If the data cannot.
+        BudgetError: If the budget cannot be reached.
+        VerificationError: If the result fails its check; nothing is written then.
+    """
+    start = time.perf_counter()
+    tell: Progress = progress or (lambda stage, facts: None)
+    settings = CompressOptions.of(**options)
+    if output is not None:
+        for file in output_files(output).values():
+            check_writable(file)
+    analysis = analyse_model(model)
+    data_of = _Data(analysis, data, settings)
+    environment = _environment(analysis, data_of, settings)
+    kind, share, cost = _budget(analysis, settings)
+    full = cost(environment.n_units)
+    budget = int(share * full)
+    tell("analysed", {"groups": len(analysis.channels.groups), "macs": environment.macs(environment.n_units), "share": share, "kind": kind})
+    environment = _lower_floor(environment, cost, budget, kind, analysis, data_of, settings)
+    found = _search(environment, cost, budget, settings, tell)
+    best = environment.kept(found.kept)
+    as_cut = environment.candidate(found.kept)
+    compressed = environment.recovered(found.kept)
+    plan = make_plan(analysis.channels, best, analysis.file.sha256)
+    tell("verifying", {})
+    checked = verify(
+        analysis.model, compressed, plan, data_of.verification_feeds(), recovered=compressed is not as_cut and settings.recover != "none",
+        comparable=analysis.comparable, seed=settings.seed,
+    )  # fmt: skip
+    tell("measuring", {})
+    report = _report(analysis, as_cut, compressed, data_of, settings, found, checked, kind, share, cost(found.kept) / full)
+    report["wall_s"] = round(time.perf_counter() - start, 3)
+    result = Result(compressed, plan, report, checked)
+    if output is not None:
+        write_result(result, output, analysis)
+    tell("done", report)
+    return result
+
+
+def apply(model: str | Path, plan: str | Path, output: str | Path | None = None) -> Result:
+    """Rebuild the compressed model of a plan, without data or search.
+
+    Raises:
+        ModelError, PlanError, VerificationError: As `compress`.
+    """
+    analysis = analyse_model(model)
+    wanted = read_plan(plan)
+    kept = kept_units(analysis.channels, wanted)
+    pruned = Surgeon(analysis.channels).cut(kept)
+    made = make_plan(analysis.channels, kept, analysis.file.sha256)
+    checked = verify(analysis.model, pruned, made, comparable=analysis.comparable)
+    report = {"original": _sizes(analysis.file.proto), "compressed": _sizes(pruned)}
+    if output is not None:
+        check_writable(output)
+        write_model(pruned, output)
+    return Result(pruned, made, report, checked)
+
+
+def verify_files(model: str | Path, compressed: str | Path, plan: str | Path | None = None) -> Verification:
+    """Check a compressed file against its original and plan; weights may have been recovered since.
+
+    Args:
+        model: The original.
+        compressed: What was made of it.
+        plan: Default: `X.plan.json` beside X.onnx.
+
+    Raises:
+        VerificationError: If it does not hold.
+    """
+    analysis = analyse_model(model)
+    wanted = read_plan(plan if plan is not None else output_files(compressed)["plan"])
+    pruned = normalize(read_model(compressed).proto)
+    recovered = not _weights_kept(analysis.graph, view(pruned), wanted)
+    return verify(analysis.model, pruned, wanted, recovered=recovered, comparable=analysis.comparable)
+
+
+def output_files(output: str | Path) -> dict[str, Path]:
+    """Return the paths of everything `compress` writes for an output X.onnx: model, plan, report, html."""
+    path = Path(output)
+    stem = path.with_suffix("") if path.suffix == ".onnx" else path
+    return {
+        "model": path,
+        "plan": stem.with_name(stem.name + ".plan.json"),
+        "report": stem.with_name(stem.name + ".report.json"),
+        "html": stem.with_name(stem.name + ".report.html"),
+    }
+
+
+def write_result(result: Result, output: str | Path, analysis: Analysis) -> None:
+    """Write the model, plan and reports; the model comes last, so that it is there only if everything is."""
+    from agmc_onnx.report.html import render
+
+    files = output_files(output)
+    texts = {
+        "plan": result.plan.to_json(),
+        "report": json.dumps(result.report, indent=1) + "\n",
+        "html": render(result.report),
+    }
+    for name, text in texts.items():
+        write_atomically(files[name], text.encode())
+    write_model(result.model, files["model"])
+
+
+class _Data:
+    """The three roles, or their synthetic stand-ins."""
+
+    def __init__(self, analysis: Analysis, source: str | Path | None, settings: CompressOptions) -> None:
+        self.real = source is not None
+        self._model = analysis.file.proto
+        inputs = model_inputs(self._model)
+        if source is not None:
+            dataset = open_data(load_card(source), inputs)
+            self.metric = dataset.metric
+            self._roles = {name: dataset.role(name) for name in ("calibration", "reward", "test")}
+            self._roles["reward"] = self._roles["reward"].take(settings.reward_samples)
+        else:
+            self.metric = "agreement"
+            self._roles = {
+                name: synthetic(inputs, n, settings.seed + i)
+                for i, (name, n) in enumerate((("calibration", 64), ("reward", 64), ("test", 64)))
+            }
+        feed = self._roles["test"].take(1).feeds(1)[0]
+        run_model(make_session(self._model, settings.threads), feed)  # the original must run before anything else is done
+        self._settings = settings
+
+    def role(self, name: str) -> Samples:
+        return self._roles[name]
+
+    def evaluator(self, role: str) -> Evaluator:
+        reference = self._model if self.metric == "agreement" else None
+        return Evaluator(self._roles[role], self.metric, reference=reference, threads=self._settings.threads, provider=self._settings.provider)
+
+    def verification_feeds(self) -> list[dict[str, np.ndarray]]:
+        return self._roles["calibration"].take(3).feeds(1)
+
+
+def _environment(analysis: Analysis, data: _Data, settings: CompressOptions, floor: float | None = None) -> Environment:
+    if not analysis.channels.groups:
+        reasons = sorted({group.why_frozen or "" for group in analysis.channels.frozen})
+        why = reasons[0] if reasons else "no op of it is understood"
+        raise ModelError(f"{analysis.file.path}: nothing in this model can be pruned ({why}). See agmc-onnx inspect.")
+    evaluator = data.evaluator("reward")
+
+    def evaluate(model: onnx.ModelProto) -> tuple[float, float]:
+        evaluation = evaluator(model)
+        return evaluation.score.value, evaluation.inference_s
+
+    scores = importance_of(settings.importance)(analysis.channels)
+    return Environment(
+        analysis.channels, scores, evaluate, None, settings.round_to, settings.floor if floor is None else floor
+    )
+
+
+def _lower_floor(
+    environment: Environment, cost: Cost, budget: int, kind: str, analysis: Analysis, data: _Data, settings: CompressOptions
+) -> Environment:
+    """Give up the floor of every group where the budget needs it."""
+    if cost(environment.min_keep) <= budget:
+        return environment
+    bare = _environment(analysis, data, settings, floor=0.0)
+    if cost(bare.min_keep) <= budget:
+        return bare
+    best = cost(bare.min_keep) / cost(bare.n_units)
+    raise BudgetError(
+        f"--{kind}: cannot keep only {budget / cost(bare.n_units):.4f} of the original, since channels tied to inputs and outputs"
+        f" stay; the best reachable value is {best:.4f}. Ask for at least {np.ceil(best * 1e4) / 1e4:.4f}.",
+        best,
+    )
+
+
+def _budget(analysis: Analysis, settings: CompressOptions) -> tuple[str, float, Cost]:
+    for kind, share, make in (("flops", settings.flops, macs_cost), ("params", settings.params, params_cost)):
+        if share is not None:
+            return kind, share, make(analysis.channels)
+    raise UsageError("budget: none given; expected --flops R or --params R, with 0 < R < 1. Say how much to keep.")
+
+
+def _search(environment: Environment, cost: Cost, budget: int, settings: CompressOptions, tell: Progress) -> SearchResult:
+    problem = environment.problem(cost, budget)
+    rng = np.random.default_rng(settings.seed)
+    options = replace(settings.search(), n_episodes=settings.episodes)
+    policy = make_policy(problem, options, rng)
+    n_episodes = min(settings.episodes, policy.n_episodes)
+
+    def on_episode(record: Record) -> None:
+        tell("episode", {**record, "n_episodes": n_episodes})
+
+    return search(problem, policy, reward_named(options.reward), n_episodes, rng, on_episode)
+
+
+def _report(
+    analysis: Analysis,
+    as_cut: onnx.ModelProto,
+    compressed: onnx.ModelProto,
+    data: _Data,
+    settings: CompressOptions,
+    found: SearchResult,
+    checked: Verification,
+    kind: str,
+    share: float,
+    reached: float,
+) -> dict[str, Any]:
+    evaluator = data.evaluator("test")
+    original = analysis.file.proto
+    before, after = evaluator(original).score, evaluator(compressed).score
+    cut = after if settings.recover == "none" else evaluator(as_cut).score
+    feeds = data.role("test").take(8).feeds(1)
+    times = compare([original, compressed], feeds, threads=settings.threads, seconds=settings.latency_seconds, provider=settings.provider)
+    return {
+        "format": REPORT_FORMAT,
+        "model": {"path": str(analysis.file.path), "sha256": analysis.file.sha256},
+        "original": {**_sizes(original), **_measured(before, times[0])},
+        "compressed": {
+            **_sizes(compressed), **_measured(after, times[1]),
+            "metric_before_recovery": cut.value, "weight_density": _density(view(compressed)),
+        },
+        "latency_ratio": asdict(ratio(times[1], times[0])),
+        "accuracy_measured": data.real,
+        "target": {"kind": kind, "keep": share, "reached": reached},
+        "policy": settings.policy, "seed": settings.seed, "episodes": len(found.history),
+        "evaluations": sum(not record["cached"] for record in found.history),
+        "interrupted": found.interrupted,
+        "wall_s": 0.0,
+        "inference_s": sum(record["inference_s"] for record in found.history if not record["cached"]),
+        "history": found.history,
+        "verified": {
+            "masked_equivalence": checked.masked_equivalence, "max_abs_diff": _number(checked.max_abs_diff),
+            "max_abs_output": _number(checked.max_abs_output), "tolerance": _number(checked.tolerance), "checker": checked.checker, "note": checked.note,
+        },
+        "groups": [
+            {"name": g.name, "units": g.n_units, "kept": int(n), "why_frozen": None}
+            for g, n in zip(analysis.channels.groups, found.kept, strict=True)
+        ] + [{"name": g.name, "units": g.n_units, "kept": g.n_units, "why_frozen": g.why_frozen} for g in analysis.channels.frozen],
+        "settings": asdict(settings),
+        "environment": environment_versions(provider_of(make_session(compressed, settings.threads, settings.provider))),
+    }  # fmt: skip
+
+
+def environment_versions(provider: str) -> dict[str, str]:
+    """Return the versions a result depends on."""
+    def version(*names: str) -> str:
+        for name in names:
+            try:
+                return metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+        return "not installed"
+
+    return {
+        "agmc_onnx": version("agmc-onnx"), "onnx": version("onnx"), "onnxruntime": version("onnxruntime-gpu", "onnxruntime"),
+        "provider": provider, "torch": version("torch"), "python": platform.python_version(), "cpu": _cpu_name(),
+    }  # fmt: skip
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _sizes(model: onnx.ModelProto) -> dict[str, int]:
+    graph = view(model)
+    return {"macs": sum(count_macs(graph).values()), "params": count_params(graph), "file_bytes": model.ByteSize()}
+
+
+def _measured(score: Score, times: Latency) -> dict[str, Any]:
+    return {
+        "metric": {"name": score.name, "value": score.value, "n": score.n, "interval": score.interval},
+        "latency_ms": {
+            "p50": times.p50, "p90": times.p90, "min": times.minimum, "cpu": times.mean_cpu_ms,
+            "batch": times.batch, "threads": times.threads,
+        },
+    }  # fmt: skip
+
+
+def _density(graph: Graph) -> float:
+    """Return the share of non-zero entries of all weights of two or more dims."""
+    arrays = [graph.array(name) for name, t in graph.tensors.items() if len(t.dims) > 1 and graph.is_float(name)]
+    total = sum(array.size for array in arrays)
+    return float(sum(np.count_nonzero(array) for array in arrays) / total) if total else 1.0
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def _weights_kept(original: Graph, pruned: Graph, plan: Plan) -> bool:
+    """Whether every floating tensor of a pruned model is the planned part of the original's."""
+    from agmc_onnx.verification import kept_region
+
+    for name in pruned.tensors:
+        if not pruned.is_float(name):
+            continue
+        if name not in original.tensors:
+            return False
+        array: npt.NDArray[Any] = original.array(name)
+        wanted = array[kept_region(array.shape, plan.tensors[name], name)] if name in plan.tensors else array
+        if not np.array_equal(pruned.array(name), wanted):
+            return False
+    return True

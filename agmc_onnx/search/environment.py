@@ -1,0 +1,135 @@
+"""From an analysed network to a `Problem`: candidates that are really cut, budgets, features."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from agmc_onnx.channels.groups import Channels
+from agmc_onnx.hierarchy import arrays, build
+from agmc_onnx.pruning.cost import Cost, macs_cost, params_cost
+from agmc_onnx.pruning.importance import choose
+from agmc_onnx.pruning.surgery import Surgeon
+from agmc_onnx.search.problem import GraphArrays, IntArray, Outcome, Problem
+
+FloatArray = npt.NDArray[np.float64]
+Evaluate = Callable[[onnx.ModelProto], tuple[float, float]]  # a model -> (metric 0..100, seconds of inference)
+Recover = Callable[[list[IntArray], onnx.ModelProto], onnx.ModelProto]
+
+
+class Environment:
+    """One network, one ranking, one way to recover and to evaluate: everything a candidate is measured by.
+
+    Attributes:
+        channels: The analysis.
+        scores: Importance of every unit, float (channels.n_units,).
+        macs, params: Costs as functions of kept counts.
+        n_units, step, min_keep: int (n_groups,) each; see `Problem`.
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        scores: FloatArray,
+        evaluate: Evaluate,
+        recover: Recover | None = None,
+        round_to: int = 1,
+        floor: float = 0.0,
+    ) -> None:
+        """Prepare what does not change between candidates.
+
+        Args:
+            channels: The analysis.
+            scores: Importance of every unit.
+            evaluate: Measures a model.
+            recover: Recovers a freshly cut model before it is measured; None measures it as cut.
+            round_to: Kept counts are multiples of this where a group has that many units.
+            floor: Smallest share of any group that is kept, 0..1.
+        """
+        self.channels = channels
+        self.scores = scores
+        self.macs = macs_cost(channels)
+        self.params = params_cost(channels)
+        self._surgeon = Surgeon(channels)
+        self._evaluate = evaluate
+        self._recover = recover
+        self.n_units = np.array([g.n_units for g in channels.groups], np.int64)
+        steps = [int(np.lcm(g.step, round_to)) for g in channels.groups]
+        self.step = np.array(
+            [s if s <= g.n_units else g.step for g, s in zip(channels.groups, steps, strict=True)], np.int64
+        )
+        lowest = np.maximum(np.ceil(self.n_units * floor / self.step), 1).astype(np.int64) * self.step
+        self.min_keep = np.minimum(lowest, self.n_units)
+
+    def kept(self, n_kept: IntArray) -> list[IntArray]:
+        """Return the kept positions of every group at kept counts (n_groups,)."""
+        return choose(self.channels, self.scores, n_kept)
+
+    def candidate(self, n_kept: IntArray) -> onnx.ModelProto:
+        """Return the model cut to these counts, not recovered."""
+        return self._surgeon.cut(self.kept(n_kept))
+
+    def recovered(self, n_kept: IntArray) -> onnx.ModelProto:
+        """Return the model cut to these counts and recovered as candidates are."""
+        kept = self.kept(n_kept)
+        model = self._surgeon.cut(kept)
+        return model if self._recover is None else self._recover(kept, model)
+
+    def evaluate(self, n_kept: IntArray) -> Outcome:
+        """Measure a candidate."""
+        start = time.perf_counter()
+        metric, inference_s = self._evaluate(self.recovered(n_kept))
+        return Outcome(metric, inference_s, time.perf_counter() - start)
+
+    def problem(self, cost: Cost, budget: int) -> Problem:
+        """Return the search problem of keeping `cost` at most `budget`."""
+        members: list[set[str]] = [set() for _ in self.channels.groups]
+        group_of = np.full(self.channels.n_units, -1, np.int64)
+        for index, group in enumerate(self.channels.groups):
+            group_of[group.units] = index
+        for (value, _), axis in self.channels.axes.items():
+            for index in np.unique(group_of[axis.units]).tolist():
+                if index >= 0:
+                    members[index].add(value)
+        graph = self.channels.graph
+        encoded = arrays(build(graph), graph, [frozenset(m) for m in members])
+        return Problem(
+            n_units=self.n_units,
+            step=self.step,
+            min_keep=self.min_keep,
+            cost=cost,
+            cost_full=cost(self.n_units),
+            budget=budget,
+            macs=self.macs,
+            params=self.params,
+            graph=GraphArrays(encoded.x, encoded.edge_index, encoded.edge_type, encoded.n_edge_types),
+            features=self._features(),
+            group_nodes=encoded.group_nodes,
+            evaluate=self.evaluate,
+        )
+
+    def _features(self) -> npt.NDArray[np.float32]:
+        """Return what a group is, in numbers of comparable size: (n_groups, 6).
+
+        Columns: place in the network 0..1, log2 of the units / 12, share of the MACs and of the parameters it changes,
+        step / units, share of the MACs that halving it saves.
+        """
+        n_groups = len(self.channels.groups)
+        halved = []
+        for index in range(n_groups):
+            kept = self.n_units.copy()
+            kept[index] = max(int(self.min_keep[index]), kept[index] // 2)
+            halved.append(1 - self.macs(kept) / max(self.macs(self.n_units), 1))
+        columns = [
+            np.arange(n_groups) / max(n_groups - 1, 1),
+            np.log2(self.n_units) / 12,
+            self.macs.share_of(self.n_units),
+            self.params.share_of(self.n_units),
+            self.step / self.n_units,
+            np.array(halved),
+        ]
+        return np.stack(columns, axis=1).astype(np.float32).reshape(n_groups, len(columns))
