@@ -1,0 +1,159 @@
+"""The AGMC policy: graph encoder, decoder and DDPG agent behind the `Policy` protocol."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from agmc_onnx.config import AgmcOptions, SearchOptions
+from agmc_onnx.errors import UsageError
+from agmc_onnx.search.budget import meet_target
+from agmc_onnx.search.policies.ddpg import DdpgAgent, GraphTensors, LinearBudget, truncated_normal
+from agmc_onnx.search.problem import FloatArray, Outcome, Problem
+
+SMALLEST = 0.01  # smallest keep ratio proposed
+
+
+def paper_options() -> AgmcOptions:
+    """Return the options with all our additions off: the paper's setting, the published code's where the paper is silent."""
+    return AgmcOptions(
+        n_encoder_layers=1,
+        identity_size=0,
+        group_embedding=False,
+        actor_lr=1e-4,
+        batch_size=64,
+        min_buffer_episodes=1,
+        warmup_around="paper",
+        noise=0.5,
+        reward_on="all",
+        normalise_reward=False,
+        rescale_in_update=False,
+        elite_share=0.0,
+        n_candidates=1,
+    )
+
+
+def n_warmup(options: AgmcOptions, n_episodes: int) -> int:
+    """Return the number of random episodes: `warmup`, or `warmup_share` of all if that is less."""
+    return min(options.warmup, int(options.warmup_share * n_episodes))
+
+
+class AgmcPolicy:
+    """Learns from every episode; see `AgmcOptions` for what is the paper's and what is ours."""
+
+    def __init__(self, problem: Problem, options: SearchOptions, rng: np.random.Generator) -> None:
+        """Make the agent.
+
+        Args:
+            problem: The network to compress.
+            options: Episodes and the options of the agent.
+            rng: Seeds the agent's own generator.
+
+        Raises:
+            UsageError: If an option has an unknown value.
+        """
+        _check(options.agmc)
+        self.options = options.agmc
+        self.n_episodes = options.n_episodes
+        self.n_warmup = n_warmup(options.agmc, options.n_episodes)
+        self.episode = 0
+        self.best: tuple[float, Tensor] | None = None
+        self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        self.budget = _linear_budget(problem)
+        self.agent = DdpgAgent(_graph_tensors(problem), self.budget, options.agmc, self.generator)
+
+    def propose(self, rng: np.random.Generator) -> FloatArray:
+        """Return float64 (n_groups,) keep ratios; the first episode of a warm-up around the budget is the uniform one."""
+        if self.episode < self.n_warmup or self.best is None:
+            return self._as_ratio(self._warmup())
+        options, agent = self.options, self.agent
+        around_best = float(torch.rand((), generator=self.generator)) < options.elite_share
+        if options.n_candidates == 1 and not around_best:
+            candidates = agent.rollout(1, agent.sigma)
+        else:
+            centre = self.best[1] if around_best else agent.rollout(1, 0.0)[0]
+            candidates = truncated_normal(centre.expand(options.n_candidates, -1), agent.sigma, self.generator)
+        agent.decay_noise()
+        if len(candidates) == 1:
+            return self._as_ratio(candidates[0])
+        return self._as_ratio(candidates[int(agent.judge(candidates).argmax())])
+
+    def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
+        """Store the episode, and train once the warm-up is over."""
+        actions = torch.as_tensor(np.asarray(keep_ratio_executed), dtype=torch.float32)
+        self.agent.remember(actions, reward)
+        if self.best is None or reward > self.best[0]:
+            self.best = reward, actions
+        self.episode += 1
+        if self.episode >= self.n_warmup:
+            for _ in range(self.options.n_updates):
+                self.agent.update()
+
+    def _warmup(self) -> Tensor:
+        """Return the actions of a random episode (n_groups,)."""
+        uniform = self.budget.keep_ratio
+        if self.options.warmup_around == "paper":
+            return torch.rand(uniform.shape, generator=self.generator)
+        if self.episode == 0:
+            return uniform
+        return truncated_normal(uniform, self.options.warmup_sigma, self.generator)
+
+    @staticmethod
+    def _as_ratio(actions: Tensor) -> npt.NDArray[np.float64]:
+        """Return actions as the search wants them."""
+        return np.clip(actions.double().numpy(), SMALLEST, 1.0)
+
+
+def _check(options: AgmcOptions) -> None:
+    """Raise if a choice is unknown."""
+    for name, choices in (
+        ("encoder", ("mean", "diffpool")),
+        ("warmup_around", ("budget", "paper")),
+        ("reward_on", ("share", "all", "final")),
+    ):
+        if getattr(options, name) not in choices:
+            raise UsageError(f"agmc: unknown {name}, got {getattr(options, name)!r}; expected one of {', '.join(choices)}.")
+
+
+def _linear_budget(problem: Problem) -> LinearBudget:
+    """Return the uniform solution and the marginal cost of every group there, by one step down (or up) each."""
+    met = meet_target(
+        np.full(problem.n_groups, 0.5),
+        problem.cost,
+        problem.n_units,
+        problem.step,
+        problem.min_keep,
+        budget=problem.budget,
+    )
+    weight = np.zeros(problem.n_groups)
+    for group in range(problem.n_groups):
+        moved = met.kept.copy()
+        down = met.kept[group] > problem.min_keep[group]
+        moved[group] = problem.min_keep[group] if down else problem.n_units[group]
+        change = (met.kept[group] - moved[group]) / problem.n_units[group]
+        weight[group] = (met.reached - problem.cost(moved)) / change if change else 0.0
+    weight = np.maximum(weight / max(weight.max(), 1.0), 1e-6)
+    return LinearBudget(
+        torch.as_tensor(weight, dtype=torch.float32), torch.as_tensor(met.keep_ratio, dtype=torch.float32)
+    )
+
+
+def _graph_tensors(problem: Problem) -> GraphTensors:
+    """Return the graph with standardised node features (a constant column becomes zero)."""
+    x = np.asarray(problem.graph.x, dtype=np.float64)
+    deviation = x.std(axis=0)
+    x = (x - x.mean(axis=0)) / np.where(deviation > 1e-12, deviation, 1.0)
+    counts = [len(nodes) for nodes in problem.group_nodes]
+    nodes = np.concatenate([np.zeros(0, dtype=np.int64), *map(np.asarray, problem.group_nodes)]).astype(np.int64)
+    return GraphTensors(
+        torch.as_tensor(x, dtype=torch.float32),
+        torch.as_tensor(np.asarray(problem.graph.edge_index), dtype=torch.long),
+        torch.as_tensor(np.asarray(problem.graph.edge_type), dtype=torch.long),
+        problem.graph.n_edge_types,
+        torch.as_tensor(np.repeat(np.arange(len(counts)), counts), dtype=torch.long),
+        torch.as_tensor(nodes, dtype=torch.long),
+    )
+
+

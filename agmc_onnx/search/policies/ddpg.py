@@ -1,0 +1,259 @@
+"""The DDPG agent over whole episodes (AGMC paper, section 3.4; DDPG: Lillicrap et al. 2016, arXiv:1509.02971).
+
+The replay buffer holds actions and rewards of whole episodes, no states: states are recomputed through the current encoder
+and decoder, so that both learn. All actions here are keep ratios.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from agmc_onnx.config import AgmcOptions
+from agmc_onnx.search.policies.networks import Actor, Critic, Decoder, DiffPoolEncoder, GCNEncoder
+
+REWARD_CLIP = 3.0  # normalised rewards are cut here: one collapsed candidate must not fill the critic
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Run torch on one thread inside: these networks are too small to share, several threads are slower by a factor."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+@dataclass(frozen=True)
+class GraphTensors:
+    """The one graph the agent works on.
+
+    Attributes:
+        x: float32 (n_nodes, n_features), standardised.
+        edge_index: int64 (2, n_edges).
+        edge_type: int64 (n_edges,).
+        n_edge_types: Size of the vocabulary.
+        member_group: int64 (n_members,), group of each entry of `member_node`.
+        member_node: int64 (n_members,), the nodes of all groups, one after the other.
+    """
+
+    x: Tensor
+    edge_index: Tensor
+    edge_type: Tensor
+    n_edge_types: int
+    member_group: Tensor
+    member_node: Tensor
+
+
+@dataclass(frozen=True)
+class LinearBudget:
+    """The budget, linear around the uniform solution; what the differentiable Algorithm 1 works with.
+
+    Attributes:
+        weight: float32 (n_groups,), cost per unit of keep ratio at the uniform solution; any positive scale.
+        keep_ratio: float32 (n_groups,), the uniform solution.
+    """
+
+    weight: Tensor
+    keep_ratio: Tensor
+
+    def rescale(self, actions: Tensor) -> Tensor:
+        """Return actions (..., n_groups) on the linear budget: all prune ratios times one factor, differentiable."""
+        prune = 1.0 - actions
+        target = (self.weight * (1.0 - self.keep_ratio)).sum()
+        factor = target / (self.weight * prune).sum(dim=-1, keepdim=True).clamp(min=1e-6)
+        return (1.0 - factor * prune).clamp(0.0, 1.0)
+
+
+def truncated_normal(mean: Tensor, sigma: Tensor | float, generator: torch.Generator) -> Tensor:
+    """Return samples of TN(mean, sigma^2, 0, 1) (eq. 9), float32 of mean's shape, by inversion of the distribution."""
+    mean64 = mean.double()
+    low, high = torch.special.ndtr(-mean64 / sigma), torch.special.ndtr((1.0 - mean64) / sigma)
+    uniform = torch.rand(mean.shape, generator=generator, dtype=torch.float64)
+    sample = mean64 + sigma * torch.special.ndtri((low + uniform * (high - low)).clamp(1e-12, 1 - 1e-12))
+    return sample.clamp(0.0, 1.0).float()
+
+
+class _Networks(nn.Module):
+    """Encoder, decoder, actor and critic."""
+
+    def __init__(self, graph: GraphTensors, n_groups: int, options: AgmcOptions, first_action: float) -> None:
+        super().__init__()
+        d = options.embedding_size
+        self.encoder: nn.Module
+        if options.encoder == "diffpool":
+            self.encoder = DiffPoolEncoder(
+                graph.x.shape[1],
+                graph.n_edge_types,
+                d,
+                options.diffpool_clusters,
+                edge_embedding_size=options.edge_embedding_size,
+                max_nodes=options.diffpool_max_nodes,
+            )
+        else:
+            self.encoder = GCNEncoder(
+                graph.x.shape[1],
+                graph.n_edge_types,
+                d,
+                options.n_encoder_layers,
+                edge_embedding_size=options.edge_embedding_size,
+            )
+        width = (d if options.group_embedding else 0) + options.identity_size
+        self.decoder = Decoder(d, width, options.carry_state)
+        self.identity = nn.Embedding(n_groups, options.identity_size) if options.identity_size else None
+        self.actor = Actor(d, options.hidden_size, first_action)
+        self.critic = Critic(d, options.hidden_size)
+        self.graph = graph
+        self.group_embedding = options.group_embedding
+
+    def embed(self, n_groups: int) -> tuple[Tensor, Tensor | None]:
+        """Return g (1, d) and the groups' embeddings (1, n_groups, d) or None."""
+        graph = self.graph
+        g, h = self.encoder(graph.x, graph.edge_index, graph.edge_type)
+        parts = []
+        if self.group_embedding:
+            members = torch.ones(len(graph.member_group), 1)
+            count = torch.zeros(n_groups, 1).index_add(0, graph.member_group, members)
+            total = torch.zeros(n_groups, h.shape[1]).index_add(0, graph.member_group, h[graph.member_node])
+            parts.append(total / count.clamp(min=1))
+        if self.identity is not None:
+            parts.append(self.identity.weight)
+        return g, torch.cat(parts, dim=1)[None] if parts else None
+
+    def states(self, actions: Tensor) -> Tensor:
+        """Return the states (batch, n_groups, d) of whole episodes with these actions (batch, n_groups)."""
+        g, context = self.embed(actions.shape[1])
+        expanded = None if context is None else context.expand(len(actions), -1, -1)
+        return self.decoder(g.expand(len(actions), -1), actions, expanded)
+
+
+class DdpgAgent:
+    """Actor, critic, their targets and the replay buffer.
+
+    Attributes:
+        sigma: Width of the exploration noise of the next episode.
+    """
+
+    def __init__(
+        self, graph: GraphTensors, budget: LinearBudget, options: AgmcOptions, generator: torch.Generator
+    ) -> None:
+        """Make the networks; `generator` is the only source of randomness."""
+        self.options, self.budget, self.generator = options, budget, generator
+        self.n_groups = len(budget.keep_ratio)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            self.networks = _Networks(graph, self.n_groups, options, float(budget.keep_ratio.mean().clamp(0.05, 0.95)))
+        self.targets = copy.deepcopy(self.networks).requires_grad_(False)
+        represent = [*self.networks.encoder.parameters(), *self.networks.decoder.parameters()]
+        if self.networks.identity is not None:
+            represent.append(self.networks.identity.weight)
+        if options.frozen_encoder:
+            for parameter in represent:
+                parameter.requires_grad_(False)
+            represent = []
+        rates = [
+            {"params": [*self.networks.critic.parameters(), *represent], "lr": options.critic_lr},
+            {"params": list(self.networks.actor.parameters()), "lr": options.actor_lr},
+        ]
+        self.optimizer = torch.optim.Adam(rates, fused=True)
+        capacity = max(options.buffer_size // self.n_groups, options.min_buffer_episodes)
+        self.replay: deque[tuple[Tensor, float]] = deque(maxlen=capacity)
+        self.baseline: float | None = None
+        self.sigma = options.noise
+
+    def remember(self, actions: Tensor, reward: float) -> None:
+        """Store one episode: executed actions (n_groups,) and the reward."""
+        self.replay.append((actions, reward))
+
+    @single_thread()
+    @torch.no_grad()
+    def rollout(self, n: int, sigma: float) -> Tensor:
+        """Return actions (n, n_groups) of n episodes of the actor, with noise (eq. 9) unless sigma is 0."""
+        g, context = self.networks.embed(self.n_groups)
+        state = self.networks.decoder.initial(g.expand(n, -1))
+        action, actions = torch.ones(n, 1), []
+        for t in range(self.n_groups):
+            inputs = None if context is None else context[:, t].expand(n, -1)
+            s, state = self.networks.decoder.step(state, action, inputs)
+            action = self.networks.actor(s)[:, None]
+            if sigma:
+                action = truncated_normal(action, sigma, self.generator)
+            actions.append(action)
+        return torch.cat(actions, dim=1)
+
+    @single_thread()
+    @torch.no_grad()
+    def judge(self, actions: Tensor) -> Tensor:
+        """Return the critic's value (n,) of whole episodes (n, n_groups), on the linear budget."""
+        actions = self.budget.rescale(actions) if self.options.rescale_in_update else actions
+        values: Tensor = self.networks.critic(self.networks.states(actions), actions)
+        return values.sum(dim=1) if self.options.reward_on == "share" else values.mean(dim=1)
+
+    def decay_noise(self) -> None:
+        """Make the exploration noise smaller, down to its floor."""
+        self.sigma = max(self.sigma * self.options.noise_decay, self.options.noise_floor)
+
+    @single_thread()
+    def update(self) -> tuple[float, float]:
+        """Make one update of critic, actor, encoder and decoder on a batch of whole episodes; return both losses."""
+        actions, rewards = self._batch()
+        networks, options = self.networks, self.options
+        states = networks.states(actions)
+        values = networks.critic(states, actions)
+        if options.reward_on == "share":
+            critic_loss = nn.functional.mse_loss(values.sum(dim=1), rewards)
+        else:
+            critic_loss = nn.functional.mse_loss(values, self._targets(actions, rewards))
+        chosen = networks.actor(states)
+        if options.rescale_in_update:
+            chosen = self.budget.rescale(chosen)
+        # The critic sees detached states: the actor's loss may change what the actor sees, not what the critic sees, or
+        # the encoder would raise Q without any better action. The critic's own weights get no gradient here.
+        networks.critic.requires_grad_(False)
+        actor_loss = -networks.critic(states.detach(), chosen).mean()
+        networks.critic.requires_grad_(True)
+        self.optimizer.zero_grad(set_to_none=True)
+        (critic_loss + actor_loss).backward()
+        self.optimizer.step()
+        if options.reward_on != "share":
+            self._follow()
+        return float(critic_loss.detach()), float(actor_loss.detach())
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Return actions (batch, n_groups) and baselined rewards (batch,) of episodes drawn without repetition."""
+        n = min(max(-(-self.options.batch_size // self.n_groups), 1), len(self.replay))
+        chosen = torch.randperm(len(self.replay), generator=self.generator)[:n].tolist()
+        actions = torch.stack([self.replay[i][0] for i in chosen])
+        rewards = torch.tensor([self.replay[i][1] for i in chosen])
+        if self.options.normalise_reward:
+            seen = torch.tensor([reward for _, reward in self.replay])
+            low, middle, high = torch.quantile(seen, torch.tensor([0.1, 0.5, 0.9])).tolist()
+            return actions, ((rewards - middle) / max((high - low) / 2.56, 1e-6)).clamp(-REWARD_CLIP, REWARD_CLIP)
+        alpha, mean = self.options.baseline_momentum, float(rewards.mean())
+        self.baseline = mean if self.baseline is None else alpha * mean + (1 - alpha) * self.baseline
+        return actions, rewards - self.baseline
+
+    @torch.no_grad()
+    def _targets(self, actions: Tensor, rewards: Tensor) -> Tensor:
+        """Return y (batch, n_groups) of eq. 11; `rewards` are baselined already, nothing follows the last group."""
+        states = self.targets.states(actions)
+        following = self.targets.critic(states, self.targets.actor(states))
+        following = torch.cat([following[:, 1:], torch.zeros(len(actions), 1)], dim=1)
+        received = rewards[:, None].expand_as(actions).clone()
+        if self.options.reward_on == "final":
+            received[:, :-1] = 0.0
+        return received + self.options.gamma * following
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the targets by tau towards the networks."""
+        targets, sources = list(self.targets.parameters()), list(self.networks.parameters())
+        torch._foreach_lerp_(targets, sources, self.options.tau)
