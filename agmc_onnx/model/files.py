@@ -5,20 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import numpy_helper
 
 from agmc_onnx.errors import ModelError, UsageError
 
 Array = np.ndarray
 _LIMIT = 1_900_000_000  # protobuf cannot hold 2 GiB; leave room for the graph itself
+_INLINE_BYTES = 1024  # smaller initializers stay in the graph file: shape inference wants to see them
+_ALIGNMENT = 4096  # of large external data, so that it can be memory-mapped (onnx.proto, TensorProto.external_data)
+_PACKED_NAMES = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
+_PACKED_BITS = {onnx.TensorProto.DataType.Value(name): bits for name, bits in _PACKED_NAMES.items()
+                if name in onnx.TensorProto.DataType.keys()}  # fmt: skip  # noqa: SIM118
 
 
 @dataclass(frozen=True)
@@ -67,24 +73,23 @@ def read_model(path: str | Path) -> ModelFile:
         ) from None
     if not proto.ir_version or not proto.graph.node or not proto.opset_import:
         raise ModelError(f"{path}: not an ONNX model (no graph found); expected an .onnx file. Export the model again.")
-    file_bytes = len(raw) + sum(size for _, size in _external_files(proto, path))
-    if file_bytes - len(raw) and file_bytes < _LIMIT:
-        for tensor in external_tensors(proto):
-            inline = numpy_helper.from_array(read_array(tensor, path.parent), tensor.name)
-            inline.doc_string = tensor.doc_string
-            tensor.CopyFrom(inline)
+    file_bytes = len(raw) + sum(file.stat().st_size for file in _external_files(proto, path.parent))
+    if file_bytes < _LIMIT:
+        _load_external(proto, path.parent)
     return ModelFile(proto, path, hashlib.sha256(raw).hexdigest(), file_bytes)
 
 
 def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor of the model, subgraphs included, whose data lies in another file."""
-    for tensor in _tensors(proto.graph):
+    """Yield every tensor of the model, subgraphs and local functions included, whose data lies in another file."""
+    for tensor in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             yield tensor
 
 
 def read_array(tensor: onnx.TensorProto, folder: Path | None = None) -> Array:
     """Return a tensor as a numpy array; external data is memory-mapped, not copied.
+
+    Types of less than a byte (int4, float4) are the exception: they are unpacked, one element a byte.
 
     Args:
         tensor: Inline or external tensor.
@@ -95,57 +100,72 @@ def read_array(tensor: onnx.TensorProto, folder: Path | None = None) -> Array:
     """
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return numpy_helper.to_array(tensor)
-    path, offset, length = _location(tensor, folder or Path())
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    flat = np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(length,)) if length else np.empty(0, "u1")
-    return flat.view(dtype).reshape(tuple(tensor.dims))
+    stored = _read_external(tensor, folder)
+    if tensor.data_type in _PACKED_BITS:
+        return numpy_helper.to_array(
+            onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=stored.tobytes())
+        )
+    return stored.view(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
 
 
-def write_model(proto: onnx.ModelProto, path: str | Path, external: bool | None = None) -> int:
+def read_sparse(sparse: onnx.SparseTensorProto) -> Array:
+    """Return a sparse tensor as a dense numpy array of the same element type.
+
+    Args:
+        sparse: Values of shape (n,) with int64 indices of shape (n,) into the flattened tensor or (n, rank).
+    """
+    values, index = read_array(sparse.values), read_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if index.ndim == 2:
+        dense[tuple(index.T)] = values
+    else:
+        dense.reshape(-1)[index] = values
+    return dense
+
+
+def write_model(
+    proto: onnx.ModelProto, path: str | Path, external: bool | None = None, folder: Path | None = None
+) -> int:
     """Write a model so that the file is either whole or untouched.
 
     Args:
-        proto: Model with its tensors inline.
+        proto: Model; not changed.
         path: Target file; with external data its weights go to `<name>.data` beside it.
         external: Put the weights into a file of their own; None does so only above 1.9 GB.
+        folder: Folder that tensors with external data refer to, needed where the model has any. Their data is copied:
+            what is written never refers to the original's files.
 
     Returns:
         Bytes written, external data included.
 
     Raises:
-        UsageError: If the target cannot be written.
+        UsageError: If the target cannot be written, or the model is too large for one file.
+        ModelError: If external data that the model refers to cannot be read.
     """
     path = Path(path)
     if external is None:
-        external = proto.ByteSize() > _LIMIT
+        external = sum(_stored_bytes(tensor) for tensor in _tensors(proto)) > _LIMIT
     if not external:
-        data = proto.SerializeToString(deterministic=True)
+        if any(True for _ in external_tensors(proto)):
+            loaded = onnx.ModelProto()
+            loaded.CopyFrom(proto)
+            _load_external(loaded, folder)
+            proto = loaded
+        data = _serialize(proto, path)
         write_atomically(path, data)
         return len(data)
+    check_writable(path)
     slim = onnx.ModelProto()
     slim.CopyFrom(proto)
-    onnx.external_data_helper.convert_model_to_external_data(
-        slim, all_tensors_to_one_file=True, location=path.name + ".data", size_threshold=1024
-    )
-    total = 0
-    with _replacing(path.with_name(path.name + ".data")) as partial:
-        with partial.open("wb") as out:
-            for tensor in external_tensors(slim):
-                raw = tensor.raw_data
-                offset = out.tell()
-                out.write(raw)
-                for entry in tensor.external_data:
-                    if entry.key in ("offset", "length"):
-                        entry.value = str(offset if entry.key == "offset" else len(raw))
-                known = {entry.key for entry in tensor.external_data}
-                for key, value in (("offset", offset), ("length", len(raw))):
-                    if key not in known:
-                        tensor.external_data.add(key=key, value=str(value))
-                tensor.ClearField("raw_data")
-            total = out.tell()
-        data = slim.SerializeToString(deterministic=True)
-        write_atomically(path, data)
-    return total + len(data)
+    data_path = path.with_name(path.name + ".data")
+    # both files are whole before either is put in place; the weights go first, as nothing refers to them yet
+    with _replacing(path) as partial, _replacing(data_path) as data_partial:
+        with data_partial.open("wb") as out:
+            _move_weights(slim, out, data_path.name, folder)
+            n_bytes = out.tell()
+        data = _serialize(slim, path)
+        partial.write_bytes(data)
+    return n_bytes + len(data)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -169,7 +189,8 @@ def check_writable(path: str | Path) -> None:
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; expected a file name such as {path / 'out.onnx'}. Give -o FILE.onnx.")
     if not folder.is_dir():
-        raise UsageError(f"{path}: folder {folder} does not exist. Create it, or choose another output with -o.")
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise UsageError(f"{path}: folder {folder} {problem}. Create it, or choose another output with -o.")
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".agmc-"):
             return
@@ -192,18 +213,105 @@ def _replacing(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
-def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Yield the initializers and tensor attributes of a graph and of the graphs inside it."""
-    yield from message.initializer  # type: ignore[attr-defined]
-    for node in message.node:  # type: ignore[attr-defined]
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield the tensors of the main graph, of all subgraphs and of the local functions."""
+    yield from _graph_tensors(proto.graph)
+    for function in proto.functions:
+        yield from _node_tensors(function.node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            if attribute.HasField("g"):
-                yield from _tensors(attribute.g)
-            for graph in attribute.graphs:
-                yield from _tensors(graph)
+            for sparse in (*([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else ()),
+                           *attribute.sparse_tensors):  # fmt: skip
+                yield from (sparse.values, sparse.indices)
+            for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _graph_tensors(graph)
+
+
+def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the dense initializers of a graph and of its subgraphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _initializers(inner)
+
+
+def _stored_bytes(tensor: onnx.TensorProto) -> int:
+    """Return how many bytes a tensor's elements take in a file."""
+    count = int(np.prod(tensor.dims, dtype=np.int64))
+    if tensor.data_type in _PACKED_BITS:
+        return (count * _PACKED_BITS[tensor.data_type] + 7) // 8
+    try:
+        return count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except KeyError:  # a type this onnx does not know
+        return len(tensor.raw_data)
+
+
+def _load_external(proto: onnx.ModelProto, folder: Path | None) -> None:
+    """Read external data into the tensors that refer to it, in place."""
+    for tensor in external_tensors(proto):
+        tensor.raw_data = _read_external(tensor, folder).tobytes()
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+
+
+def _move_weights(proto: onnx.ModelProto, out: BinaryIO, location: str, folder: Path | None) -> None:
+    """Write large initializers, and all that is external already, to `out`, and refer to them there, in place."""
+    large = [tensor for tensor in _initializers(proto.graph) if _stored_bytes(tensor) >= _INLINE_BYTES]
+    large = [tensor for tensor in large if tensor.data_type != onnx.TensorProto.STRING]  # strings have no raw form
+    moved = [tensor for tensor in large if tensor.data_location != onnx.TensorProto.EXTERNAL]
+    for tensor in (*external_tensors(proto), *moved):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            stored = _read_external(tensor, folder)
+        else:
+            raw = tensor.raw_data if tensor.HasField("raw_data") else _raw_bytes(tensor)
+            stored = np.frombuffer(raw, np.uint8)
+        out.write(b"\0" * (-out.tell() % (_ALIGNMENT if stored.size >= _ALIGNMENT else 64)))
+        offset = out.tell()
+        out.write(stored.data)
+        for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+            tensor.ClearField(name)
+        tensor.ClearField("external_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", offset), ("length", stored.size)):
+            tensor.external_data.add(key=key, value=str(value))
+
+
+def _raw_bytes(tensor: onnx.TensorProto) -> bytes:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
+
+
+def _serialize(proto: onnx.ModelProto, path: Path) -> bytes:
+    try:
+        return proto.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError):
+        raise UsageError(f"{path}: the model is larger than the 2 GB one file can hold. Write external data.") from None
+
+
+def _read_external(tensor: onnx.TensorProto, folder: Path | None) -> Array:
+    """Return the bytes of a tensor with external data, memory-mapped, shape (stored bytes,)."""
+    if folder is None:
+        raise ModelError(
+            f"tensor {tensor.name}: its numbers lie in another file, and the model's folder is not known here. "
+            "Read the model with read_model, or give the folder."
+        )
+    path, offset, length = _location(tensor, folder)
+    if not length:
+        return np.empty(0, np.uint8)
+    return np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(length,))
 
 
 def _location(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, int]:
@@ -217,14 +325,20 @@ def _location(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, int]:
             f"{where}: its external data file {entries.get('location')} is missing; expected it in {folder}. "
             "Put the file beside the model."
         )
-    offset = int(entries.get("offset", 0))
-    wanted = int(np.prod(tensor.dims, dtype=np.int64)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    length = int(entries.get("length", wanted))
+    wanted = _stored_bytes(tensor)
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", wanted))
+    except ValueError:
+        offset = length = -1
+    if offset < 0 or length != wanted:
+        raise ModelError(
+            f"{where}: its external data has offset {entries.get('offset')} and length {entries.get('length')}; "
+            f"expected {wanted} bytes for shape {list(tensor.dims)}. Export the model again."
+        )
     if offset + length > path.stat().st_size:
         raise ModelError(f"{where}: its external data ends early; {path.name} is truncated. Copy the file again.")
     return path, offset, length
 
 
-def _external_files(proto: onnx.ModelProto, path: Path) -> list[tuple[Path, int]]:
-    found = {_location(tensor, path.parent)[0] for tensor in external_tensors(proto)}
-    return [(file, file.stat().st_size) for file in sorted(found)]
+def _external_files(proto: onnx.ModelProto, folder: Path) -> list[Path]:
+    return sorted({_location(tensor, folder)[0] for tensor in external_tensors(proto)})

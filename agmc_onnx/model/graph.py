@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from agmc_onnx.model.files import read_array
 from agmc_onnx.model.shapes import Shape, evaluate_node, infer_shapes
 
-FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE})
+_T = onnx.TensorProto
+FLOATS = frozenset({_T.FLOAT, _T.FLOAT16, _T.BFLOAT16, _T.DOUBLE})
 _FOLDED_SIZE = 4096  # larger constants are weights, never shape arithmetic
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+# These only pick and arrange numbers, so what is equal for two sizes of an input is equal for all of them.
+_SELECTING = frozenset(
+    {"Cast", "Concat", "Gather", "GatherElements", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"}
+)
+
+
+_Pair = tuple[np.ndarray, np.ndarray]  # a value at the two settings of the open dimensions, see shapes.Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +50,16 @@ class Node:
     @property
     def label(self) -> str:
         """Name for messages: the op type with the node's name or first output."""
-        return f"{self.op_type} {self.proto.name or self.outputs[0]}"
+        return f"{self.op_type} {self.proto.name or next(filter(None, self.outputs), f'number {self.index}')}"
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """Return an attribute's value as Python data, or the default where it is absent."""
+        """Return an attribute's value as Python data (text as str), or the default where it is absent."""
         for attribute in self.proto.attribute:
             if attribute.name == name:
                 value = onnx.helper.get_attribute_value(attribute)
-                return value.decode() if isinstance(value, bytes) else value
+                if attribute.type == onnx.AttributeProto.STRINGS:
+                    return [_text(item) for item in value]
+                return _text(value)
         return default
 
 
@@ -62,6 +77,7 @@ class Graph:
         consumers: (node, input position) pairs that use a value.
         captured: Values that a subgraph (If, Loop, Scan) uses from outside, with the node that holds it.
         opset: Version of the default operator set.
+        folder: Folder of the model file, needed to read tensors whose data was left in a file of its own.
     """
 
     model: onnx.ModelProto
@@ -73,7 +89,8 @@ class Graph:
     consumers: dict[str, list[tuple[Node, int]]]
     captured: dict[str, Node]
     opset: int
-    _values: dict[str, np.ndarray | None] = field(default_factory=dict, repr=False)
+    folder: Path | None = None
+    _values: dict[str, _Pair | None] = field(default_factory=dict, repr=False)
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
@@ -97,25 +114,31 @@ class Graph:
         found = set(self.tensors)
         for node in self.nodes:
             used = [name for name in node.inputs if name]
-            if used and all(name in found for name in used):
-                found.update(node.outputs)
+            if used and all(name in found for name in used) and not _has_subgraph(node.proto):
+                found.update(name for name in node.outputs if name)
         return frozenset(found)
 
     def array(self, tensor: str) -> np.ndarray:
-        """Return a constant as a numpy array."""
-        return numpy_helper.to_array(self.tensors[tensor])
+        """Return a constant as a numpy array.
+
+        Raises:
+            ModelError: If its data lies in another file that cannot be read; see `folder`.
+        """
+        return read_array(self.tensors[tensor], self.folder)
 
     def value(self, name: str) -> np.ndarray | None:
         """Return the numbers of a value that does not depend on the graph's inputs, or None.
 
-        Small chains of constants and of shapes with fixed sizes are evaluated (onnx.reference); what exporters write for
-        Pad amounts, Slice bounds and Reshape targets.
+        Small chains of constants and of fixed sizes are evaluated (onnx.reference): what exporters write for Pad
+        amounts, Slice bounds and Reshape targets. Picking the fixed sizes out of a shape that also has open ones is
+        understood; arithmetic on open sizes is not, even where it happens to give the same for many of them.
         """
         if name not in self._values:
-            self._values[name] = self._evaluate(name)
-        return self._values[name]
+            self._evaluate(name)
+        pair = self._values[name]
+        return pair[0] if pair is not None and _is_settled(pair) else None
 
-    def _evaluate(self, name: str) -> np.ndarray | None:
+    def _evaluate(self, name: str) -> None:
         pending = [name]
         while pending:  # an explicit stack: chains can be longer than Python's recursion limit
             current = pending[-1]
@@ -123,38 +146,52 @@ class Graph:
                 pending.pop()
                 continue
             if current in self.tensors:
-                small = np.prod(self.tensors[current].dims, dtype=np.int64) <= _FOLDED_SIZE
-                self._values[current] = self.array(current) if small else None
+                self._values[current] = self._constant(current)
                 continue
             node = self.producer.get(current)
             self._values[current] = None
-            if node is None or node.domain not in ("", "ai.onnx") or any(a.HasField("g") for a in node.proto.attribute):
+            if node is None or node.domain or _has_subgraph(node.proto) or node.op_type in _RANDOM:
                 continue
             if node.op_type in ("Shape", "Size"):
                 shape = self.shape(node.inputs[0])
-                if shape is not None and shape.is_static:
-                    dims = shape.dims[node.attribute("start", 0) : node.attribute("end", len(shape.dims))]
-                    self._values[current] = np.array(dims if node.op_type == "Shape" else np.prod(shape.dims), np.int64)
-                continue
-            if node.op_type in ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"):
+                if shape is not None:
+                    self._values[current] = (_sizes(node, shape.dims), _sizes(node, shape.other))
                 continue
             missing = [i for i in node.inputs if i and i not in self._values]
             if missing:
                 del self._values[current]
                 pending.extend(missing)
                 continue
-            feeds = {i: self._values[i] for i in node.inputs if i}
-            if node.inputs and not any(value is None for value in feeds.values()):
-                for output, value in zip(node.outputs, evaluate_node(node.proto, feeds, self.opset), strict=False):
-                    self._values[output] = value
-        return self._values[name]
+            feeds = {i: pair for i in node.inputs if i and (pair := self._values[i]) is not None}
+            if not feeds or len(feeds) < len({i for i in node.inputs if i}):
+                continue
+            if node.op_type == "ConstantOfShape" and np.prod(feeds[node.inputs[0]][0]) > _FOLDED_SIZE:
+                continue  # a weight
+            settled = all(_is_settled(pair) for pair in feeds.values())
+            if settled or node.op_type in _SELECTING:
+                first = evaluate_node(node.proto, {i: pair[0] for i, pair in feeds.items()}, self.opset)
+                other = first
+                if not settled:
+                    other = evaluate_node(node.proto, {i: pair[1] for i, pair in feeds.items()}, self.opset)
+                for output, one, two in zip(node.outputs, first, other, strict=True):
+                    if output and one is not None and two is not None:
+                        self._values[output] = (one, two)
+
+    def _constant(self, name: str) -> _Pair | None:
+        tensor = self.tensors[name]
+        is_known = tensor.data_location != onnx.TensorProto.EXTERNAL or self.folder is not None
+        if not is_known or np.prod(tensor.dims, dtype=np.int64) > _FOLDED_SIZE:
+            return None
+        array = self.array(name)
+        return array, array
 
 
-def view(model: onnx.ModelProto) -> Graph:
+def view(model: onnx.ModelProto, folder: Path | None = None) -> Graph:
     """Index a model's main graph.
 
     Args:
         model: Any ONNX model; not changed, and not to be changed while the view is used.
+        folder: Folder of the model file; only needed where tensors refer to data in other files.
     """
     graph = model.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -180,16 +217,18 @@ def view(model: onnx.ModelProto) -> Graph:
         for name in captured_names(proto):
             captured.setdefault(name, node)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    inputs = tuple(i.name for i in graph.input if i.name not in tensors)
+    sparse = {sparse.values.name for sparse in graph.sparse_initializer}
+    inputs = tuple(i.name for i in graph.input if i.name not in tensors and i.name not in sparse)
     outputs = tuple(o.name for o in graph.output)
-    return Graph(model, tuple(nodes), tensors, inputs, outputs, producer, consumers, captured, opset)
+    return Graph(model, tuple(nodes), tensors, inputs, outputs, producer, consumers, captured, opset, folder)
 
 
 def captured_names(proto: onnx.NodeProto) -> Iterator[str]:
     """Yield the outer values that a node's subgraphs use."""
     for attribute in proto.attribute:
-        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+        for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
             own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+            own.update(sparse.values.name for sparse in graph.sparse_initializer)
             for node in graph.node:
                 yield from (name for name in node.input if name and name not in own)
                 yield from (name for name in captured_names(node) if name not in own)
@@ -201,8 +240,31 @@ def _constant_tensor(proto: onnx.NodeProto) -> onnx.TensorProto | None:
     for attribute in proto.attribute:
         if attribute.name == "value":
             return attribute.t
-        if attribute.name in ("value_float", "value_floats"):
-            return numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), np.float32), proto.output[0])
-        if attribute.name in ("value_int", "value_ints"):
-            return numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), np.int64), proto.output[0])
+        for kind, dtype in (("float", np.float32), ("int", np.int64)):
+            if attribute.name in (f"value_{kind}", f"value_{kind}s"):
+                numbers = np.array(onnx.helper.get_attribute_value(attribute), dtype)
+                return numpy_helper.from_array(numbers, proto.output[0])
     return None  # sparse or string constants stay nodes, which no rule understands
+
+
+def _has_subgraph(proto: onnx.NodeProto) -> bool:
+    return any(attribute.HasField("g") or attribute.graphs for attribute in proto.attribute)
+
+
+def _is_settled(pair: _Pair) -> bool:
+    return pair[0] is pair[1] or (pair[0].dtype == pair[1].dtype and np.array_equal(*pair))
+
+
+def _sizes(node: Node, dims: tuple[int, ...]) -> np.ndarray:
+    """Return what a Shape or Size node gives for an input of these sizes."""
+    if node.op_type == "Size":
+        return np.array(np.prod(dims, dtype=np.int64), np.int64)
+    return np.array(dims[node.attribute("start", 0) : node.attribute("end", len(dims))], np.int64)
+
+
+def _text(value: Any) -> Any:
+    """Return bytes as text where they are text."""
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value

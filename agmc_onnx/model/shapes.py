@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 _BATCH = (1, 2)  # the first open dimension of an input, in the two passes
 _OTHER = ((16, 24), (64, 96), (224, 256))  # all other open dimensions; larger ones when a graph shrinks 16 to nothing
+_IMAGE_RANK = 4  # images start with the largest: at 16 and 24 pixels the last of five halvings would look fixed at 1
 _KEPT_ELEMENTS = 1024  # constants up to this size keep their numbers: shape arithmetic needs them
 
 
@@ -25,7 +26,7 @@ class Shape:
     """Sizes of a value at batch 1, and at a second setting of the open dimensions.
 
     Attributes:
-        dims: Sizes with every first open dimension 1 and the others small: what costs are counted at.
+        dims: Sizes with every first open dimension 1 and the others small, 224 for images: what costs are counted at.
         other: Sizes at the second setting; a size is fixed when it is the same in both.
     """
 
@@ -56,8 +57,10 @@ def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     skeleton = _without_weights(model)
     best: dict[str, Shape] = {}
     made = [output for node in skeleton.graph.node for output in node.output if output]
-    is_open = any(_is_open(dim) for i in skeleton.graph.input for dim in i.type.tensor_type.shape.dim)
-    for sizes in _OTHER if is_open else _OTHER[:1]:
+    inputs = [i.type.tensor_type.shape.dim for i in skeleton.graph.input]
+    is_image = any(len(dims) >= _IMAGE_RANK and any(_is_open(dim) for dim in dims[1:]) for dims in inputs)
+    settings = _OTHER[::-1] if is_image else _OTHER
+    for sizes in settings if any(_is_open(dim) for dims in inputs for dim in dims) else settings[:1]:
         first, second = (_infer(skeleton, batch, size, made) for batch, size in zip(_BATCH, sizes, strict=True))
         found = {
             name: Shape(dims, second[name])
@@ -99,22 +102,25 @@ def _infer(skeleton: onnx.ModelProto, batch: int, other: int, made: list[str]) -
     model = onnx.ModelProto()
     model.CopyFrom(skeleton)
     names: dict[str, int] = {}
-    for value in model.graph.input:
+    for value in (*model.graph.input, *model.graph.value_info):
         for position, dim in enumerate(value.type.tensor_type.shape.dim):
             if _is_open(dim):
                 size = batch if position == 0 else other
                 dim.dim_value = names.setdefault(dim.dim_param, size) if dim.dim_param else size
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        found = {value.name: value.type for value in (*inferred.input, *inferred.value_info, *inferred.output)}
     except Exception:  # inference stops at the first contradiction it meets; node by node gets further
-        return _walk(model)
-    found = {value.name: _dims(value.type) for value in (*inferred.input, *inferred.value_info, *inferred.output)}
-    known = {name: dims for name, dims in found.items() if dims is not None}
-    return known if all(name in known for name in made) else _walk(model)
+        found = {}
+    sizes = {name: dims for name, kind in found.items() if (dims := _dims(kind)) is not None}
+    return sizes if all(name in sizes for name in made) else _walk(model, found)
 
 
-def _walk(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Infer node by node, evaluating shape arithmetic on the way; a node that fails leaves its outputs unknown."""
+def _walk(model: onnx.ModelProto, found: dict[str, onnx.TypeProto]) -> dict[str, tuple[int, ...]]:
+    """Infer node by node, evaluating shape arithmetic on the way.
+
+    A node that this fails for keeps what inference of the whole model has `found` (local functions, If), if anything.
+    """
     types = {i.name: i.type for i in model.graph.input}
     data: dict[str, onnx.TensorProto] = {}
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
@@ -124,35 +130,37 @@ def _walk(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
         if np.prod(tensor.dims, dtype=np.int64) <= _KEPT_ELEMENTS:
             data[name] = tensor
 
-    for tensor in model.graph.initializer:
-        learn(tensor.name, tensor)
-    for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx"):
-            continue
-        used = [name for name in node.input if name]
-        if node.op_type == "Shape" and (dims := _dims(types.get(used[0]))) is not None:
+    def learn_outputs(node: onnx.NodeProto, used: list[str]) -> None:
+        if node.op_type == "Shape" and (dims := _dims(types[used[0]])) is not None:
             attributes = {a.name: a.i for a in node.attribute}
             sizes = np.array(dims[attributes.get("start", 0) : attributes.get("end", len(dims))], np.int64)
             learn(node.output[0], numpy_helper.from_array(sizes))
-            continue
+            return
         if all(name in data for name in used) and not any(a.HasField("g") for a in node.attribute):
             feeds = {name: numpy_helper.to_array(data[name]) for name in used}
             for output, value in zip(node.output, evaluate_node(node, feeds, opset), strict=True):
-                if value is not None and value.dtype != object:
+                if output and value is not None and value.dtype != object:
                     learn(output, numpy_helper.from_array(value))
             if all(output in types for output in node.output if output):
-                continue
+                return
         try:
             schema = onnx.defs.get_schema(node.op_type, opset, "")
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema, node, {n: types[n] for n in used}, {n: data[n] for n in used if n in data},
                 opset_imports=list(model.opset_import), ir_version=model.ir_version,
             )  # fmt: skip
-        except Exception:  # unknown op, unknown input, contradiction: the outputs stay unknown
-            continue
+        except Exception:  # unknown op, contradiction: the outputs stay unknown
+            return
         types.update(inferred)
-    found = {name: _dims(kind) for name, kind in types.items()}
-    return {name: dims for name, dims in found.items() if dims is not None}
+
+    for tensor in model.graph.initializer:
+        learn(tensor.name, tensor)
+    for node in model.graph.node:
+        used = [name for name in node.input if name]
+        if node.domain in ("", "ai.onnx") and all(name in types for name in used):
+            learn_outputs(node, used)
+        types.update((name, found[name]) for name in node.output if name in found and _dims(types.get(name)) is None)
+    return {name: dims for name, kind in types.items() if (dims := _dims(kind)) is not None}
 
 
 def _dims(kind: onnx.TypeProto | None) -> tuple[int, ...] | None:
@@ -174,12 +182,13 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     slim.functions.extend(model.functions)
     graph = slim.graph
     graph.name = "shapes"
-    named = {i.name for i in model.graph.initializer}
+    named = {i.name for i in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
     graph.input.extend(i for i in model.graph.input if i.name not in named)
     for output in model.graph.output:
         graph.output.add().name = output.name
         graph.output[-1].type.CopyFrom(output.type)
-        graph.output[-1].type.tensor_type.ClearField("shape")  # declared shapes may be symbolic; let them be found
+        if output.type.HasField("tensor_type"):
+            graph.output[-1].type.tensor_type.ClearField("shape")  # declared shapes may be symbolic; let them be found
     for tensor in model.graph.initializer:
         _add_constant(graph, tensor, tensor.name)
     for sparse in model.graph.sparse_initializer:
@@ -190,6 +199,9 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
             _add_input(graph, node.output[0], tensor.data_type, tensor.dims)
         else:
             graph.node.append(node)
+    # what the file says is the only source for the ops of other domains
+    foreign = {name for node in graph.node if node.domain not in ("", "ai.onnx") for name in node.output}
+    graph.value_info.extend(value for value in model.graph.value_info if value.name in foreign)
     return slim
 
 
