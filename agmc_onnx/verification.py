@@ -5,11 +5,11 @@ It reads only the two models and the plan, nothing of the analysis that made the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
@@ -85,7 +85,9 @@ def verify(
     except VerificationError:
         raise
     except AgmcError as error:
-        raise VerificationError(f"verify: the original does not run on random inputs ({error}). Give real data with --data.") from None
+        raise VerificationError(
+            f"verify: the original does not run on random inputs ({error}). Give real data with --data."
+        ) from None
     try:
         got = _run(pruned, feeds, optimise=False)
     except AgmcError as error:
@@ -93,7 +95,15 @@ def verify(
     if [v.shape for outputs in want for v in outputs] != [v.shape for outputs in got for v in outputs]:
         raise VerificationError("verify: the compressed model's outputs have other shapes than the original's.")
     if not comparable:
-        return Verification(None, float("nan"), float("nan"), float("nan"), checker, len(feeds), "a normalisation runs over cut channels")
+        return Verification(
+            None,
+            float("nan"),
+            float("nan"),
+            float("nan"),
+            checker,
+            len(feeds),
+            "a normalisation runs over cut channels",
+        )
     noise, _ = _distance(want, _run(reference, feeds, optimise=True))
     diff, top = _distance(want, got)
     tolerance = _RELATIVE * top + _NOISE * noise + 1e-9
@@ -102,7 +112,10 @@ def verify(
             f"verify: the compressed model differs from the masked original by {diff:.3g}, allowed {tolerance:.3g}"
             f" (largest output {top:.3g}). Please report this model; nothing was written."
         )
-    spread = max((float(np.ptp(np.stack([o[k] for o in want]), axis=0).max()) for k in range(len(want[0])) if want[0][k].size), default=0.0)
+    spread = max(
+        (float(np.ptp(np.stack([o[k] for o in want]), axis=0).max()) for k in range(len(want[0])) if want[0][k].size),
+        default=0.0,
+    )
     if len(feeds) > 1 and spread <= 1e-6 * top:
         note = "the outputs hardly depend on the inputs given, so agreement says little"
     return Verification(True, diff, top, tolerance, checker, len(feeds), note)
@@ -157,7 +170,7 @@ def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None
     return model
 
 
-def kept_region(shape: tuple[int, ...], axes: dict[str, list] | object, name: str = "tensor") -> tuple:
+def kept_region(shape: tuple[int, ...], axes: Mapping[str, list[Any]], name: str = "tensor") -> tuple:
     """Return the index of the kept entries of a tensor, as the plan of the contract defines it.
 
     Args:
@@ -169,7 +182,7 @@ def kept_region(shape: tuple[int, ...], axes: dict[str, list] | object, name: st
         PlanError: If a dim or an index is out of range.
     """
     index: list = [np.arange(size) for size in shape]
-    for text, kept in dict(axes).items():  # type: ignore[call-overload]
+    for text, kept in axes.items():
         dim = int(text)
         if not 0 <= dim < len(shape):
             raise PlanError(f"plan: {name} has no dimension {dim}; its shape is {shape}. Is it this model's plan?")
@@ -258,5 +271,3 @@ def _distance(one: list[list[np.ndarray]], other: list[list[np.ndarray]]) -> tup
         diff, top = float(np.abs(a - b).max()), float(np.abs(a).max())
         worst = max(worst, (diff / (top + 1e-30), diff, top))
     return worst[1], worst[2]
-
-

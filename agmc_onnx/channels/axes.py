@@ -203,7 +203,11 @@ def walk(graph: Graph, rules: Callable[[Node], Handler | None]) -> Ledger:
         rule = rules(node)
         unknown = next((v for v in (*node.inputs, *node.outputs) if v and graph.shape(v) is None), None)
         if rule is None or unknown is not None:
-            why = f"{node.label}: this op is not understood" if rule is None else f"{node.label}: shape of {unknown} is not known"
+            why = (
+                f"{node.label}: this op is not understood"
+                if rule is None
+                else f"{node.label}: shape of {unknown} is not known"
+            )
             for value in node.inputs:
                 if value:
                     ledger.freeze_value(value, why)

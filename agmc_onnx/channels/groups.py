@@ -110,14 +110,17 @@ def analyse(graph: Graph) -> Channels:
     for mark in ledger.normalised:
         for index in np.unique(group_of[unit_of[mark.ids]]).tolist():
             norms.setdefault(index, set()).add(mark.why)
-    groups, frozen = [], []
+    groups: list[Group] = []
+    frozen: list[Group] = []
     for index, units in enumerate(ordered):
         reasons = [why[unit] for unit in units.tolist() if unit in why]
         blocks = tuple(partitions.get(index, ()))
         step = int(np.lcm.reduce([int(b.max()) + 1 for b in blocks])) if blocks else 1
         reason = reasons[0] if reasons else None
         if reason is None and units.size <= step:
-            reason = "it has a single unit" if step == 1 else f"its {units.size} units must all stay for {step} equal blocks"
+            reason = (
+                "it has a single unit" if step == 1 else f"its {units.size} units must all stay for {step} equal blocks"
+            )
         group = Group(names[index], units, step, blocks, reason, tuple(sorted(norms.get(index, ()))))
         (groups if reason is None else frozen).append(group)
     return Channels(graph, axes, tuple(groups), tuple(frozen), n_units, ledger.shuffles)
@@ -189,7 +192,9 @@ def _partitions(
     for index, blocks in found.items():
         if len(blocks) > 2:
             for unit in ordered[index].tolist():
-                why.setdefault(unit, f"{len(blocks)} different divisions into blocks meet here; at most 2 can be balanced")
+                why.setdefault(
+                    unit, f"{len(blocks)} different divisions into blocks meet here; at most 2 can be balanced"
+                )
     return found
 
 
@@ -228,5 +233,3 @@ def _is_output_dim(graph: Graph, value: str, dim: int) -> bool:
         if node.op_type == "MatMul" and position == 1 and dim == len(graph.tensors[value].dims) - 1:
             return True
     return False
-
-

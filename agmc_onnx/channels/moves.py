@@ -212,7 +212,9 @@ def concat(ledger: Ledger, node: Node) -> None:
     all_weights = all(name in ledger.graph.weights for name in node.inputs)
     for dim in range(rank):
         if dim != axis:
-            active = [(v, ledger.axis(node, v, dim)) for v in node.inputs if all_weights or v not in ledger.graph.tensors]
+            active = [
+                (v, ledger.axis(node, v, dim)) for v in node.inputs if all_weights or v not in ledger.graph.tensors
+            ]
             known = [entries for _, entries in active if entries is not None]
             if known:
                 known += [e for v in node.inputs if v in ledger.graph.tensors and (e := ledger.axis(node, v, dim))]
@@ -233,7 +235,12 @@ def concat(ledger: Ledger, node: Node) -> None:
         if all(e is None for e in entries_of.values()):
             continue
         rows = {e.row for e in entries_of.values() if e is not None}
-        if len(rows) == 1 and None not in rows and all(e is not None for e in entries_of.values()) and len(entries_of) == len(node.inputs):
+        if (
+            len(rows) == 1
+            and None not in rows
+            and all(e is not None for e in entries_of.values())
+            and len(entries_of) == len(node.inputs)
+        ):
             grids = [e.ids for e in entries_of.values() if e is not None]
             if len({g.shape[0] for g in grids}) == 1:
                 ledger.set(y, dim, np.concatenate(grids, axis=1), rows.pop())
@@ -431,8 +438,6 @@ def space_to_depth(ledger: Ledger, node: Node) -> None:
     ids = ledger.flat(node, node.inputs[0], 1)
     if ids is not None:
         ledger.set(node.outputs[0], 1, np.tile(ids, node.attribute("blocksize") ** 2))
-
-
 
 
 RULES: dict[str, Handler] = {

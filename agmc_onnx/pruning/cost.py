@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,12 @@ class Cost:
         return float(terms[changed].sum() / max(int(terms.sum()), 1))
 
 
+class _Size(NamedTuple):
+    base: int
+    rows: int
+    slope: tuple[tuple[int, int], ...]  # (group, entries per unit)
+
+
 class _Builder:
     """Collects the terms of a cost and the distinct sizes they are made of."""
 
@@ -76,7 +83,7 @@ class _Builder:
         self.group_of = np.full(channels.n_units, -1, np.int64)
         for index, group in enumerate(channels.groups):
             self.group_of[group.units] = index
-        self.sizes: dict[tuple[object, ...], int] = {(1, 1): 0}  # (base, rows, (group, entries per unit), ...) -> number
+        self.sizes = {_Size(1, 1, ()): 0}
         self.known: dict[Axis, int | None] = {}
         self.terms: list[tuple[int, list[int], str]] = []
 
@@ -88,12 +95,14 @@ class _Builder:
             if found is not None:
                 groups, counts = np.unique(self.group_of[found.units], return_counts=True)
                 slope = [
-                    (g, n // self.channels.groups[g].n_units) for g, n in zip(groups.tolist(), counts.tolist(), strict=True) if g >= 0
+                    (g, n // self.channels.groups[g].n_units)
+                    for g, n in zip(groups.tolist(), counts.tolist(), strict=True)
+                    if g >= 0
                 ]
                 if slope:
                     base = int(counts[groups == -1].sum())
                     rows = found.units.shape[0] if found.units.ndim == 2 else 1
-                    self.known[axis] = self.sizes.setdefault((base, rows, *slope), len(self.sizes))
+                    self.known[axis] = self.sizes.setdefault(_Size(base, rows, tuple(slope)), len(self.sizes))
         return self.known[axis]
 
     def add(self, owner: str, dims: tuple[int, ...], axes: Sequence[Axis | None]) -> None:
@@ -107,12 +116,12 @@ class _Builder:
         factors = np.zeros((len(self.terms), width), np.int64)
         for i, (_, numbers, _) in enumerate(self.terms):
             factors[i, : len(numbers)] = numbers
-        slopes = [(i, g, n) for key, i in self.sizes.items() for g, n in key[2:]]  # type: ignore[misc]
-        i, g, n = np.array(slopes, np.int64).reshape(-1, 3).T
+        slopes = [(number, *pair) for key, number in self.sizes.items() for pair in key.slope]
+        size, group, entries = np.array(slopes, np.int64).reshape(-1, 3).T
         return Cost(
-            base=np.array([key[0] for key in self.sizes], np.int64),
-            slope=csr_array((n, (i, g)), shape=(len(self.sizes), len(self.channels.groups))),
-            rows=np.array([key[1] for key in self.sizes], np.int64),
+            base=np.array([key.base for key in self.sizes], np.int64),
+            slope=csr_array((entries, (size, group)), shape=(len(self.sizes), len(self.channels.groups))),
+            rows=np.array([key.rows for key in self.sizes], np.int64),
             coefficient=np.array([t[0] for t in self.terms], np.int64),
             factors=factors,
             owner=tuple(t[2] for t in self.terms),

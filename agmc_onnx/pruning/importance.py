@@ -83,7 +83,9 @@ def select(group: Group, scores: FloatArray, n_kept: int) -> IntArray:
     # Two divisions into blocks: choose units so that every block of both keeps its number. The matrix of such a transport
     # problem is totally unimodular, so the linear programme has a solution of zeros and ones.
     rows = [partition == b for partition in group.partitions for b in range(int(partition.max()) + 1)]
-    wanted = [n_kept // (int(partition.max()) + 1) for partition in group.partitions for _ in range(int(partition.max()) + 1)]
+    wanted = [
+        n_kept // (int(partition.max()) + 1) for partition in group.partitions for _ in range(int(partition.max()) + 1)
+    ]
     scale = np.abs(scores).max() or 1.0
     gain = scores / scale - 1e-9 * np.arange(group.n_units) / group.n_units
     found = linprog(-gain, A_eq=np.stack(rows).astype(float), b_eq=wanted, bounds=(0, 1), method="highs-ds")

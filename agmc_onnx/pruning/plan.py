@@ -86,7 +86,9 @@ def read_plan(path: str | Path) -> Plan:
         raise PlanError(f"{path}: not JSON ({error}). Give a plan.json that compress wrote.") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise PlanError(f"{path}: not a plan, got format {found!r}; expected {FORMAT}. Give a plan.json that compress wrote.")
+        raise PlanError(
+            f"{path}: not a plan, got format {found!r}; expected {FORMAT}. Give a plan.json that compress wrote."
+        )
     try:
         model = data["model"]
         return Plan(model["sha256"], model["opset"], tuple(data["groups"]), data["tensors"], data.get("sparsity", {}))
@@ -106,14 +108,20 @@ def kept_units(channels: Channels, plan: Plan) -> list[IntArray]:
         entry = named.get(group.name)
         if entry is None or entry["units"] != group.n_units:
             got = "none" if entry is None else f"{entry['units']} units"
-            raise PlanError(f"plan: group {group.name} has {group.n_units} units in this model, got {got}. Is it this model's plan?")
+            raise PlanError(
+                f"plan: group {group.name} has {group.n_units} units in this model, got {got}. Is it this model's plan?"
+            )
         keep = np.asarray(entry["keep"], np.int64)
         if not keep.size or (np.diff(keep) <= 0).any() or keep[0] < 0 or keep[-1] >= group.n_units:
-            raise PlanError(f"plan: group {group.name} keeps positions that are not ascending in 0..{group.n_units - 1}.")
+            raise PlanError(
+                f"plan: group {group.name} keeps positions that are not ascending in 0..{group.n_units - 1}."
+            )
         for blocks in group.partitions:
             counts = np.bincount(blocks[keep], minlength=int(blocks.max()) + 1)
             if (counts != counts[0]).any():
-                raise PlanError(f"plan: group {group.name} keeps {counts.tolist()} in its blocks; expected equally many.")
+                raise PlanError(
+                    f"plan: group {group.name} keeps {counts.tolist()} in its blocks; expected equally many."
+                )
         kept.append(keep)
     return kept
 

@@ -89,7 +89,14 @@ def expand(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
         return
     shift = editor.graph.shape(y).rank - target.size  # type: ignore[union-attr]
     given = target.ravel().tolist()
-    editor.constant(proto, 1, [cut.size(y, d + shift) if cut.mask(y, d + shift) is not None and size > 1 else size for d, size in enumerate(given)])
+    editor.constant(
+        proto,
+        1,
+        [
+            cut.size(y, d + shift) if cut.mask(y, d + shift) is not None and size > 1 else size
+            for d, size in enumerate(given)
+        ],
+    )
 
 
 def split(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from agmc_onnx.channels.axes import Axis
 from agmc_onnx.channels.groups import Channels
 from agmc_onnx.model.graph import Graph
 from agmc_onnx.model.graph import Node as GraphNode
@@ -218,12 +217,18 @@ class Editor:
                 continue
             unused.add(name)
             node = maker.get(name)
-            if node is not None and node not in dead and not any(users[o] or o in outside for o in graph.node[node].output):
+            if (
+                node is not None
+                and node not in dead
+                and not any(users[o] or o in outside for o in graph.node[node].output)
+            ):
                 dead.add(node)
                 for source in graph.node[node].input:
                     users[source] -= 1
                     pending.add(source)
-        lost = {name for i in dead for name in graph.node[i].output} - {o for i, p in enumerate(graph.node) if i not in dead for o in p.output}
+        lost = {name for i in dead for name in graph.node[i].output} - {
+            o for i, p in enumerate(graph.node) if i not in dead for o in p.output
+        }
         _delete(graph.node, dead)
         _delete(graph.initializer, [i for i, t in enumerate(graph.initializer) if t.name in unused])
         _delete(graph.value_info, [i for i, v in enumerate(graph.value_info) if v.name in lost])
@@ -250,5 +255,3 @@ def _redeclare(info: onnx.ValueInfoProto, cut: Cut) -> None:
     for dim in range(len(shape.dim)):
         if cut.mask(info.name, dim) is not None:
             shape.dim[dim].dim_value = cut.size(info.name, dim)
-
-

@@ -1,0 +1,133 @@
+"""Every op rule by its ties, printed on one line and reviewed by eye.
+
+A line reads: value[dim]=ids, rows apart by `|` with the dim they run along, then ties a~b, then `balance` and `frozen`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agmc_onnx.channels.axes import describe, walk
+from agmc_onnx.channels.ops import RULES, rule_of
+from agmc_onnx.model.graph import view
+from tests.nets import model
+
+# Two convolutions (a 1x1 from x makes `a` with 4 channels, 6 from `b`) stand before most rules, so that there are ids.
+IN = "float[N, 3, 4, 4] x"
+A = "a = Conv(x, wa)"
+WA: dict[str, object] = {"wa": (4, 3, 1, 1)}
+WB: dict[str, object] = {**WA, "wb": (4, 3, 1, 1)}
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+CASES: dict[str, tuple[str, dict[str, object], str]] = {
+    # name: (nodes, weights, values to print); the lines are in golden_ties.txt
+    "conv": ("y = Conv(a, w, c)", {"w": (2, 4, 1, 1), "c": (2,)}, "a w c y"),
+    "conv depthwise": ("y = Conv<group = 4>(a, w)", {"w": (8, 1, 1, 1)}, "a w y"),
+    "conv grouped": ("y = Conv<group = 2>(a, w)", {"w": (6, 2, 1, 1)}, "a w y"),
+    "conv transpose": ("y = ConvTranspose(a, w, c)", {"w": (4, 2, 1, 1), "c": (2,)}, "a w c y"),
+    "conv transpose grouped": ("y = ConvTranspose<group = 2>(a, w)", {"w": (4, 3, 1, 1)}, "a w y"),
+    "batch norm": (
+        "y = BatchNormalization(a, s, t, m, v)",
+        {"s": (4,), "t": (4,), "m": (4,), "v": np.ones(4, np.float32)},
+        "a s t m v y",
+    ),
+    "instance norm": ("y = InstanceNormalization(a, s, t)", {"s": (4,), "t": (4,)}, "a s t y"),
+    "relu": ("y = Relu(a)", {}, "a y"),
+    "add of two": ("b = Conv(x, wb) y = Add(a, b)", WB, "a b y"),
+    "add of a constant per channel": ("y = Add(a, k)", {"k": (4, 1, 1)}, "a k y"),
+    "add of the input": ("y = Add(a, x4)", {}, "a y"),
+    "gate": ("g = GlobalAveragePool(a) h = Conv(g, wh) s = Sigmoid(h) y = Mul(a, s)", {"wh": (4, 4, 1, 1)}, "a wh y"),
+    "concat": ("b = Conv(x, wb) y = Concat<axis = 1>(a, b, a)", WB, "a b y"),
+    "concat with the input": ("y = Concat<axis = 1>(a, x)", {}, "a y"),
+    "split": ("y, z = Split<axis = 1>(a, sizes)", {"sizes": ints(1, 3)}, "a y z"),
+    "slice": ("y = Slice(a, i1, i3, i1)", {"i1": ints(1), "i3": ints(3)}, "a y"),
+    "slice of space": ("y = Slice(a, i0, i9, i2, i2)", {"i0": ints(0), "i9": ints(9), "i2": ints(2)}, "a y"),
+    "gather": ("y = Gather<axis = 1>(a, order)", {"order": ints(3, 0, 0)}, "a y"),
+    "pad": ("y = Pad(a, amounts)", {"amounts": ints(0, 1, 0, 0, 0, 2, 0, 0)}, "a y"),
+    "pad by reflection": ('y = Pad<mode = "reflect">(a, amounts)', {"amounts": ints(0, 1, 0, 0, 0, 2, 0, 0)}, "a y"),
+    "flatten and gemm": (
+        "f = Flatten(a) y = Gemm<transB = 1>(f, w, c)",
+        {"w": (5, 64), "c": (5,)},
+        "a w c y",
+    ),
+    "matmul": ("g = ReduceMean<axes = [2, 3], keepdims = 0>(a) y = MatMul(g, w)", {"w": (4, 5)}, "a w y"),
+    "reduce channels": ("y = ReduceMean<axes = [1]>(a)", {}, "a"),
+    "softmax over channels": ("y = Softmax<axis = 1>(a)", {}, "a"),
+    "softmax over space": ("y = Softmax<axis = 3>(a)", {}, "a y"),
+    "transpose": ("t = Transpose<perm = [0, 2, 3, 1]>(a) y = Add(t, k)", {"k": (4,)}, "a t k y"),
+    "reshape that merges space": ("y = Reshape(a, to)", {"to": ints(0, 4, -1)}, "a y"),
+    "reshape into rows": ("y = Reshape(a, to)", {"to": ints(0, 2, 2, 16)}, "a y"),
+    "channel shuffle": (
+        "r = Reshape(a, to) t = Transpose<perm = [0, 2, 1, 3, 4]>(r) y = Reshape(t, back)",
+        {"to": ints(0, 2, 2, 4, 4), "back": ints(0, 4, 4, 4)},
+        "a y",
+    ),
+    "squeeze and unsqueeze": (
+        "g = GlobalAveragePool(a) s = Squeeze(g, i23) y = Unsqueeze(s, i1)",
+        {"i23": ints(2, 3), "i1": ints(1)},
+        "a s y",
+    ),
+    "expand": ("g = GlobalAveragePool(a) y = Expand(g, to)", {"to": ints(1, 4, 4, 4)}, "a y"),
+    "tile": ("y = Tile(a, times)", {"times": ints(1, 2, 1, 1)}, "a y"),
+    "depth to space": ("y = DepthToSpace<blocksize = 2>(a)", {}, "a"),
+    "depth to space of six": ('y = DepthToSpace<blocksize = 2, mode = "CRD">(a8)', {}, "a8 y"),
+    "space to depth": ("y = SpaceToDepth<blocksize = 2>(a)", {}, "a y"),
+    "resize": ("y = Resize(a, , scales)", {"scales": np.array([1, 1, 2, 2], np.float32)}, "a y"),
+    "max pool": ("y = MaxPool<kernel_shape = [2, 2]>(a)", {}, "a y"),
+    "layer norm": (
+        "t = Transpose<perm = [0, 2, 3, 1]>(a) y = LayerNormalization(t, s, c)",
+        {"s": (4,), "c": (4,)},
+        "a s c y",
+    ),
+    "where": ("p = Greater(a, zero) y = Where(p, a, zero)", {"zero": np.array(0, np.float32)}, "a p y"),
+    "size read as data": ("h = Shape(a) f = Cast<to = 1>(h) q = ReduceSum<keepdims = 0>(f) y = Div(a, q)", {}, "a"),
+    "unknown op": ('y = Einsum<equation = "abcd->abcd">(a)', {}, "a"),
+    "weight computed by a node": ("t = Transpose<perm = [1, 0, 2, 3]>(w) y = Conv(a, t)", {"w": (4, 2, 1, 1)}, "a w y"),
+    "attention": (
+        """q = MatMul(seq, wq) k = MatMul(seq, wk) v = MatMul(seq, wv)
+           q4 = Reshape(q, to) k4 = Reshape(k, to) v4 = Reshape(v, to)
+           qt = Transpose<perm = [0, 2, 1, 3]>(q4) kt = Transpose<perm = [0, 2, 3, 1]>(k4) vt = Transpose<perm = [0, 2, 1, 3]>(v4)
+           p = MatMul(qt, kt) e = Softmax<axis = -1>(p) o = MatMul(e, vt)
+           ot = Transpose<perm = [0, 2, 1, 3]>(o) of = Reshape(ot, back) y = MatMul(of, wo)""",
+        {"wq": (6, 4), "wk": (6, 4), "wv": (6, 4), "wo": (4, 6), "to": ints(0, 5, 2, 2), "back": ints(0, 5, 4)},
+        "wq wk wv wo",
+    ),
+}
+
+
+GOLDEN = dict(
+    line.split(" :: ", 1)
+    for line in (Path(__file__).parent / "golden_ties.txt").read_text(encoding="utf-8").splitlines()
+)
+
+
+def line_of(name: str) -> str:
+    nodes, weights, values = CASES[name]
+    inputs = f"{IN}, float[N, 4, 4, 4] x4, float[N, 5, 6] seq"
+    text = f"g ({inputs}) => (float[] out) {{ {A} a8 = Conv(x, w8) {nodes} out = ReduceMax(seq) }}"
+    net = model(text, {**WA, "w8": (8, 3, 1, 1), **weights})
+    ledger = walk(view(net), rule_of)
+    parts = [describe(ledger, values.split())]
+    parts += ["balance " + " | ".join(",".join(map(str, row)) for row in grid.tolist()) for grid in ledger.balances]
+    parts += [f"frozen {','.join(map(str, f.ids.tolist()))}: {f.why}" for f in ledger.frozen]
+    return " ".join(part for part in parts if part)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ties(name: str) -> None:
+    assert line_of(name) == GOLDEN[name]
+
+
+def test_every_case_has_one_line() -> None:
+    assert list(GOLDEN) == list(CASES)
+
+
+def test_every_rule_names_its_op_once() -> None:
+    assert all(domain == "" and op[0].isupper() for domain, op in RULES)
