@@ -341,6 +341,14 @@ def test_cycle_is_an_error() -> None:
         rewire(chain(), edit)
 
 
+def test_value_that_nothing_makes_is_an_error() -> None:
+    def edit(graph: gs.Graph) -> None:
+        graph.nodes[1].outputs.clear()
+
+    with pytest.raises(ModelError, match=r"graph g: nothing makes r any more; expected no use of it to be left"):
+        rewire(chain(), edit)
+
+
 def test_two_constants_of_one_name_are_an_error() -> None:
     def edit(graph: gs.Graph) -> None:
         graph.nodes[2].inputs[1] = gs.Constant("w", np.zeros((4, 2), np.float32))

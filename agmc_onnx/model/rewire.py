@@ -44,8 +44,8 @@ def rewire(model: onnx.ModelProto, edit: Callable[[gs.Graph], None]) -> onnx.Mod
         edit: Changes the `gs.Graph` it is given, in place. `gs.Constant.values` reads numbers when they are asked for.
 
     Raises:
-        ModelError: If the edit makes a cycle, gives two constants of one graph the same name, or asks for numbers that
-            lie in another file and were not loaded.
+        ModelError: If the edit makes a cycle, gives two constants of one graph the same name, leaves a value in use that
+            nothing makes, or asks for numbers that lie in another file and were not loaded.
     """
     book = _Book(model.ir_version <= _LAST_IR_WITH_INPUTS)
     skeleton = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
@@ -59,6 +59,11 @@ def rewire(model: onnx.ModelProto, edit: Callable[[gs.Graph], None]) -> onnx.Mod
         book.clean(graph)
         _copy_fields(model, result, but={"graph"})
         book.write_graph(graph, result.graph, frozenset())
+    if missing := sorted(_unmade(result.graph) - _unmade(model.graph)):
+        raise ModelError(
+            f"graph {result.graph.name}: nothing makes {', '.join(missing)} any more; expected no use of it to be left. "
+            "Undo that part of the edit."
+        )
     result.functions.extend(OnnxExporter.export_function(function) for function in graph.functions)
     _import_domains(model, result, graph.import_domains or ())
     return result
@@ -518,6 +523,14 @@ def _used_names(graph: onnx.GraphProto) -> Iterator[str]:
         yield from node.input
         yield from captured_names(node)
     yield from (value.name for value in graph.output)
+
+
+def _unmade(graph: onnx.GraphProto) -> set[str]:
+    """Return the values that a graph uses but does not have."""
+    made = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    made.update(sparse.values.name for sparse in graph.sparse_initializer)
+    made.update(name for node in graph.node for name in node.output)
+    return set(_used_names(graph)) - made - {""}
 
 
 def _ordered(nodes: list[onnx.NodeProto], where: str) -> list[onnx.NodeProto]:
