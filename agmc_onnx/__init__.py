@@ -1,0 +1,56 @@
+"""agmc-onnx: compress any ONNX model to an exact budget by channel pruning with a learned graph policy.
+
+The verbs of the command line under their own names: `compress`, `inspect`, `apply`, `verify`, `measure`. Nothing heavy is
+imported before one of them is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from agmc_onnx.errors import AgmcError, BudgetError, DataError, ModelError, PlanError, UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from agmc_onnx.config import CompressOptions
+    from agmc_onnx.inspection import inspect, measure
+    from agmc_onnx.pipeline import Result, apply, compress
+    from agmc_onnx.pipeline import verify_files as verify
+    from agmc_onnx.verification import Verification
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AgmcError", "BudgetError", "CompressOptions", "DataError", "ModelError", "PlanError", "Result", "UsageError",
+    "Verification", "VerificationError", "apply", "compress", "inspect", "measure", "verify",
+]  # fmt: skip
+
+_HOMES = {
+    "CompressOptions": ("agmc_onnx.config", "CompressOptions"),
+    "Result": ("agmc_onnx.pipeline", "Result"),
+    "Verification": ("agmc_onnx.verification", "Verification"),
+    "apply": ("agmc_onnx.pipeline", "apply"),
+    "compress": ("agmc_onnx.pipeline", "compress"),
+    "inspect": ("agmc_onnx.inspection", "inspect"),
+    "measure": ("agmc_onnx.inspection", "measure"),
+    "verify": ("agmc_onnx.pipeline", "verify_files"),
+}
+
+# Importing a subpackage puts it into its parent under its name, once. `agmc_onnx.measure` must be the verb whatever was
+# imported before, so the (empty) subpackage of that name is imported here and its name taken out again;
+# `from agmc_onnx.measure.data import ...` finds it all the same.
+importlib.import_module("agmc_onnx.measure")
+globals().pop("measure", None)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -22,9 +22,10 @@ from agmc_onnx.measure.accuracy import Evaluator, Score
 from agmc_onnx.measure.data import Samples, load_card, open_data, synthetic
 from agmc_onnx.measure.latency import Latency, compare, ratio
 from agmc_onnx.measure.session import make_session, model_inputs, provider_of, run_model
-from agmc_onnx.model.files import ModelFile, check_writable, read_model, write_atomically, write_model
+from agmc_onnx.model.files import ModelFile, read_model
 from agmc_onnx.model.graph import Graph, view
 from agmc_onnx.model.normalize import normalize
+from agmc_onnx.output import check_output, output_files, write_files
 from agmc_onnx.pruning.cost import Cost, count_macs, count_params, macs_cost, params_cost
 from agmc_onnx.pruning.importance import importance_of
 from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
@@ -121,15 +122,15 @@ def compress(
     tell: Progress = progress or (lambda stage, facts: None)
     settings = CompressOptions.of(**options)
     if output is not None:
-        for file in output_files(output).values():
-            check_writable(file)
+        check_output(output, model)
     analysis = analyse_model(model)
     data_of = _Data(analysis, data, settings)
     environment = _environment(analysis, data_of, settings)
     kind, share, cost = _budget(analysis, settings)
     full = cost(environment.n_units)
     budget = int(share * full)
-    tell("analysed", {"groups": len(analysis.channels.groups), "macs": environment.macs(environment.n_units), "share": share, "kind": kind})
+    n_macs = environment.macs(environment.n_units)
+    tell("analysed", {"groups": len(analysis.channels.groups), "macs": n_macs, "share": share, "kind": kind})
     environment = _lower_floor(environment, cost, budget, kind, analysis, data_of, settings)
     found = _search(environment, cost, budget, settings, tell)
     best = environment.kept(found.kept)
@@ -138,15 +139,23 @@ def compress(
     plan = make_plan(analysis.channels, best, analysis.file.sha256)
     tell("verifying", {})
     checked = verify(
-        analysis.model, compressed, plan, data_of.verification_feeds(), recovered=compressed is not as_cut and settings.recover != "none",
-        comparable=analysis.comparable, seed=settings.seed,
-    )  # fmt: skip
+        analysis.model,
+        compressed,
+        plan,
+        data_of.verification_feeds(),
+        recovered=compressed is not as_cut and settings.recover != "none",
+        comparable=analysis.comparable,
+        seed=settings.seed,
+    )
     tell("measuring", {})
-    report = _report(analysis, as_cut, compressed, data_of, settings, found, checked, kind, share, cost(found.kept) / full)
+    report = _report(
+        analysis, as_cut, compressed, data_of, settings, found, checked, kind, share, cost(found.kept) / full
+    )
+    report["output"] = None if output is None else str(output)
     report["wall_s"] = round(time.perf_counter() - start, 3)
     result = Result(compressed, plan, report, checked)
     if output is not None:
-        write_result(result, output, analysis)
+        write_result(result, output)
     tell("done", report)
     return result
 
@@ -157,16 +166,17 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None)
     Raises:
         ModelError, PlanError, VerificationError: As `compress`.
     """
+    if output is not None:
+        check_output(output, model)
     analysis = analyse_model(model)
     wanted = read_plan(plan)
     kept = kept_units(analysis.channels, wanted)
     pruned = Surgeon(analysis.channels).cut(kept)
     made = make_plan(analysis.channels, kept, analysis.file.sha256)
     checked = verify(analysis.model, pruned, made, comparable=analysis.comparable)
-    report = {"original": _sizes(analysis.file.proto), "compressed": _sizes(pruned)}
+    report = {"original": _sizes(analysis.file.proto), "compressed": _sizes(pruned), "verified": _verified(checked)}
     if output is not None:
-        check_writable(output)
-        write_model(pruned, output)
+        write_files(pruned, {}, output)
     return Result(pruned, made, report, checked)
 
 
@@ -188,31 +198,16 @@ def verify_files(model: str | Path, compressed: str | Path, plan: str | Path | N
     return verify(analysis.model, pruned, wanted, recovered=recovered, comparable=analysis.comparable)
 
 
-def output_files(output: str | Path) -> dict[str, Path]:
-    """Return the paths of everything `compress` writes for an output X.onnx: model, plan, report, html."""
-    path = Path(output)
-    stem = path.with_suffix("") if path.suffix == ".onnx" else path
-    return {
-        "model": path,
-        "plan": stem.with_name(stem.name + ".plan.json"),
-        "report": stem.with_name(stem.name + ".report.json"),
-        "html": stem.with_name(stem.name + ".report.html"),
-    }
-
-
-def write_result(result: Result, output: str | Path, analysis: Analysis) -> None:
-    """Write the model, plan and reports; the model comes last, so that it is there only if everything is."""
+def write_result(result: Result, output: str | Path) -> None:
+    """Write the model, plan and reports, all or none."""
     from agmc_onnx.report.html import render
 
-    files = output_files(output)
     texts = {
         "plan": result.plan.to_json(),
         "report": json.dumps(result.report, indent=1) + "\n",
         "html": render(result.report),
     }
-    for name, text in texts.items():
-        write_atomically(files[name], text.encode())
-    write_model(result.model, files["model"])
+    write_files(result.model, texts, output)
 
 
 class _Data:
@@ -220,6 +215,7 @@ class _Data:
 
     def __init__(self, analysis: Analysis, source: str | Path | None, settings: CompressOptions) -> None:
         self.real = source is not None
+        self.source = None if source is None else str(source)
         self._model = analysis.file.proto
         inputs = model_inputs(self._model)
         if source is not None:
@@ -234,15 +230,21 @@ class _Data:
                 for i, (name, n) in enumerate((("calibration", 64), ("reward", 64), ("test", 64)))
             }
         feed = self._roles["test"].take(1).feeds(1)[0]
-        run_model(make_session(self._model, settings.threads), feed)  # the original must run before anything else is done
+        run_model(
+            make_session(self._model, settings.threads), feed
+        )  # the original must run before anything else is done
         self._settings = settings
 
     def role(self, name: str) -> Samples:
         return self._roles[name]
 
+    def sizes(self) -> dict[str, int]:
+        return {name: samples.n for name, samples in self._roles.items()}
+
     def evaluator(self, role: str) -> Evaluator:
         reference = self._model if self.metric == "agreement" else None
-        return Evaluator(self._roles[role], self.metric, reference=reference, threads=self._settings.threads, provider=self._settings.provider)
+        threads, provider = self._settings.threads, self._settings.provider
+        return Evaluator(self._roles[role], self.metric, reference=reference, threads=threads, provider=provider)
 
     def verification_feeds(self) -> list[dict[str, np.ndarray]]:
         return self._roles["calibration"].take(3).feeds(1)
@@ -266,7 +268,13 @@ def _environment(analysis: Analysis, data: _Data, settings: CompressOptions, flo
 
 
 def _lower_floor(
-    environment: Environment, cost: Cost, budget: int, kind: str, analysis: Analysis, data: _Data, settings: CompressOptions
+    environment: Environment,
+    cost: Cost,
+    budget: int,
+    kind: str,
+    analysis: Analysis,
+    data: _Data,
+    settings: CompressOptions,
 ) -> Environment:
     """Give up the floor of every group where the budget needs it."""
     if cost(environment.min_keep) <= budget:
@@ -289,7 +297,9 @@ def _budget(analysis: Analysis, settings: CompressOptions) -> tuple[str, float, 
     raise UsageError("budget: none given; expected --flops R or --params R, with 0 < R < 1. Say how much to keep.")
 
 
-def _search(environment: Environment, cost: Cost, budget: int, settings: CompressOptions, tell: Progress) -> SearchResult:
+def _search(
+    environment: Environment, cost: Cost, budget: int, settings: CompressOptions, tell: Progress
+) -> SearchResult:
     problem = environment.problem(cost, budget)
     rng = np.random.default_rng(settings.seed)
     options = replace(settings.search(), n_episodes=settings.episodes)
@@ -319,7 +329,8 @@ def _report(
     before, after = evaluator(original).score, evaluator(compressed).score
     cut = after if settings.recover == "none" else evaluator(as_cut).score
     feeds = data.role("test").take(8).feeds(1)
-    times = compare([original, compressed], feeds, threads=settings.threads, seconds=settings.latency_seconds, provider=settings.provider)
+    threads, seconds, provider = settings.threads, settings.latency_seconds, settings.provider
+    times = compare([original, compressed], feeds, threads=threads, seconds=seconds, provider=provider)
     return {
         "format": REPORT_FORMAT,
         "model": {"path": str(analysis.file.path), "sha256": analysis.file.sha256},
@@ -330,6 +341,7 @@ def _report(
         },
         "latency_ratio": asdict(ratio(times[1], times[0])),
         "accuracy_measured": data.real,
+        "data": {"source": data.source, "metric": data.metric, "roles": data.sizes()} if data.real else None,
         "target": {"kind": kind, "keep": share, "reached": reached},
         "policy": settings.policy, "seed": settings.seed, "episodes": len(found.history),
         "evaluations": sum(not record["cached"] for record in found.history),
@@ -337,14 +349,14 @@ def _report(
         "wall_s": 0.0,
         "inference_s": sum(record["inference_s"] for record in found.history if not record["cached"]),
         "history": found.history,
-        "verified": {
-            "masked_equivalence": checked.masked_equivalence, "max_abs_diff": _number(checked.max_abs_diff),
-            "max_abs_output": _number(checked.max_abs_output), "tolerance": _number(checked.tolerance), "checker": checked.checker, "note": checked.note,
-        },
+        "verified": _verified(checked),
         "groups": [
             {"name": g.name, "units": g.n_units, "kept": int(n), "why_frozen": None}
             for g, n in zip(analysis.channels.groups, found.kept, strict=True)
-        ] + [{"name": g.name, "units": g.n_units, "kept": g.n_units, "why_frozen": g.why_frozen} for g in analysis.channels.frozen],
+        ] + [
+            {"name": g.name, "units": g.n_units, "kept": g.n_units, "why_frozen": g.why_frozen}
+            for g in analysis.channels.frozen
+        ],
         "settings": asdict(settings),
         "environment": environment_versions(provider_of(make_session(compressed, settings.threads, settings.provider))),
     }  # fmt: skip
@@ -352,6 +364,7 @@ def _report(
 
 def environment_versions(provider: str) -> dict[str, str]:
     """Return the versions a result depends on."""
+
     def version(*names: str) -> str:
         for name in names:
             try:
@@ -394,6 +407,14 @@ def _density(graph: Graph) -> float:
     arrays = [graph.array(name) for name, t in graph.tensors.items() if len(t.dims) > 1 and graph.is_float(name)]
     total = sum(array.size for array in arrays)
     return float(sum(np.count_nonzero(array) for array in arrays) / total) if total else 1.0
+
+
+def _verified(checked: Verification) -> dict[str, Any]:
+    return {
+        "masked_equivalence": checked.masked_equivalence, "max_abs_diff": _number(checked.max_abs_diff),
+        "max_abs_output": _number(checked.max_abs_output), "tolerance": _number(checked.tolerance),
+        "checker": checked.checker, "n_samples": checked.n_samples, "note": checked.note,
+    }  # fmt: skip
 
 
 def _number(value: float) -> float | None:

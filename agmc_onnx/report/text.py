@@ -1,0 +1,253 @@
+"""The report in words and numbers: what the terminal prints, and the figures and phrases the HTML file shares with it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from agmc_onnx.config import CompressOptions
+
+KINDS = {"flops": "multiply-adds", "params": "parameters", "latency": "latency"}
+PERCENT_METRICS = ("top1", "top5", "agreement")
+NOT_MEASURED = (
+    "Accuracy was not measured: without --data the policy worked on synthetic inputs, and 'agreement' says only how often"
+    " the two models answer alike on those."
+)
+
+Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the before/after table.
+
+    Attributes:
+        what: The quantity, with its unit.
+        before, after: Of the original and of the compressed model.
+        change: Their ratio in percent, or their difference.
+        better: True where the compressed model is better, False where it is worse, None where neither.
+    """
+
+    what: str
+    before: str
+    after: str
+    change: str
+    better: bool | None = None
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share of 0..1 in percent with so many digits, or more where these would hide what was asked for."""
+    for n in range(digits, 8):
+        text = f"{100 * share:.{n}f}"
+        if abs(float(text) / 100 - share) < 1e-9:
+            break
+    else:
+        text = f"{100 * share:.{digits}f}"
+    return f"{text} %"
+
+
+def budget_line(kind: str, keep: float) -> str:
+    """Return what a budget asks for, said both ways."""
+    return f"keep at most {percent(keep)} of the {KINDS.get(kind, kind)}, remove at least {percent(1 - keep)}"
+
+
+def ratio(after: float, before: float) -> str:
+    """Return a ratio in percent, one digit."""
+    return f"{100 * after / before:.1f} %" if before else "-"
+
+
+def metric_text(metric: Mapping[str, Any], value: float | None = None) -> str:
+    """Return a metric's value with its unit."""
+    value = metric["value"] if value is None else value
+    return f"{value:.2f} %" if metric["name"] in PERCENT_METRICS else f"{value:.6g}"
+
+
+def interval_text(metric: Mapping[str, Any]) -> str:
+    """Return the 95 % interval of a metric, or "" where it has none."""
+    return f"[{metric['interval'][0]:.2f}, {metric['interval'][1]:.2f}]" if metric.get("interval") else ""
+
+
+def rows(report: Report) -> list[Row]:
+    """Return the before/after table of a report."""
+    before, after = report["original"], report["compressed"]
+    found = [
+        Row(what, f"{before[key]:,}", f"{after[key]:,}", ratio(after[key], before[key]), _less(after[key], before[key]))
+        for what, key in (("multiply-adds", "macs"), ("parameters", "params"), ("file bytes", "file_bytes"))
+    ]
+    one, other = before["metric"], after["metric"]
+    unit = " points" if one["name"] in PERCENT_METRICS else ""
+    label = f"{one['name']} (n = {one['n']:,}{', 95 % interval' if one.get('interval') else ''})"
+    change = other["value"] - one["value"]
+    found.append(
+        Row(
+            label,
+            f"{metric_text(one)} {interval_text(one)}".strip(),
+            f"{metric_text(other)} {interval_text(other)}".strip(),
+            f"{change:+.2f}{unit}",
+            None if abs(change) < 0.005 else change > 0,
+        )
+    )
+    slow, fast = before["latency_ms"], after["latency_ms"]
+    paired = report.get("latency_ratio", {}).get("median", fast["p50"] / slow["p50"])
+    found.append(
+        Row(
+            f"latency, median ms ({setting_text(slow)})",
+            f"{slow['p50']:.3f}",
+            f"{fast['p50']:.3f}",
+            f"{100 * paired:.1f} %",
+            _less(paired, 1.0),
+        )
+    )
+    return found
+
+
+def setting_text(latency: Mapping[str, Any]) -> str:
+    """Return the batch and threads a latency was measured at."""
+    threads = latency["threads"]
+    return f"batch {latency['batch']}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def verified_line(verified: Mapping[str, Any]) -> str:
+    """Return the outcome of the verification in one sentence."""
+    note = f" Note: {verified['note']}." if verified.get("note") else ""
+    if verified["masked_equivalence"] is None:
+        return (
+            f"verified: it loads, runs and has the original's inputs and outputs; equality could not be compared.{note}"
+        )
+    return (
+        "verified: equals the original with its removed channels set to zero; largest difference"
+        f" {verified['max_abs_diff']:.3g} of {verified['max_abs_output']:.3g} (allowed {verified['tolerance']:.3g}).{note}"
+    )
+
+
+def target_line(report: Report) -> str:
+    """Return the budget and what was reached."""
+    target = report["target"]
+    what = KINDS.get(target["kind"], target["kind"])
+    return f"budget: at most {percent(target['keep'])} of the {what}; reached {100 * target['reached']:.2f} %"
+
+
+def summary(report: Report) -> list[str]:
+    """Return what the terminal prints at the end of `compress`."""
+    table = [("", "original", "compressed", "ratio")]
+    table += [(row.what, row.before, row.after, row.change) for row in rows(report)]
+    lines = ["", *aligned(table), "", target_line(report), verified_line(report["verified"])]
+    if not report.get("accuracy_measured", True):
+        lines.append(NOT_MEASURED)
+    return lines
+
+
+def aligned(table: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
+    """Return the lines of a table: the first column flush left, all others flush right."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return [
+        (
+            indent
+            + "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)])
+        ).rstrip()
+        for row in table
+    ]
+
+
+def command(report: Report) -> str:
+    """Return the command line that makes this report's result again."""
+    settings, defaults = report["settings"], {f.name: f.default for f in fields(CompressOptions)}
+    words = ["agmc-onnx", "compress", report["model"]["path"]]
+    for name, value in settings.items():
+        asked = name in ("flops", "params", "policy", "episodes", "seed") and value is not None
+        if not asked and (name not in defaults or value == defaults[name]):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        words += [flag] if value is True else [flag, str(value)]
+    data = report.get("data")
+    if data:
+        words += ["--data", data["source"]]
+    if report.get("output"):
+        words += ["-o", report["output"]]
+    return shlex.join(words)
+
+
+def _less(after: float, before: float) -> bool | None:
+    return None if abs(after - before) <= 1e-3 * abs(before) else after < before
+
+
+def applied(report: Report) -> list[str]:
+    """Return what `apply` prints: sizes before and after."""
+    before, after = report["original"], report["compressed"]
+    table = [("", "original", "compressed", "ratio")]
+    for what, key in (("multiply-adds", "macs"), ("parameters", "params"), ("file bytes", "file_bytes")):
+        table.append((what, f"{before[key]:,}", f"{after[key]:,}", ratio(after[key], before[key])))
+    return [*aligned(table), verified_line(report["verified"])]
+
+
+def measurement(found: Report) -> list[str]:
+    """Return what `measure` prints: one line a model; ratios refer to the first."""
+    models = found["models"]
+    first = models[0]
+    metric = first["metric"]
+    head = ["model", "multiply-adds", "parameters", "file bytes"]
+    head += [f"{metric['name']} (n = {metric['n']:,})"] if metric else []
+    head += ["median ms", "p90 ms", "time ratio"]
+    table = [head]
+    for model in models:
+        latency = model["latency_ms"]
+        line = [model["path"], f"{model['macs']:,}", f"{model['params']:,}", f"{model['file_bytes']:,}"]
+        line += [f"{metric_text(model['metric'])} {interval_text(model['metric'])}".strip()] if metric else []
+        line += [f"{latency['p50']:.3f}", f"{latency['p90']:.3f}", f"{100 * model['latency_ratio']['median']:.1f} %"]
+        table.append(line)
+    latency, provider = first["latency_ms"], found["environment"]["provider"]
+    lines = [*aligned(table, ""), f"latency: {setting_text(latency)}, {provider}, {latency['n']} interleaved rounds"]
+    return lines if metric else [*lines, "Accuracy was not measured: no --data was given."]
+
+
+def inspection(found: Report, n_named: int = 4) -> list[str]:
+    """Return what `inspect` prints.
+
+    Args:
+        found: What `agmc_onnx.inspect` returned.
+        n_named: Frozen groups that are named for every reason.
+    """
+    model = found["model"]
+    others = [f"{domain} {version}" for domain, version in model["opsets"].items() if domain != "ai.onnx"]
+    facts = [f"opset {model['opset']}", *others, f"IR {model['ir_version']}", f"{model['file_bytes']:,} bytes"]
+    lines = [model["path"], "  " + ", ".join(facts + ([model["producer"]] if model["producer"] else []))]
+    for what in ("inputs", "outputs"):
+        lines.append(f"  {what}: " + ", ".join(value_text(value) for value in found[what]))
+    lines.append("  ops: " + ", ".join(f"{n} {op}" for op, n in found["ops"].items()))
+    lines.append(f"  {found['macs']:,} multiply-adds, {found['params']:,} parameters")
+    groups, prunable = found["groups"], found["prunable"]
+    lines += ["", f"can be pruned: {_groups(len(groups))} that change {_share(prunable['macs'])} of the multiply-adds"
+              f" and {_share(prunable['params'])} of the parameters"]  # fmt: skip
+    least = [f"{_share(s['macs'])} with --round-to {k}" for k, s in found["smallest"].items()]
+    if groups:
+        lines.append(f"smallest reachable share of the multiply-adds: {', '.join(least)}")
+        table = [["  group", "units", "step", "of MACs", "of parameters"]]
+        for g in groups:
+            counts = [str(g["units"]), str(g["step"])]
+            table.append([f"  {g['name']}", *counts, _share(g["macs_share"]), _share(g["params_share"])])
+        lines += aligned(table, "")
+    by_reason: dict[str, list[str]] = {}
+    for group in found["frozen"]:
+        by_reason.setdefault(group["why"], []).append(f"{group['name']} ({group['units']})")
+    lines += ["", f"stays whole: {_groups(len(found['frozen']))}"]
+    for why, names in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(names) - n_named} more" if len(names) > n_named else ""
+        lines.append(f"  {why}: {', '.join(names[:n_named])}{more}")
+    return [*lines, "", "motifs", *(f"  {line}" for line in found["motifs"])]
+
+
+def value_text(value: Mapping[str, Any]) -> str:
+    """Return a graph input or output with its type and shape."""
+    dims = value["shape"]
+    shape = "of unknown shape" if dims is None else "[" + ", ".join("?" if d is None else str(d) for d in dims) + "]"
+    return f"{value['name']} {value['dtype']} {shape}"
+
+
+def _groups(n: int) -> str:
+    return f"{n} group{'s' if n != 1 else ''}"
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.1f} %"
