@@ -1,0 +1,547 @@
+"""ONNX ops as torch functions: arithmetic, shapes, indexing, reductions, matrix products.
+
+Every function takes a `Call` (the node's attributes and the opset) and the node's inputs, None where one is left out.
+Whole numbers (shapes, indices) stay on the CPU, whatever device the floats are on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from agmc_onnx.errors import ModelError
+
+Result = Tensor | tuple[Tensor | None, ...]
+Op = Callable[..., Result]
+_T = onnx.TensorProto
+DTYPES = {
+    _T.FLOAT: torch.float32, _T.DOUBLE: torch.float64, _T.FLOAT16: torch.float16, _T.BFLOAT16: torch.bfloat16,
+    _T.INT64: torch.int64, _T.INT32: torch.int32, _T.INT16: torch.int16, _T.INT8: torch.int8,
+    _T.UINT8: torch.uint8, _T.BOOL: torch.bool,
+}  # fmt: skip
+
+
+@dataclass
+class Call:
+    """One node, ready to be run again and again.
+
+    Attributes:
+        op_type: Of the default domain.
+        inputs, outputs: Value names; "" for one left out.
+        attributes: Python values by name; text as str, tensors as TensorProto.
+        opset: Version of the default operator set.
+        label: Name for messages.
+        training: Let BatchNormalization use, and update, the statistics of the batch.
+        momentum: Weight of the new statistics where `training`.
+    """
+
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    opset: int = 17
+    label: str = ""
+    training: bool = False
+    momentum: float = 0.1
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an attribute, or the default where the node has none of that name."""
+        return self.attributes.get(name, default)
+
+    def refuse(self, what: str) -> ModelError:
+        """Return the error that this form of the op is not covered."""
+        return ModelError(
+            f"{self.label}: torch cannot run this form of {self.op_type}, got {what}; expected another. "
+            "Use --recover none, which needs no gradients."
+        )
+
+
+def numbers(value: Tensor | None) -> list[Any] | None:
+    """Return a small tensor as a flat list."""
+    return None if value is None else value.reshape(-1).tolist()
+
+
+def together(*values: Tensor) -> list[Tensor]:
+    """Return tensors on one device: that of the first that is not on the CPU."""
+    device = next((v.device for v in values if v.device.type != "cpu"), None)
+    return list(values) if device is None else [v.to(device) for v in values]
+
+
+def on(like: Tensor, index: Tensor) -> Tensor:
+    """Return an index tensor on the device of the tensor it indexes."""
+    return index if index.device == like.device else index.to(like.device)
+
+
+# -- element by element ---------------------------------------------------------------------------------------------
+
+
+def _unary(function: Callable[[Tensor], Tensor]) -> Op:
+    return lambda _, x: function(x)
+
+
+def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Op:
+    def run(_: Call, a: Tensor, b: Tensor) -> Tensor:
+        return function(a, b) if a.device == b.device else function(*together(a, b))
+
+    return run
+
+
+def _variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Op:
+    def run(_: Call, *values: Tensor) -> Tensor:
+        values = tuple(together(*values))
+        total = values[0]
+        for value in values[1:]:
+            total = function(total, value)
+        return total
+
+    return run
+
+
+def mean(call: Call, *values: Tensor) -> Tensor:
+    """Mean of several inputs."""
+    total = _variadic(torch.add)(call, *values)
+    assert isinstance(total, Tensor)
+    return total / len(values)
+
+
+def div(_: Call, a: Tensor, b: Tensor) -> Tensor:
+    """Div: whole numbers are divided towards zero."""
+    a, b = together(a, b)
+    return torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+
+
+def mod(call: Call, a: Tensor, b: Tensor) -> Tensor:
+    """Mod: the sign of the divisor, or with fmod=1 that of the dividend."""
+    a, b = together(a, b)
+    return torch.fmod(a, b) if call.get("fmod", 0) else torch.remainder(a, b)
+
+
+def pow_(_: Call, a: Tensor, b: Tensor) -> Tensor:
+    """Pow: the type of the base stays."""
+    if b.numel() == 1 and b.dim() <= a.dim():
+        return torch.pow(a, b.item()).to(a.dtype)
+    a, b = together(a, b)
+    return torch.pow(a, b).to(a.dtype)
+
+
+def where(_: Call, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Where."""
+    condition, a, b = together(condition, a, b)
+    return torch.where(condition, a, b)
+
+
+def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    """Clip: bounds are attributes before opset 11."""
+    least = call.get("min") if low is None else low.item()
+    most = call.get("max") if high is None else high.item()
+    return x if least is None and most is None else torch.clamp(x, least, most)
+
+
+def cast(call: Call, x: Tensor) -> Tensor:
+    """Cast."""
+    to = call.get("to")
+    if isinstance(to, str):
+        to = _T.DataType.Value(to)
+    if to not in DTYPES:
+        raise call.refuse(f"type {_T.DataType.Name(to)}")
+    return x.to(DTYPES[to])
+
+
+def cast_like(_: Call, x: Tensor, like: Tensor) -> Tensor:
+    """CastLike."""
+    return x.to(like.dtype)
+
+
+def prelu(_: Call, x: Tensor, slope: Tensor) -> Tensor:
+    """PRelu: the slope is broadcast as in numpy."""
+    return torch.where(x >= 0, x, x * slope)
+
+
+def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
+    """HardSigmoid."""
+    return torch.clamp(x * call.get("alpha", 0.2) + call.get("beta", 0.5), 0, 1)
+
+
+def selu(call: Call, x: Tensor) -> Tensor:
+    """Selu."""
+    alpha, gamma = call.get("alpha", 1.6732631921768188), call.get("gamma", 1.0507010221481323)
+    return gamma * torch.where(x > 0, x, alpha * torch.expm1(torch.clamp(x, max=0)))
+
+
+def shrink(call: Call, x: Tensor) -> Tensor:
+    """Shrink."""
+    bias, limit = call.get("bias", 0.0), call.get("lambd", 0.5)
+    return torch.where(x < -limit, x + bias, torch.where(x > limit, x - bias, torch.zeros_like(x)))
+
+
+def dropout(call: Call, x: Tensor, *_: Tensor | None) -> Result:
+    """Dropout as in inference: nothing is dropped."""
+    return (x, torch.ones_like(x, dtype=torch.bool))[: len(call.outputs)] if len(call.outputs) > 1 else x
+
+
+def gelu(call: Call, x: Tensor) -> Tensor:
+    """Gelu."""
+    return F.gelu(x, approximate=call.get("approximate", "none"))
+
+
+def is_inf(call: Call, x: Tensor) -> Tensor:
+    """IsInf of one sign or both."""
+    positive, negative = call.get("detect_positive", 1), call.get("detect_negative", 1)
+    return (torch.isposinf(x) & bool(positive)) | (torch.isneginf(x) & bool(negative))
+
+
+def round_(_: Call, x: Tensor) -> Tensor:
+    """Round half to even."""
+    return torch.round(x)
+
+
+# -- shapes ---------------------------------------------------------------------------------------------------------
+
+
+def shape(call: Call, x: Tensor) -> Tensor:
+    """Shape."""
+    return torch.tensor(list(x.shape)[call.get("start", 0) : call.get("end", x.dim())], dtype=torch.int64)
+
+
+def reshape(call: Call, x: Tensor, target: Tensor | None = None) -> Tensor:
+    """Reshape: 0 copies a size, -1 is what is left."""
+    sizes = numbers(target) if target is not None else list(call.get("shape"))
+    assert sizes is not None
+    if not call.get("allowzero", 0):
+        sizes = [x.shape[i] if size == 0 else size for i, size in enumerate(sizes)]
+    return x.reshape(sizes)
+
+
+def flatten(call: Call, x: Tensor) -> Tensor:
+    """Flatten to two dims."""
+    axis = call.get("axis", 1)
+    axis = axis + x.dim() if axis < 0 else axis
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+
+
+def transpose(call: Call, x: Tensor) -> Tensor:
+    """Transpose."""
+    perm = call.get("perm")
+    return x.permute(tuple(perm) if perm is not None else tuple(reversed(range(x.dim()))))
+
+
+def squeeze(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    """Squeeze."""
+    dims = numbers(axes) if axes is not None else call.get("axes")
+    if dims is None:
+        return x.squeeze()
+    gone = {dim % x.dim() for dim in dims}
+    return x.reshape([size for dim, size in enumerate(x.shape) if dim not in gone])
+
+
+def unsqueeze(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
+    """Unsqueeze."""
+    dims = numbers(axes) if axes is not None else list(call.get("axes"))
+    assert dims is not None
+    rank = x.dim() + len(dims)
+    for dim in sorted(d % rank for d in dims):
+        x = x.unsqueeze(dim)
+    return x
+
+
+def concat(call: Call, *values: Tensor) -> Tensor:
+    """Concat."""
+    return torch.cat(together(*values), call.get("axis", 1))
+
+
+def split(call: Call, x: Tensor, sizes: Tensor | None = None) -> Result:
+    """Split into given or equal parts."""
+    axis = call.get("axis", 0)
+    given = numbers(sizes) if sizes is not None else call.get("split")
+    if given is None:
+        n, size = len(call.outputs), x.shape[axis]
+        each = -(-size // n)
+        given = [min(each, size - i * each) for i in range(n)]
+    return tuple(torch.split(x, list(given), axis))
+
+
+def slice_(call: Call, x: Tensor, *bounds: Tensor | None) -> Tensor:
+    """Slice: bounds are attributes before opset 10."""
+    if bounds:
+        starts, ends, axes, steps = ([numbers(b) for b in bounds] + [None, None])[:4]
+    else:
+        starts, ends, axes, steps = call.get("starts"), call.get("ends"), call.get("axes"), None
+    assert starts is not None and ends is not None
+    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        dim = i if axes is None else axes[i] % x.dim()
+        step = 1 if steps is None else steps[i]
+        size = x.shape[dim]
+        stop = None if step < 0 and end < -size else end
+        first, last, step = slice(start, stop, step).indices(size)
+        if step > 0:
+            x = x[(slice(None),) * dim + (slice(first, max(first, last), step),)]
+        else:
+            x = x.index_select(dim, on(x, torch.arange(first, last, step)))
+    return x
+
+
+def gather(call: Call, x: Tensor, index: Tensor) -> Tensor:
+    """Gather along one axis."""
+    axis = call.get("axis", 0) % x.dim()
+    index = index.to(torch.int64)
+    if index.dim() == 0:
+        return x.select(axis, int(index))
+    index = torch.where(index < 0, index + x.shape[axis], index)
+    picked = x.index_select(axis, on(x, index.reshape(-1)))
+    return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+
+
+def gather_elements(call: Call, x: Tensor, index: Tensor) -> Tensor:
+    """GatherElements."""
+    axis = call.get("axis", 0) % x.dim()
+    index = on(x, index.to(torch.int64))
+    return torch.gather(x, axis, torch.where(index < 0, index + x.shape[axis], index))
+
+
+def gather_nd(call: Call, x: Tensor, index: Tensor) -> Tensor:
+    """GatherND."""
+    if call.get("batch_dims", 0):
+        raise call.refuse("batch_dims")
+    return x[tuple(on(x, index).movedim(-1, 0))]
+
+
+def scatter_nd(call: Call, x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
+    """ScatterND."""
+    if call.get("reduction", "none") not in ("none", "add"):
+        raise call.refuse(f"reduction {call.get('reduction')}")
+    at = tuple(on(x, index).movedim(-1, 0))
+    return x.clone().index_put_(at, on(x, updates), accumulate=call.get("reduction", "none") == "add")
+
+
+def scatter_elements(call: Call, x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
+    """ScatterElements."""
+    if call.get("reduction", "none") != "none":
+        raise call.refuse(f"reduction {call.get('reduction')}")
+    axis = call.get("axis", 0) % x.dim()
+    index = on(x, torch.where(index < 0, index + x.shape[axis], index))
+    return x.scatter(axis, index, on(x, updates))
+
+
+def expand(_: Call, x: Tensor, sizes: Tensor) -> Tensor:
+    """Expand: sizes are broadcast with the input's."""
+    wanted = numbers(sizes)
+    assert wanted is not None
+    return x.expand(torch.broadcast_shapes(x.shape, tuple(wanted)))
+
+
+def tile(_: Call, x: Tensor, repeats: Tensor) -> Tensor:
+    """Tile."""
+    return x.repeat(numbers(repeats) or [])
+
+
+def constant_of_shape(call: Call, sizes: Tensor) -> Tensor:
+    """ConstantOfShape."""
+    value = call.get("value")
+    array = np.zeros(1, np.float32) if value is None else onnx.numpy_helper.to_array(value)
+    fill = torch.from_numpy(np.array(array))
+    return fill.reshape(-1)[0].expand(numbers(sizes) or []).clone()
+
+
+def range_(_: Call, start: Tensor, stop: Tensor, step: Tensor) -> Tensor:
+    """Range."""
+    return torch.arange(start.item(), stop.item(), step.item(), dtype=start.dtype)
+
+
+def pad(
+    call: Call, x: Tensor, amounts: Tensor | None = None, value: Tensor | None = None, axes: Tensor | None = None
+) -> Tensor:
+    """Pad: constant, reflect, edge or wrap; negative amounts crop."""
+    given = numbers(amounts) if amounts is not None else (call.get("pads") or call.get("paddings"))
+    dims = [int(d) % x.dim() for d in numbers(axes) or range(x.dim())]
+    assert given is not None
+    mode = call.get("mode", "constant")
+    pairs = {dim: (int(given[i]), int(given[i + len(dims)])) for i, dim in enumerate(dims)}
+    if mode == "constant":
+        fill = call.get("value", 0.0) if value is None or value.numel() == 0 else value.item()
+        flat = [n for dim in reversed(range(x.dim())) for n in pairs.get(dim, (0, 0))]
+        return F.pad(x, flat, value=fill)
+    for dim, (before, after) in pairs.items():
+        if (before, after) != (0, 0):
+            at = np.arange(-before, x.shape[dim] + after)
+            x = x.index_select(dim, on(x, torch.from_numpy(_fold_index(at, x.shape[dim], mode))))
+    return x
+
+
+def _fold_index(at: np.ndarray, size: int, mode: str) -> np.ndarray:
+    """Return the place inside 0..size-1 that each place of a padded axis copies."""
+    if mode == "edge":
+        return at.clip(0, size - 1)
+    if mode == "wrap":
+        return at % size
+    period = max(2 * (size - 1), 1)
+    at = np.abs(at) % period
+    return np.where(at >= size, period - at, at)
+
+
+def depth_to_space(call: Call, x: Tensor) -> Tensor:
+    """DepthToSpace."""
+    n, c, h, w = x.shape
+    b = call.get("blocksize")
+    if call.get("mode", "DCR") == "CRD":
+        return x.reshape(n, c // b**2, b, b, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // b**2, h * b, w * b)
+    return x.reshape(n, b, b, c // b**2, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // b**2, h * b, w * b)
+
+
+def space_to_depth(call: Call, x: Tensor) -> Tensor:
+    """SpaceToDepth."""
+    n, c, h, w = x.shape
+    b = call.get("blocksize")
+    if call.get("mode", "DCR") != "DCR":
+        raise call.refuse(f"mode {call.get('mode')}")
+    return x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b * b, h // b, w // b)
+
+
+def one_hot(call: Call, index: Tensor, depth: Tensor, values: Tensor) -> Tensor:
+    """OneHot."""
+    n = int(depth.reshape(-1)[0])
+    hot = F.one_hot(index.to(torch.int64) % n, n).to(torch.bool)
+    off, hit = values[0], values[1]
+    return torch.where(hot, hit, off).movedim(-1, call.get("axis", -1))
+
+
+def cumsum(call: Call, x: Tensor, axis: Tensor) -> Tensor:
+    """CumSum."""
+    dim = int(axis)
+    x = x.flip(dim) if call.get("reverse", 0) else x
+    total = torch.cumsum(x, dim, dtype=x.dtype)
+    total = total - x if call.get("exclusive", 0) else total
+    return total.flip(dim) if call.get("reverse", 0) else total
+
+
+def top_k(call: Call, x: Tensor, k: Tensor) -> Result:
+    """TopK."""
+    found = torch.topk(x, int(k.reshape(-1)[0]), call.get("axis", -1), bool(call.get("largest", 1)))
+    return found.values, found.indices
+
+
+def trilu(call: Call, x: Tensor, k: Tensor | None = None) -> Tensor:
+    """Trilu."""
+    offset = 0 if k is None else int(k)
+    return torch.triu(x, offset) if call.get("upper", 1) else torch.tril(x, offset)
+
+
+def _arg(function: Callable[..., Tensor]) -> Op:
+    def run(call: Call, x: Tensor) -> Tensor:
+        return function(x, call.get("axis", 0), keepdim=bool(call.get("keepdims", 1)))
+
+    return run
+
+
+# -- reductions and products ----------------------------------------------------------------------------------------
+
+
+def _reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Op:
+    def run(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
+        dims = numbers(axes) if axes is not None else call.get("axes")
+        if not dims:
+            if call.get("noop_with_empty_axes", 0):
+                return x
+            dims = list(range(x.dim()))
+        return function(x, [int(d) % x.dim() for d in dims], bool(call.get("keepdims", 1))) if x.dim() else x
+
+    return run
+
+
+def _product(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    for dim in sorted(dims, reverse=True):
+        x = torch.prod(x, dim, keepdim=keep)
+    return x
+
+
+def matmul(_: Call, a: Tensor, b: Tensor) -> Tensor:
+    """MatMul."""
+    return torch.matmul(*together(a, b)) if a.device != b.device else torch.matmul(a, b)
+
+
+def gemm(call: Call, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    """Gemm: alpha A B + beta C."""
+    a = a.t() if call.get("transA", 0) else a
+    b = b.t() if call.get("transB", 0) else b
+    alpha, beta = call.get("alpha", 1.0), call.get("beta", 1.0)
+    y = a @ b
+    y = y if alpha == 1 else y * alpha
+    return y if c is None else y + (c if beta == 1 else c * beta)
+
+
+def einsum(call: Call, *values: Tensor) -> Tensor:
+    """Einsum."""
+    return torch.einsum(call.get("equation").replace(" ", ""), *together(*values))
+
+
+def softmax(call: Call, x: Tensor, log: bool = False) -> Tensor:
+    """Softmax: before opset 13 over all dims from `axis` on."""
+    function = torch.log_softmax if log else torch.softmax
+    if call.opset >= 13:
+        return function(x, call.get("axis", -1))
+    axis = call.get("axis", 1) % x.dim()
+    return function(x.reshape(math.prod(x.shape[:axis]), -1), 1).reshape(x.shape)
+
+
+def log_softmax(call: Call, x: Tensor) -> Tensor:
+    """LogSoftmax."""
+    return softmax(call, x, log=True)
+
+
+def _axes_of(dims: Sequence[int]) -> tuple[int, ...]:
+    return tuple(dims)
+
+
+ARITHMETIC: dict[str, Op] = {
+    **{name: _unary(getattr(torch, name.lower())) for name in (
+        "Abs", "Acos", "Asin", "Atan", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "IsNaN", "Log", "Neg",
+        "Reciprocal", "Relu", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Tan", "Tanh")},
+    **{name: _binary(function) for name, function in (
+        ("Add", torch.add), ("Sub", torch.sub), ("Mul", torch.mul), ("Equal", torch.eq), ("Less", torch.lt),
+        ("LessOrEqual", torch.le), ("Greater", torch.gt), ("GreaterOrEqual", torch.ge), ("And", torch.logical_and),
+        ("Or", torch.logical_or), ("Xor", torch.logical_xor))},
+    **{name: _variadic(function) for name, function in (
+        ("Sum", torch.add), ("Max", torch.maximum), ("Min", torch.minimum))},
+    "Cast": cast, "CastLike": cast_like, "Clip": clip, "Div": div, "Dropout": dropout, "Gelu": gelu,
+    "Celu": lambda c, x: F.celu(x, c.get("alpha", 1.0)),
+    "Elu": lambda c, x: F.elu(x, c.get("alpha", 1.0)),
+    "HardSigmoid": hard_sigmoid, "HardSwish": lambda _, x: F.hardswish(x), "Identity": lambda _, x: x, "IsInf": is_inf,
+    "LeakyRelu": lambda c, x: F.leaky_relu(x, c.get("alpha", 0.01)),
+    "Mean": mean, "Mish": lambda _, x: F.mish(x), "Mod": mod, "Not": lambda _, x: torch.logical_not(x),
+    "PRelu": prelu, "Pow": pow_, "Round": round_, "Selu": selu, "Shrink": shrink,
+    "Softplus": lambda _, x: F.softplus(x, threshold=60), "Softsign": lambda _, x: F.softsign(x),
+    "Swish": lambda c, x: x * torch.sigmoid(c.get("alpha", 1.0) * x),
+    "ThresholdedRelu": lambda c, x: torch.where(x > c.get("alpha", 1.0), x, torch.zeros_like(x)),
+    "Where": where,
+}  # fmt: skip
+
+SHAPES: dict[str, Op] = {
+    "ArgMax": _arg(torch.argmax), "ArgMin": _arg(torch.argmin), "Concat": concat, "ConstantOfShape": constant_of_shape,
+    "CumSum": cumsum, "DepthToSpace": depth_to_space, "Expand": expand, "Flatten": flatten, "Gather": gather,
+    "GatherElements": gather_elements, "GatherND": gather_nd, "NonZero": lambda _, x: torch.nonzero(x).t(),
+    "OneHot": one_hot, "Pad": pad, "Range": range_, "Reshape": reshape, "ScatterElements": scatter_elements,
+    "ScatterND": scatter_nd, "Shape": shape, "Size": lambda _, x: torch.tensor(x.numel()), "Slice": slice_,
+    "SpaceToDepth": space_to_depth, "Split": split, "Squeeze": squeeze, "Tile": tile, "TopK": top_k,
+    "Transpose": transpose, "Trilu": trilu, "Unsqueeze": unsqueeze,
+}  # fmt: skip
+
+PRODUCTS: dict[str, Op] = {
+    "Einsum": einsum, "Gemm": gemm, "LogSoftmax": log_softmax, "MatMul": matmul, "Softmax": softmax,
+    "ReduceL1": _reduce(lambda x, d, k: x.abs().sum(_axes_of(d), keepdim=k)),
+    "ReduceL2": _reduce(lambda x, d, k: torch.sqrt((x * x).sum(_axes_of(d), keepdim=k))),
+    "ReduceLogSum": _reduce(lambda x, d, k: torch.log(x.sum(_axes_of(d), keepdim=k))),
+    "ReduceLogSumExp": _reduce(lambda x, d, k: torch.logsumexp(x, _axes_of(d), keepdim=k)),
+    "ReduceMax": _reduce(lambda x, d, k: torch.amax(x, _axes_of(d), keepdim=k)),
+    "ReduceMean": _reduce(lambda x, d, k: x.mean(_axes_of(d), keepdim=k)),
+    "ReduceMin": _reduce(lambda x, d, k: torch.amin(x, _axes_of(d), keepdim=k)),
+    "ReduceProd": _reduce(_product),
+    "ReduceSum": _reduce(lambda x, d, k: x.sum(_axes_of(d), keepdim=k)),
+    "ReduceSumSquare": _reduce(lambda x, d, k: (x * x).sum(_axes_of(d), keepdim=k)),
+}  # fmt: skip
