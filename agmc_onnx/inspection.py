@@ -168,7 +168,7 @@ def _values(values: Sequence[onnx.ValueInfoProto], skip: set[str]) -> list[dict[
         found.append(
             {
                 "name": value.name,
-                "dtype": onnx.TensorProto.DataType.Name(tensor.elem_type).lower() if is_known else kind,
+                "dtype": onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if is_known else kind,
                 "shape": None
                 if dims is None
                 else [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in dims],

@@ -350,13 +350,7 @@ def _report(
         "inference_s": sum(record["inference_s"] for record in found.history if not record["cached"]),
         "history": found.history,
         "verified": _verified(checked),
-        "groups": [
-            {"name": g.name, "units": g.n_units, "kept": int(n), "why_frozen": None}
-            for g, n in zip(analysis.channels.groups, found.kept, strict=True)
-        ] + [
-            {"name": g.name, "units": g.n_units, "kept": g.n_units, "why_frozen": g.why_frozen}
-            for g in analysis.channels.frozen
-        ],
+        "groups": _groups(analysis.channels, found.kept.tolist()),
         "settings": asdict(settings),
         "environment": environment_versions(provider_of(make_session(compressed, settings.threads, settings.provider))),
     }  # fmt: skip
@@ -407,6 +401,22 @@ def _density(graph: Graph) -> float:
     arrays = [graph.array(name) for name, t in graph.tensors.items() if len(t.dims) > 1 and graph.is_float(name)]
     total = sum(array.size for array in arrays)
     return float(sum(np.count_nonzero(array) for array in arrays) / total) if total else 1.0
+
+
+def _groups(channels: Channels, kept: list[int]) -> list[dict[str, Any]]:
+    """Return every group with what is kept of it, frozen ones included, in the order of the network."""
+    counts = {id(group): n for group, n in zip(channels.groups, kept, strict=True)}
+    first: dict[int, int] = {}
+    for place, axis in enumerate(channels.axes.values()):
+        for unit in np.unique(axis.units).tolist():
+            first.setdefault(unit, place)
+    ordered = sorted(
+        (*channels.groups, *channels.frozen), key=lambda group: min(first[unit] for unit in group.units.tolist())
+    )
+    return [
+        {"name": g.name, "units": g.n_units, "kept": counts.get(id(g), g.n_units), "why_frozen": g.why_frozen}
+        for g in ordered
+    ]
 
 
 def _verified(checked: Verification) -> dict[str, Any]:

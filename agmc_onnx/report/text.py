@@ -151,22 +151,22 @@ def aligned(table: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
     ]
 
 
-def command(report: Report) -> str:
-    """Return the command line that makes this report's result again."""
+def command(report: Report) -> list[str]:
+    """Return the command line that makes this report's result again, one item an option with its value."""
     settings, defaults = report["settings"], {f.name: f.default for f in fields(CompressOptions)}
-    words = ["agmc-onnx", "compress", report["model"]["path"]]
+    words = [["agmc-onnx", "compress", report["model"]["path"]]]
     for name, value in settings.items():
         asked = name in ("flops", "params", "policy", "episodes", "seed") and value is not None
         if not asked and (name not in defaults or value == defaults[name]):
             continue
         flag = f"--{name.replace('_', '-')}"
-        words += [flag] if value is True else [flag, str(value)]
+        words.append([flag] if value is True else [flag, str(value)])
     data = report.get("data")
     if data:
-        words += ["--data", data["source"]]
+        words.append(["--data", data["source"]])
     if report.get("output"):
-        words += ["-o", report["output"]]
-    return shlex.join(words)
+        words.append(["-o", report["output"]])
+    return [shlex.join(part) for part in words]
 
 
 def _less(after: float, before: float) -> bool | None:
