@@ -1,0 +1,58 @@
+"""Every option of the recovery and its default value, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RecoverOptions:
+    """Options of the closed-form refit, the error curves and the distillation.
+
+    Attributes:
+        n_samples: Calibration samples read, at most.
+        n_positions: Output positions sampled per refitted node.
+        n_curve_positions: Output positions sampled per node for error curves.
+        ridge: Pull towards the old weights, as a share of the mean diagonal of the second moments.
+        batch_size: Samples run at a time; a model of a fixed batch dictates its own.
+        memory_bytes: Activations of one network kept at a time; beyond it they are computed again from earlier ones.
+        seed: Of sampled positions, and of the order and augmentation of distillation.
+        n_steps: Steps of distillation.
+        train_batch_size: Images per step of distillation.
+        optimiser: "adamw" or "sgd".
+        learning_rate: Highest one; it warms up over `warmup_share` of the steps and falls as a cosine to nothing.
+        warmup_share: Share of the steps in 0..1.
+        weight_decay: Of kernels and matrices; biases and BatchNormalization have none.
+        momentum: Of SGD.
+        temperature: Logits of both networks are divided by it before the softmax.
+        loss: "kl" of softened class probabilities, or "mse" between outputs (the only one for outputs that are no classes).
+        block_weight: Weight of the squared error of inner values (residual sums) over their variance; 0 for none.
+        train_statistics: Let BatchNormalization use and learn statistics of the batch while training.
+        max_gradient: Largest norm of the gradient.
+        evaluate_every: Steps between two evaluations of the reward, where one is given.
+        patience: Evaluations without a better reward before it stops.
+        save_every: Steps between two checkpoints, where a folder is given.
+    """
+
+    n_samples: int = 1000
+    n_positions: int = 40_000
+    n_curve_positions: int = 20_000
+    ridge: float = 1e-4
+    batch_size: int = 100
+    memory_bytes: int = 1 << 30
+    seed: int = 0
+    n_steps: int = 1000
+    train_batch_size: int = 128
+    optimiser: str = "adamw"
+    learning_rate: float = 1e-3
+    warmup_share: float = 0.05
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    temperature: float = 2.0
+    loss: str = "kl"
+    block_weight: float = 0.0
+    train_statistics: bool = False
+    max_gradient: float = 5.0
+    evaluate_every: int = 200
+    patience: int = 5
+    save_every: int = 200
