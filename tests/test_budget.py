@@ -16,8 +16,9 @@ VECTORS = [  # a, w, d, options, a', achieved: seed-systems.md section 1.6
 ]
 
 
-@pytest.mark.parametrize(("a", "w", "d", "options", "expected", "achieved"), VECTORS)
-def test_algorithm1_gives_the_vectors_of_the_dossier(a, w, d, options, expected, achieved):
+@pytest.mark.parametrize("vector", VECTORS)
+def test_algorithm1_gives_the_vectors_of_the_dossier(vector):
+    a, w, d, options, expected, achieved = vector
     ratios = algorithm1_literal(a, w, d, **options)
     np.testing.assert_allclose(ratios, expected, atol=5e-4)
     assert float(np.dot(w, ratios)) == pytest.approx(achieved, abs=5e-3)
@@ -31,7 +32,7 @@ def test_algorithm1_leaves_over_pruning_and_zero_actions_alone():
 def test_meet_target_gives_the_corrected_vector_of_the_dossier():
     w, units = np.array([100, 10, 10]), np.array([1000, 1000, 1000])
     result = meet_target(
-        1 - np.array([0.1, 0.2, 0.3]), lambda k: int(w @ k), units, np.ones(3, int), np.full(3, 200), 60_000
+        1 - np.array([0.1, 0.2, 0.3]), lambda k: int(w @ k), units, np.ones(3, int), np.full(3, 200), budget=60_000
     )
     np.testing.assert_allclose(1 - result.keep_ratio, [0.44, 0.8, 0.8], atol=2e-3)
     assert result.reached == 60_000
@@ -53,7 +54,7 @@ class Chain:
         return int(np.sum(self.weights * ends[:-1] * ends[1:]))
 
     def meet(self, ratio, budget):
-        return meet_target(ratio, self, self.units, self.step, self.min_keep, budget)
+        return meet_target(ratio, self, self.units, self.step, self.min_keep, budget=budget)
 
 
 @st.composite
@@ -111,8 +112,8 @@ def test_the_order_of_the_groups_does_not_matter(data):
 
     one = np.ones(n, dtype=int)
     budget = data.draw(st.integers(cost(one), cost(units)))
-    straight = meet_target(ratio, cost, units, one, one, budget)
-    turned = meet_target(ratio[turn], turned_cost, units[turn], one, one, budget)
+    straight = meet_target(ratio, cost, units, one, one, budget=budget)
+    turned = meet_target(ratio[turn], turned_cost, units[turn], one, one, budget=budget)
     np.testing.assert_array_equal(straight.kept[turn], turned.kept)
 
 
@@ -125,7 +126,7 @@ def test_equals_algorithm1_where_that_is_right(data):
     literal = algorithm1_literal(a, np.ones(n), d)
     units = np.full(n, 2000)
     budget = round((n - d) * 2000)
-    result = meet_target(1 - a, lambda k: int(k.sum()), units, np.ones(n, int), np.ones(n, int), budget)
+    result = meet_target(1 - a, lambda k: int(k.sum()), units, np.ones(n, int), np.ones(n, int), budget=budget)
     np.testing.assert_allclose(1 - result.keep_ratio, literal, atol=1.6 / 2000)
     assert result.reached == budget
 
@@ -137,15 +138,15 @@ def test_zero_prune_ratios_join_only_when_needed_and_all_zero_is_uniform():
         return int(kept.sum())
 
     ratio = np.array([0.5, 0.9, 1.0])
-    assert meet_target(ratio, cost, units, one, one, 150).kept[2] == 100
-    late = meet_target(ratio, cost, units, one, one, 90)
+    assert meet_target(ratio, cost, units, one, one, budget=150).kept[2] == 100
+    late = meet_target(ratio, cost, units, one, one, budget=90)
     np.testing.assert_array_equal(late.kept, [1, 1, 88])
-    np.testing.assert_array_equal(meet_target(np.ones(3), cost, units, one, one, 150).kept, [50, 50, 50])
+    np.testing.assert_array_equal(meet_target(np.ones(3), cost, units, one, one, budget=150).kept, [50, 50, 50])
 
 
 def test_over_pruning_is_relaxed():
     units, one = np.array([100, 100]), np.ones(2, int)
-    result = meet_target([0.1, 0.55], lambda k: int(k.sum()), units, one, one, 160)
+    result = meet_target([0.1, 0.55], lambda k: int(k.sum()), units, one, one, budget=160)
     np.testing.assert_array_equal(result.kept, [73, 87])
 
 
@@ -171,7 +172,7 @@ def test_lands_close_below_the_budget_with_few_calls(n, step, share):
     rng = np.random.default_rng(7)
     for _ in range(5):
         cost.calls = 0
-        result = meet_target(rng.uniform(0.05, 1, n), cost, units, steps, steps, int(share * full))
+        result = meet_target(rng.uniform(0.05, 1, n), cost, units, steps, steps, budget=int(share * full))
         assert share - 0.02 < result.reached / full <= share
         assert cost.calls <= 60 + 14 * n
 
@@ -179,7 +180,7 @@ def test_lands_close_below_the_budget_with_few_calls(n, step, share):
 def test_a_network_of_300_groups_takes_milliseconds():
     cost, units, steps = resnet_like(300, 1)
     start = time.process_time()
-    result = meet_target(np.linspace(0.2, 0.9, 300), cost, units, steps, steps, cost(units) // 2)
+    result = meet_target(np.linspace(0.2, 0.9, 300), cost, units, steps, steps, budget=cost(units) // 2)
     assert time.process_time() - start < 0.5
     assert 0.5 - CLOSE_ENOUGH < result.reached / cost(units) <= 0.5
 
@@ -187,8 +188,8 @@ def test_a_network_of_300_groups_takes_milliseconds():
 def test_bad_arguments_are_named():
     one = np.ones(2, int)
     with pytest.raises(UsageError, match="not finite"):
-        meet_target([np.nan, 0.5], lambda k: 1, one, one, one, 1)
+        meet_target([np.nan, 0.5], lambda k: 1, one, one, one, budget=1)
     with pytest.raises(UsageError, match="shapes differ"):
-        meet_target([0.5], lambda k: 1, one, one, one, 1)
+        meet_target([0.5], lambda k: 1, one, one, one, budget=1)
     with pytest.raises(UsageError, match="1 <= min_keep <= n_units"):
-        meet_target([0.5, 0.5], lambda k: 1, one, one, one * 2, 1)
+        meet_target([0.5, 0.5], lambda k: 1, one, one, one * 2, budget=1)

@@ -27,8 +27,8 @@ def algorithm1_literal(
 ) -> npt.NDArray[np.float64]:
     """Return the prune ratios a' of the paper's Algorithm 1 (section 3.4.4), as printed.
 
-    It can miss the budget (the share lost to `a_max` is given to nobody), and never corrects over-pruning; `meet_target` is
-    what the search uses. All zero `a` would be 0/0: then nothing is added.
+    It can miss the budget (the share lost to `a_max` is given to nobody), and never corrects over-pruning;
+    `meet_target` is what the search uses. All zero `a` would be 0/0: then nothing is added.
 
     Args:
         a: (n_groups,) proposed prune ratios in 0..1.
@@ -82,16 +82,17 @@ def meet_target(
 ) -> Rescaled:
     """Return kept counts in the proportions proposed whose true cost is at most the budget, and close to it.
 
-    Prune ratios 1 - keep_ratio are multiplied by one common factor, as Algorithm 1 does when all W are equal, both ways:
-    a proposal that prunes too much is relaxed. As the factor grows from zero, groups lose their steps one after the other
-    (at the factor where the rounding tips over); the order of these events is a path from nothing removed to everything
-    removed, and the factor is bisected on the true integer cost along it. Groups with a prune ratio of 0 (all of them, if all
-    are 0) come after all others, uniformly. Then single steps are given back, each time the one that lands closest below
-    the budget.
+    Prune ratios 1 - keep_ratio are multiplied by one common factor, as Algorithm 1 does when all W are equal, both
+    ways: a proposal that prunes too much is relaxed. As the factor grows from zero, groups lose their steps one after
+    the other (at the factor where the rounding tips over); the order of these events is a path from nothing removed
+    to everything removed, and the factor is bisected on the true integer cost along it. Groups with a prune ratio of
+    0 (all of them, if all are 0) come after all others, uniformly. Then single steps are given back, each time the
+    one that lands closest below the budget.
 
-    The result does not depend on the order of the groups (except that of groups which tie in every respect), and neither path
-    nor trials depend on the budget, so that a larger budget never reaches less (each round takes the largest cost that fits;
-    where two budgets first differ, the larger one took a cost the smaller one could not afford).
+    The result does not depend on the order of the groups (except that of groups which tie in every respect), and
+    neither path nor trials depend on the budget, so that a larger budget never reaches less (each round takes the
+    largest cost that fits; where two budgets first differ, the larger one took a cost the smaller one could not
+    afford).
 
     Args:
         keep_ratio: (n_groups,) proposal in 0..1.
@@ -130,7 +131,7 @@ def meet_target(
             low = middle
     kept = path.kept_after(high)
     if budget - reached > CLOSE_ENOUGH * full_cost:
-        kept, reached = _give_back(path, high, reached, cost, budget, CLOSE_ENOUGH * full_cost)
+        kept, reached = _give_back(path, high, reached, cost, budget=budget, close=CLOSE_ENOUGH * full_cost)
     return Rescaled(kept, kept / units, reached, True, floor_cost)
 
 
@@ -183,12 +184,12 @@ class _Path:
 
 
 def _give_back(
-    path: _Path, start: int, reached: int, cost: Callable[[IntArray], int], budget: int, close: float
+    path: _Path, start: int, reached: int, cost: Callable[[IntArray], int], *, budget: int, close: float
 ) -> tuple[IntArray, int]:
     """Return kept counts and cost after giving single steps back, best fit first.
 
-    The first round also tries one step up from the next points of the path, which amounts to exchanging steps. A step that did
-    not fit once never fits later, because the cost does not fall when other counts grow.
+    The first round also tries one step up from the next points of the path, which amounts to exchanging steps. A step
+    that did not fit once never fits later, because the cost does not fall when other counts grow.
     """
     lowest = np.maximum(path.levels_after(start) - MAX_RAISE, 0)
     levels = path.levels_after(start)

@@ -25,8 +25,9 @@ class SearchResult:
     Attributes:
         kept: int64 (n_groups,), kept counts of the best candidate (the first of equals).
         reward: Its reward.
-        history: One record an episode: episode, reward, metric, macs, params, kept, inference_s, wall_s, cached. Numbers are
-            Python's own, ready for JSON; `wall_s` covers the whole episode (proposal, budget, evaluation, learning).
+        history: One record an episode: episode, reward, metric, macs, params, kept, inference_s, wall_s, cached.
+            Numbers are Python's own, ready for JSON; `wall_s` covers the whole episode (proposal, budget, evaluation,
+            learning).
         interrupted: Whether Ctrl-C ended the search early.
     """
 
@@ -47,8 +48,8 @@ def search(
 ) -> SearchResult:
     """Return the best candidate of a search; the same seed gives the same candidates.
 
-    A candidate that was evaluated before is not evaluated again. So an interrupted search is resumed by running it again with
-    the same seed and the outcomes of its history as `known`.
+    A candidate that was evaluated before is not evaluated again. So an interrupted search is resumed by running it
+    again with the same seed and the outcomes of its history as `known`.
 
     Args:
         problem: What is searched.

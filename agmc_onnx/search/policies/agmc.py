@@ -114,7 +114,9 @@ def _check(options: AgmcOptions) -> None:
         ("reward_on", ("share", "all", "final")),
     ):
         if getattr(options, name) not in choices:
-            raise UsageError(f"agmc: unknown {name}, got {getattr(options, name)!r}; expected one of {', '.join(choices)}.")
+            raise UsageError(
+                f"agmc: unknown {name}, got {getattr(options, name)!r}; expected one of {', '.join(choices)}."
+            )
 
 
 def _linear_budget(problem: Problem) -> LinearBudget:
@@ -155,5 +157,3 @@ def _graph_tensors(problem: Problem) -> GraphTensors:
         torch.as_tensor(np.repeat(np.arange(len(counts)), counts), dtype=torch.long),
         torch.as_tensor(nodes, dtype=torch.long),
     )
-
-

@@ -1,7 +1,7 @@
 """The DDPG agent over whole episodes (AGMC paper, section 3.4; DDPG: Lillicrap et al. 2016, arXiv:1509.02971).
 
-The replay buffer holds actions and rewards of whole episodes, no states: states are recomputed through the current encoder
-and decoder, so that both learn. All actions here are keep ratios.
+The replay buffer holds actions and rewards of whole episodes, no states: states are recomputed through the current
+encoder and decoder, so that both learn. All actions here are keep ratios.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class _Networks(nn.Module):
         """Return g (1, d) and the groups' embeddings (1, n_groups, d) or None."""
         graph = self.graph
         g, h = self.encoder(graph.x, graph.edge_index, graph.edge_type)
-        parts = []
+        parts: list[Tensor] = []
         if self.group_embedding:
             members = torch.ones(len(graph.member_group), 1)
             count = torch.zeros(n_groups, 1).index_add(0, graph.member_group, members)
@@ -152,9 +152,9 @@ class DdpgAgent:
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             self.networks = _Networks(graph, self.n_groups, options, float(budget.keep_ratio.mean().clamp(0.05, 0.95)))
         self.targets = copy.deepcopy(self.networks).requires_grad_(False)
-        represent = [*self.networks.encoder.parameters(), *self.networks.decoder.parameters()]
+        represent: list[nn.Parameter] = [*self.networks.encoder.parameters(), *self.networks.decoder.parameters()]
         if self.networks.identity is not None:
-            represent.append(self.networks.identity.weight)
+            represent.extend(self.networks.identity.parameters())
         if options.frozen_encoder:
             for parameter in represent:
                 parameter.requires_grad_(False)
@@ -255,5 +255,6 @@ class DdpgAgent:
     @torch.no_grad()
     def _follow(self) -> None:
         """Move the targets by tau towards the networks."""
-        targets, sources = list(self.targets.parameters()), list(self.networks.parameters())
+        targets: list[Tensor] = list(self.targets.parameters())
+        sources: list[Tensor] = list(self.networks.parameters())
         torch._foreach_lerp_(targets, sources, self.options.tau)

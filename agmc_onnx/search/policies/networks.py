@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, dense_diff_pool, global_mean_pool
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.nn.dense import DenseGCNConv
 
 from agmc_onnx.errors import UsageError
@@ -15,9 +17,9 @@ from agmc_onnx.errors import UsageError
 class _TypedNodes(nn.Module):
     """Adds to every node's features the mean embedding of the types of its edges, incoming and outgoing.
 
-    GCNConv weighs edges by a number only; the operation an edge stands for would be lost otherwise. Edges are then used in
-    both directions, so that a value sees its producers and its consumers. Our reading: the paper types the edges (section
-    3.1), but gives no rule for them.
+    GCNConv weighs edges by a number only; the operation an edge stands for would be lost otherwise. Edges are then
+    used in both directions, so that a value sees its producers and its consumers. Our reading: the paper types the
+    edges (section 3.1), but gives no rule for them.
     """
 
     def __init__(self, n_edge_types: int, size: int) -> None:
@@ -30,14 +32,14 @@ class _TypedNodes(nn.Module):
         n_nodes, (source, target) = x.shape[0], edge_index
         parts = [x]
         for embedding, nodes in ((self.incoming, target), (self.outgoing, source)):
-            degree = torch.zeros(n_nodes, 1, dtype=x.dtype).index_add(0, nodes, torch.ones(len(nodes), 1, dtype=x.dtype))
-            total = torch.zeros(n_nodes, embedding.embedding_dim, dtype=x.dtype).index_add(0, nodes, embedding(edge_type))
-            parts.append(total / degree.clamp(min=1))
+            n_types = embedding.num_embeddings
+            counts = torch.bincount(nodes * n_types + edge_type, minlength=n_nodes * n_types).reshape(n_nodes, n_types)
+            parts.append((counts / counts.sum(dim=1, keepdim=True).clamp(min=1)) @ embedding.weight)
         return torch.cat(parts, dim=1), torch.cat([edge_index, edge_index.flip(0)], dim=1)
 
 
 class GCNEncoder(nn.Module):
-    """Graph convolutions and a mean over the nodes (eq. 2 and 3), then one linear layer with ReLU, as in the published code."""
+    """Graph convolutions and a mean over the nodes (eq. 2 and 3), then a linear layer with ReLU, as in the published code."""
 
     def __init__(
         self, n_features: int, n_edge_types: int, size: int = 30, n_layers: int = 2, *, edge_embedding_size: int = 8
@@ -46,7 +48,7 @@ class GCNEncoder(nn.Module):
         super().__init__()
         self.types = _TypedNodes(n_edge_types, edge_embedding_size)
         widths = [n_features + 2 * edge_embedding_size] + [size] * n_layers
-        self.convs = nn.ModuleList([GCNConv(before, after) for before, after in zip(widths, widths[1:], strict=False)])
+        self.convs = nn.ModuleList([GCNConv(*pair, normalize=False) for pair in pairwise(widths)])
         self.out = nn.Linear(size, size)
 
     def forward(
@@ -64,8 +66,9 @@ class GCNEncoder(nn.Module):
             g (n_graphs, d), not negative, and node embeddings (n_nodes, d).
         """
         h, edges = self.types(x, edge_index, edge_type)
+        edges, weight = gcn_norm(edges, num_nodes=x.shape[0], dtype=x.dtype)  # once for all layers
         for conv in self.convs:
-            h = conv(h, edges).relu()
+            h = conv(h, edges, weight).relu()
         if batch is None:
             batch = torch.zeros(x.shape[0], dtype=torch.long)
         return self.out(global_mean_pool(h, batch)).relu(), h
@@ -91,7 +94,7 @@ class DiffPoolEncoder(nn.Module):
     ) -> None:
         """Make the layers; `size` is d."""
         super().__init__()
-        self.max_nodes = max_nodes
+        self.size, self.max_nodes = size, max_nodes
         self.types = _TypedNodes(n_edge_types, edge_embedding_size)
         typed = n_features + 2 * edge_embedding_size
         self.embed = nn.ModuleList([DenseGCNConv(typed, size), DenseGCNConv(size, size)])
@@ -115,7 +118,7 @@ class DiffPoolEncoder(nn.Module):
                 f"encoder: the graph is too large for DiffPool, got {int(counts.max())} nodes; expected at most"
                 f" {self.max_nodes}. Use the mean pool encoder (encoder='mean')."
             )
-        graphs, nodes, losses = [], torch.zeros(x.shape[0], self.embed[0].out_channels, dtype=x.dtype), []
+        graphs, nodes, losses = [], torch.zeros(x.shape[0], self.size, dtype=x.dtype), []
         for graph in range(len(counts)):
             members = (batch == graph).nonzero()[:, 0]
             inside = edges[:, batch[edges[0]] == graph] - members[0]  # nodes of a graph are consecutive, as in PyG
@@ -140,9 +143,10 @@ LstmState = tuple[Tensor, Tensor]
 class Decoder(nn.Module):
     """LSTM that turns g into one state vector per group (eq. 8): s_t = LSTM(s_{t-1}, a_{t-1}).
 
-    s_t is the LSTM's output, so that the input s_{t-1} of eq. 8 is the recurrent input an LSTM has anyway and one matrix
-    serves both. g gives the initial state, and a_{-1} = 1 (nothing removed). Beside a_{t-1} the LSTM may see the embedding
-    of group t, the mean over its graph nodes: our addition, without which all groups look alike but for their order.
+    s_t is the LSTM's output, so that the input s_{t-1} of eq. 8 is the recurrent input an LSTM has anyway and one
+    matrix serves both. g gives the initial state, and a_{-1} = 1 (nothing removed). Beside a_{t-1} the LSTM may see
+    the embedding of group t, the mean over its graph nodes: our addition, without which all groups look alike but for
+    their order.
     """
 
     def __init__(self, size: int = 30, context_size: int = 0, carry_state: bool = True) -> None:
@@ -163,9 +167,19 @@ class Decoder(nn.Module):
         return torch.tanh(self.hidden0(g))[None], torch.tanh(self.cell0(g))[None]
 
     def step(self, state: LstmState, action: Tensor, context: Tensor | None = None) -> tuple[Tensor, LstmState]:
-        """Return s_t (batch, d) and the next LSTM state; `action` is a_{t-1}, (batch, 1), `context` (batch, context_size)."""
-        output, (hidden, cell) = self.lstm(self._input(action, context)[:, None], state)
-        return output[:, 0], (hidden, cell if self.carry_state else torch.zeros_like(cell))
+        """Return s_t (batch, d) and the next LSTM state.
+
+        The same as one step of `forward`, without the set-up `nn.LSTM` pays for at every call.
+
+        Args:
+            state: As `initial` returns it.
+            action: (batch, 1), a_{t-1}.
+            context: (batch, context_size) or None.
+        """
+        inputs, before = self._input(action, context), (state[0][0], state[1][0])
+        weights = cast(tuple[Tensor, Tensor, Tensor, Tensor], self.lstm.all_weights[0])
+        hidden, cell = torch.lstm_cell(inputs, before, *weights)
+        return hidden, (hidden[None], (cell if self.carry_state else torch.zeros_like(cell))[None])
 
     def forward(self, g: Tensor, actions: Tensor, context: Tensor | None = None) -> Tensor:
         """Return all states of whole episodes whose actions are known.
