@@ -1,0 +1,144 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import agmc_onnx
+from agmc_onnx import CompressOptions, UsageError
+from agmc_onnx.output import output_files, write_files
+from agmc_onnx.verification import kept_region
+
+DIGITS = Path(__file__).parents[1] / "models" / "digits" / "digits_resnet.onnx"
+SEARCH = {"flops": 0.5, "data": "digits", "episodes": 8, "latency_seconds": 0.1}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The result of a short search with the AGMC policy, and where it was written."""
+    output = tmp_path_factory.mktemp("made") / "small.onnx"
+    return agmc_onnx.compress(DIGITS, output=output, **SEARCH), output
+
+
+def steps(result):
+    """Return a history without times."""
+    timed = ("wall_s", "inference_s")
+    return [{key: value for key, value in record.items() if key not in timed} for record in result.report["history"]]
+
+
+def test_same_seed_same_result(made):
+    result, _ = made
+    again = agmc_onnx.compress(DIGITS, **SEARCH)
+    assert again.plan == result.plan
+    assert steps(again) == steps(result)
+    assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
+
+
+def test_report_has_every_key_of_the_contract(made):
+    result, output = made
+    report = json.loads(output_files(output)["report"].read_text())
+    assert report["format"] == "agmc-onnx/report@1"
+    for side in ("original", "compressed"):
+        assert {"macs", "params", "file_bytes", "metric", "latency_ms"} <= set(report[side])
+        assert {"name", "value", "n"} <= set(report[side]["metric"])
+        assert {"p50", "p90", "batch", "threads"} <= set(report[side]["latency_ms"])
+    assert {"metric_before_recovery", "weight_density"} <= set(report["compressed"])
+    assert set(report["target"]) == {"kind", "keep", "reached"}
+    assert {"policy", "seed", "episodes", "evaluations", "wall_s", "inference_s"} <= set(report)
+    assert {"episode", "reward", "macs", "inference_s", "wall_s"} <= set(report["history"][0])
+    assert {"masked_equivalence", "max_abs_diff", "checker"} <= set(report["verified"])
+    assert {"agmc_onnx", "onnx", "onnxruntime", "provider", "torch", "cpu"} <= set(report["environment"])
+    assert (report["episodes"], len(report["history"])) == (8, 8)
+    assert report["data"] == {
+        "source": "digits",
+        "metric": "top1",
+        "roles": {"calibration": 150, "reward": 300, "test": 350},
+    }
+    assert report["output"] == str(output)
+    assert result.report["history"] == report["history"]
+
+
+def test_budget_is_met_on_the_written_model(made):
+    result, output = made
+    target = result.report["target"]
+    assert target["keep"] - 0.02 < target["reached"] <= target["keep"]
+    measured = agmc_onnx.measure(DIGITS, output, seconds=0.1)["models"]
+    assert measured[1]["macs"] == result.report["compressed"]["macs"]
+    assert measured[1]["macs"] / measured[0]["macs"] == pytest.approx(target["reached"])
+    assert measured[1]["file_bytes"] == output.stat().st_size == result.report["compressed"]["file_bytes"]
+
+
+def test_plan_rebuilds_the_weights_with_numpy_alone(made):
+    _, output = made
+    plan = json.loads(output_files(output)["plan"].read_text())
+    assert plan["format"] == "agmc-onnx/plan@1"
+    before, after = (
+        {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(p).graph.initializer} for p in (DIGITS, output)
+    )
+    for name, array in after.items():
+        axes = plan["tensors"].get(name, {})
+        np.testing.assert_array_equal(array, before[name][kept_region(before[name].shape, axes, name)])
+
+
+def test_groups_of_the_report_are_in_the_order_of_the_network(made):
+    result, _ = made
+    groups = result.report["groups"]
+    assert groups[-1]["name"] == "fc.weight"
+    assert groups[-1]["why_frozen"] == "graph output output"
+    kept = {group["name"]: len(group["keep"]) for group in result.plan.groups}
+    assert {group["name"]: group["kept"] for group in groups} == kept
+
+
+def test_public_api(made):
+    result, output = made
+    for name in agmc_onnx.__all__:
+        assert getattr(agmc_onnx, name) is not None
+    assert set(agmc_onnx.__all__) <= set(dir(agmc_onnx))
+    assert agmc_onnx.verify(DIGITS, output).masked_equivalence is True
+    assert agmc_onnx.apply(DIGITS, output_files(output)["plan"]).model == result.model
+    assert agmc_onnx.inspect(DIGITS)["params"] == 100_554
+    with pytest.raises(AttributeError, match="no attribute 'compres'"):
+        agmc_onnx.compres  # noqa: B018
+    with pytest.raises(UsageError, match="Did you mean flops"):
+        CompressOptions.of(flop=0.5)
+
+
+def test_the_verb_measure_is_not_hidden_by_the_package_of_that_name():
+    import agmc_onnx.measure.card
+
+    assert agmc_onnx.measure.__module__ == "agmc_onnx.inspection"
+
+
+def test_models_with_other_inputs_are_not_compared(tmp_path):
+    model = onnx.load(DIGITS)
+    model.graph.input[0].name = "pixels"
+    model.graph.node[0].input[0] = "pixels"
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(UsageError, match=r"takes other inputs than .* got pixels float32; expected input float32"):
+        agmc_onnx.measure(DIGITS, tmp_path / "other.onnx")
+    with pytest.raises(UsageError, match="no model given"):
+        agmc_onnx.measure()
+
+
+def test_files_are_written_all_or_none(tmp_path, monkeypatch):
+    model = onnx.load(DIGITS)
+    output = tmp_path / "m.onnx"
+    write_files(model, {"plan": "old", "report": "old", "html": "old"}, output)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 4
+    replace = Path.replace
+
+    def fail_late(self, target):
+        if self.parent.name == "new" and self.name == "m.report.html":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_late)
+    with pytest.raises(UsageError, match=r"cannot be written .No space left on device."):
+        write_files(model, {"plan": "new", "report": "new", "html": "new"}, output)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    monkeypatch.setattr(Path, "replace", replace)
+    write_files(model, {"plan": "new", "report": "new", "html": "new"}, output)
+    assert (tmp_path / "m.plan.json").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 4
