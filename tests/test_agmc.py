@@ -87,11 +87,11 @@ def test_candidates_get_better_after_the_warm_up():
     ids=["ours", "paper", "diffpool", "frozen"],
 )
 def test_the_same_seed_gives_the_same_candidates_below_the_budget(options):
-    first, again = run("agmc", 1, 12, options, n=5)[0], run("agmc", 1, 12, options, n=5)[0]
+    first, again = run("agmc", 1, 8, options, n=5)[0], run("agmc", 1, 8, options, n=5)[0]
     assert [r["kept"] for r in first.history] == [r["kept"] for r in again.history]
     problem, _ = known_answer(1, n=5)
     assert all(record["macs"] <= problem.budget for record in first.history)
-    other = run("agmc", 2, 12, options, n=5)[0]
+    other = run("agmc", 2, 8, options, n=5)[0]
     assert [r["kept"] for r in first.history] != [r["kept"] for r in other.history]
 
 

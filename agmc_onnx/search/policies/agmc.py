@@ -27,6 +27,8 @@ def paper_options() -> AgmcOptions:
         min_buffer_episodes=1,
         warmup_around="paper",
         noise=0.5,
+        noise_decay=0.95,
+        noise_floor=0.02,
         reward_on="all",
         normalise_reward=False,
         rescale_in_update=False,
