@@ -20,6 +20,7 @@ from agmc_onnx.search.budget import meet_target
 from agmc_onnx.verification import verify
 from models.export import to_onnx
 from models.zoo import build
+from tests.nets import model as net
 
 SIDE = 32
 FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -100,3 +101,77 @@ def test_nothing_is_cut_when_all_stay() -> None:
     model, channels = network("shufflenet v2", "folded")
     pruned = Surgeon(channels).cut([np.arange(g.n_units) for g in channels.groups])
     assert pruned.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+
+
+def i64(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "attention with one product for queries, keys and values": (
+        """g (float[N, 5, 6] x) => (float[N, 5, 3] out) {
+           p = MatMul(x, w) pb = Add(p, b) r = Reshape(pb, to) t = Transpose<perm = [2, 0, 3, 1, 4]>(r)
+           q = Gather<axis = 0>(t, c0) k = Gather<axis = 0>(t, c1) v = Gather<axis = 0>(t, c2)
+           kt = Transpose<perm = [0, 1, 3, 2]>(k) s = MatMul(q, kt) e = Softmax<axis = -1>(s) o = MatMul(e, v)
+           ot = Transpose<perm = [0, 2, 1, 3]>(o) of = Reshape(ot, back) y = MatMul(of, wo) z = Relu(y) out = MatMul(z, wz) }""",
+        {
+            "w": (6, 48), "b": (48,), "wo": (16, 8), "wz": (8, 3), "to": i64(0, 5, 3, 4, 4), "back": i64(0, 5, 16),
+            **{f"c{i}": np.array(i, np.int64) for i in range(3)},
+        },
+    ),
+    "attention with heads beside an open batch": (
+        """g (float[5, N, 6] x) => (float[5, N, 3] out) {
+           h = Shape(x) n = Slice(h, i1, i2) m = Mul(n, i4) ml = Concat<axis = 0>(i5, m, i4) mb = Concat<axis = 0>(i5, n, i16)
+           q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+           qr = Reshape(q, ml) kr = Reshape(k, ml) vr = Reshape(v, ml)
+           qt = Transpose<perm = [1, 0, 2]>(qr) kt = Transpose<perm = [1, 2, 0]>(kr) vt = Transpose<perm = [1, 0, 2]>(vr)
+           s = MatMul(qt, kt) e = Softmax<axis = -1>(s) o = MatMul(e, vt)
+           ot = Transpose<perm = [1, 0, 2]>(o) of = Reshape(ot, mb) y = MatMul(of, wo) z = Relu(y) out = MatMul(z, wz) }""",
+        {
+            **dict.fromkeys(("wq", "wk", "wv"), (6, 16)), "wo": (16, 8), "wz": (8, 3),
+            **{f"i{n}": i64(n) for n in (1, 2, 4, 5, 16)},
+        },
+    ),
+    "scale computed from the head size": (
+        """g (float[N, 6] x) => (float[N, 3] out) {
+           a = MatMul(x, wa) h = Shape(a) n = Gather(h, one) f = Cast<to = 1>(n) r = Sqrt(f) d = Div(a, r)
+           out = MatMul(d, wb) }""",
+        {"wa": (6, 8), "wb": (8, 3), "one": np.array(1, np.int64)},
+    ),
+    "reshape by the shape of another value": (
+        """g (float[N, 6] x) => (float[N, 3] out) {
+           a = MatMul(x, wa) b = MatMul(x, wb) h = Shape(a) t = Concat<axis = 0>(h, one) s = Reshape(b, t)
+           u = Squeeze(s, two) c = MatMul(a, wc) y = Add(u, c) out = MatMul(y, wd) }""",
+        {"wa": (6, 8), "wb": (6, 8), "wc": (8, 8), "wd": (8, 3), "one": i64(1), "two": i64(2)},
+    ),
+    "strided slice, padded channels, split and gather": (
+        """g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] out) {
+           a = Conv(x, wa) b = Slice(a, i0, i8, i1, i2) p = Pad(b, pads) c = Conv(x, wc) d = Add(p, c)
+           q, r = Split<axis = 1>(d, sizes)
+           e = Gather<axis = 1>(r, order) f = Concat<axis = 1>(q, e, a) out = Conv(f, wf) }""",
+        {
+            "wa": (8, 3, 1, 1), "wc": (10, 3, 1, 1), "wf": (2, 17, 1, 1), "i0": i64(0), "i8": i64(8), "i1": i64(1), "i2": i64(2),
+            "pads": i64(0, 2, 0, 0, 0, 4, 0, 0), "sizes": i64(5, 5), "order": i64(3, 1, 1, 0),
+        },
+    ),
+    "grouped after concat, depthwise with a multiplier": (
+        """g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] out) {
+           a = Conv(x, wa) b = Conv<group = 4>(a, wb) c = Conv<group = 2>(b, wc) d = Sigmoid(c) out = ConvTranspose(d, wd) }""",
+        {"wa": (4, 3, 1, 1), "wb": (8, 1, 1, 1), "wc": (6, 4, 1, 1), "wd": (6, 2, 1, 1)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL_NETS)
+def test_small_nets(name: str) -> None:
+    text, weights = SMALL_NETS[name]
+    model = normalize(net(text, weights))
+    channels = analyse(view(model))
+    assert channels.groups, [g.why_frozen for g in channels.frozen]
+    macs, surgeon, rng = macs_cost(channels), Surgeon(channels), np.random.default_rng(3)
+    for _ in range(6):
+        counts = draw(channels, rng)
+        kept = choose(channels, rng.random(channels.n_units), counts)
+        pruned = surgeon.cut(kept)
+        assert sum(count_macs(view(pruned)).values()) == macs(counts)
+        assert verify(model, pruned, make_plan(channels, kept, "0" * 64)).masked_equivalence

@@ -99,6 +99,32 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
         {"wq": (6, 4), "wk": (6, 4), "wv": (6, 4), "wo": (4, 6), "to": ints(0, 5, 2, 2), "back": ints(0, 5, 4)},
         "wq wk wv wo",
     ),
+    "attention, one product for all three": (
+        """p = MatMul(seq, w) r = Reshape(p, to) t = Transpose<perm = [2, 0, 3, 1, 4]>(r)
+           q = Gather<axis = 0>(t, c0) k = Gather<axis = 0>(t, c1) v = Gather<axis = 0>(t, c2)
+           kt = Transpose<perm = [0, 1, 3, 2]>(k) e = MatMul(q, kt) o = MatMul(e, v)
+           ot = Transpose<perm = [0, 2, 1, 3]>(o) of = Reshape(ot, back) y = MatMul(of, wo)""",
+        {
+            **{"w": (6, 12), "wo": (4, 6), "to": ints(0, 5, 3, 2, 2), "back": ints(0, 5, 4)},
+            **{f"c{i}": np.array(i, np.int64) for i in range(3)},
+        },
+        "w r v wo",
+    ),
+    "scale read from a shape": (
+        """h = Shape(a) n = Gather(h, one) f = Cast<to = 1>(n) r = Sqrt(f) y = Div(a, r)""",
+        {"one": np.array(1, np.int64)},
+        "a y",
+    ),
+    "target read from a shape": (
+        """h = Shape(a) n = Gather(h, zero) u = Unsqueeze(n, axis0) to = Concat<axis = 0>(u, c4, c16) y = Reshape(a, to)""",
+        {"zero": np.array(0, np.int64), "axis0": ints(0), "c4": ints(4), "c16": ints(16)},
+        "a y",
+    ),
+    "group norm written out": (
+        """r = Reshape(a, to) i = InstanceNormalization(r, one, nil) y = Reshape(i, back)""",
+        {"to": ints(0, 2, -1), "back": ints(0, 4, 4, 4), "one": (2,), "nil": (2,)},
+        "a y",
+    ),
 }
 
 

@@ -6,13 +6,13 @@ Concat concatenates ids, Split and Slice cut them, Flatten repeats them, and onl
 is a tie needed. Ties have no direction.
 
 After a reshape of a flat axis C into (R, C/R) the entries of the second dim may differ from row to row: `Entries.ids` is
-then two-dimensional and `row` names the other dim. Every row must keep equally many (`Ledger.balance`), but not the same
-ones. Grouped convolutions and attention heads are such rows.
+then two-dimensional and `rows` names the other dim (or dims). Every row must keep equally many (`Ledger.balance`), but not
+the same ones. Groups of a convolution and heads of an attention are such rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,12 +31,24 @@ class Entries:
     """Ids of one axis.
 
     Attributes:
-        ids: (size,), or (rows, size) where entries differ along dim `row`.
-        row: The other dim, or None.
+        ids: (size,), or (*periods, size) where entries differ along other dims.
+        rows: Those dims, ascending, one for each leading axis of `ids`. Entries repeat along a row dim with the period that
+            `ids` has there, so a period divides that dim's size.
     """
 
     ids: Ids
-    row: int | None = None
+    rows: tuple[int, ...] = ()
+
+    @property
+    def grid(self) -> Ids:
+        """Ids as (number of rows, size)."""
+        return self.ids.reshape(-1, self.ids.shape[-1])
+
+    def permuted(self, dims: Mapping[int, int]) -> Entries:
+        """Return the same entries where row dims have other numbers."""
+        rows = [dims[row] for row in self.rows]
+        order = np.argsort(rows, kind="stable").tolist()
+        return Entries(self.ids.transpose([*order, len(rows)]), tuple(sorted(rows)))
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,7 @@ class Ledger:
         mentioned: Nodes whose rule knows an axis, by axis; any other user of it freezes it.
         normalised: Ids over which a node takes statistics, with the node's label: cutting them changes the numbers that stay.
         shuffles: Channel shuffles by the index of their first node: the nodes, the dim they permute, and its rows.
+        sized: Axes whose size a node computes with, by the node's index.
         skipped: Nodes that a rule of another node stands for.
     """
 
@@ -80,6 +93,7 @@ class Ledger:
         self.mentioned: dict[Axis, set[int]] = {}
         self.normalised: list[Freeze] = []
         self.shuffles: dict[int, Shuffle] = {}
+        self.sized: dict[int, set[Axis]] = {}
         self.skipped: set[int] = set()
         self.n_ids = 0
 
@@ -125,10 +139,28 @@ class Ledger:
 
     def column(self, entries: Entries) -> Ids:
         """Return entries as one row; rows that could differ are tied together."""
-        if entries.ids.ndim == 1:
-            return entries.ids
-        self.tie(entries.ids[1:], np.broadcast_to(entries.ids[0], entries.ids[1:].shape))
-        return entries.ids[0]
+        return self.collapse(entries, entries.rows).ids
+
+    def collapse(self, entries: Entries, rows: Iterable[int]) -> Entries:
+        """Return entries that no longer differ along some row dims; what could differ there is tied together."""
+        for row in rows:
+            at = entries.rows.index(row)
+            first = entries.ids.take([0], axis=at)
+            self.tie(entries.ids, np.broadcast_to(first, entries.ids.shape))
+            entries = Entries(first.squeeze(at), tuple(r for r in entries.rows if r != row))
+        return entries
+
+    def meet(self, one: Entries, other: Entries) -> Entries:
+        """Tie two axes whose dims have the same numbers, row by row; return the one that differs along more rows."""
+        rows = tuple(sorted({*one.rows, *other.rows}))
+        for row in rows:  # periods along a shared row dim must be the same
+            if row not in one.rows or row not in other.rows:
+                continue
+            if one.ids.shape[one.rows.index(row)] != other.ids.shape[other.rows.index(row)]:
+                one, other = self.collapse(one, [row]), self.collapse(other, [row])
+        rows = tuple(row for row in rows if row in one.rows or row in other.rows)
+        self.tie(_spread(one, rows), _spread(other, rows))
+        return one if len(one.rows) >= len(other.rows) else other
 
     # -- writing --------------------------------------------------------------------------------------------------
 
@@ -144,31 +176,41 @@ class Ledger:
         self.freeze(ids, why)
         return ids
 
-    def set(self, value: str, dim: int, ids: Ids, row: int | None = None) -> None:
-        """Give ids to an axis of an output; sizes 1 and open sizes take none."""
+    def set(self, value: str, dim: int, ids: Ids, rows: tuple[int, ...] = ()) -> None:
+        """Give ids to an axis of an output; sizes 1 and open sizes take none.
+
+        Args:
+            value: Output of a node, or "" for one left out.
+            dim: Dimension.
+            ids: (*periods, size).
+            rows: Dims that `ids` differs along; those where it does not after all are dropped.
+        """
         if not value:
             return
         shape = self.shape(value)
         assert ids.shape[-1] == shape.other[dim], (value, dim, ids.shape, shape)
+        assert ids.ndim == len(rows) + 1, (value, dim, ids.shape, rows)
         if not shape.is_fixed(dim):
             self.freeze(ids, f"dimension {dim} of {value} has no fixed size")
         elif shape.other[dim] > 1:
-            if ids.ndim == 2 and (ids == ids[0]).all():
-                ids, row = ids[0], None
-            self.entries[value, dim] = Entries(ids, row if ids.ndim == 2 else None)
+            for at in reversed(range(len(rows))):
+                if (ids == ids.take([0], axis=at)).all():
+                    ids, rows = np.take(ids, 0, axis=at), rows[:at] + rows[at + 1 :]
+            self.entries[value, dim] = Entries(ids, rows)
         else:
             self.freeze(ids, f"dimension {dim} of {value} has size 1 and must stay")
 
     def tie(self, one: Ids, other: Ids) -> None:
         """Let two arrays of ids live and die together, entry by entry."""
-        if one is not other:
-            one, other = np.broadcast_arrays(one, other)
+        one, other = np.broadcast_arrays(one, other)
+        if one is not other and not np.array_equal(one, other):
             self.ties.append((one.ravel(), other.ravel()))
 
     def balance(self, ids: Ids) -> None:
-        """Let every row of (rows, size) ids keep equally many."""
-        if ids.shape[0] > 1:
-            self.balances.append(ids)
+        """Let every row of (..., size) ids keep equally many."""
+        grid = ids.reshape(-1, ids.shape[-1])
+        if grid.shape[0] > 1:
+            self.balances.append(grid)
 
     def freeze(self, ids: Ids, why: str) -> None:
         """Keep all these ids."""
@@ -224,15 +266,20 @@ def walk(graph: Graph, rules: Callable[[Node], Handler | None]) -> Ledger:
     return ledger
 
 
+def _spread(entries: Entries, rows: tuple[int, ...]) -> Ids:
+    """Return ids with an axis for every dim of `rows`, of size 1 where the entries do not differ along it."""
+    sizes = iter(entries.ids.shape)
+    return entries.ids.reshape([next(sizes) if row in entries.rows else 1 for row in rows] + [entries.ids.shape[-1]])
+
+
 def describe(ledger: Ledger, names: Iterable[str]) -> str:
     """Return the ids of some values on one line, for tests and debugging: `x[1]=0..7 w[0]=0..7`."""
     parts = []
     for name in names:
         for dim in ledger.labelled(name):
             entries = ledger.entries[name, dim]
-            rows = entries.ids if entries.ids.ndim == 2 else entries.ids[None]
-            text = " | ".join(_ranges(row) for row in rows)
-            parts.append(f"{name}[{dim}]={text}" + (f" by {entries.row}" if entries.row is not None else ""))
+            text = " | ".join(_ranges(row) for row in entries.grid)
+            parts.append(f"{name}[{dim}]={text}" + (f" by {','.join(map(str, entries.rows))}" if entries.rows else ""))
     ties = [f"{_ranges(a)}~{_ranges(b)}" for a, b in ledger.ties]
     return " ".join(parts + ties)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,10 +46,9 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class AxisUnits:
-    """Units of one axis: (size,) or, where rows differ, (rows, size) along dim `row`."""
+    """Units of one axis: (size,) or, where rows differ, (number of rows, size)."""
 
     units: IntArray
-    row: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +62,7 @@ class Channels:
         frozen: Groups that stay whole, each with its reason.
         n_units: Number of units in all.
         shuffles: Channel shuffles by the index of their first node.
+        sized: Axes whose size a node computes with, by the node's index.
     """
 
     graph: Graph
@@ -71,6 +71,7 @@ class Channels:
     frozen: tuple[Group, ...]
     n_units: int
     shuffles: Mapping[int, Shuffle]
+    sized: Mapping[int, Set[Axis]]
 
     def removed(self, kept: list[IntArray]) -> npt.NDArray[np.bool_]:
         """Return a mask over units, true where a unit goes.
@@ -94,7 +95,7 @@ def analyse(graph: Graph) -> Channels:
     ledger = walk(graph, rule_of)
     unit_of, n_units = _components(ledger)
     why = _frozen_units(ledger, unit_of)
-    axes = {axis: AxisUnits(unit_of[e.ids], e.row) for axis, e in ledger.entries.items()}
+    axes = {axis: AxisUnits(unit_of[e.grid if e.rows else e.ids]) for axis, e in ledger.entries.items()}
     signature, first = _signatures(axes, n_units, graph)
     members: dict[int, list[int]] = {}
     present = np.unique(np.concatenate([a.units.ravel() for a in axes.values()])) if axes else np.empty(0, np.int64)
@@ -104,6 +105,7 @@ def analyse(graph: Graph) -> Channels:
     group_of = np.full(n_units, -1, np.int64)
     for index, units in enumerate(ordered):
         group_of[units] = index
+    ordered, group_of = _merge(ledger, unit_of, ordered, group_of)
     partitions = _partitions(ledger, unit_of, ordered, group_of, why)
     names = _names(graph, axes, ordered, group_of)
     norms: dict[int, set[str]] = {}
@@ -123,7 +125,7 @@ def analyse(graph: Graph) -> Channels:
             )
         group = Group(names[index], units, step, blocks, reason, tuple(sorted(norms.get(index, ()))))
         (groups if reason is None else frozen).append(group)
-    return Channels(graph, axes, tuple(groups), tuple(frozen), n_units, ledger.shuffles)
+    return Channels(graph, axes, tuple(groups), tuple(frozen), n_units, ledger.shuffles, ledger.sized)
 
 
 def _components(ledger: Ledger) -> tuple[IntArray, int]:
@@ -161,6 +163,81 @@ def _signatures(axes: dict[Axis, AxisUnits], n_units: int, graph: Graph) -> tupl
     return signature, first
 
 
+def _merge(
+    ledger: Ledger, unit_of: IntArray, ordered: list[IntArray], group_of: IntArray
+) -> tuple[list[IntArray], IntArray]:
+    """Join groups that only together keep the rows of a balance equal: one decision for all of them.
+
+    The queries, keys and values of an attention that come from one product are such rows: where a query goes its key goes,
+    and as many values of another group.
+    """
+    parent = list(range(len(ordered)))
+    for ids in ledger.balances:
+        grid = unit_of[ids]
+        present = np.unique(group_of[grid]).tolist()
+        uneven = [g for g in present if _blocks(grid, ordered[g]) is None]
+        if len(uneven) < 2:
+            continue
+        union = np.concatenate([ordered[g] for g in uneven])
+        blocks = _blocks(grid, union)
+        if blocks is None or blocks.max() == 0:
+            continue
+        owner = np.repeat(np.arange(len(uneven)), [ordered[g].size for g in uneven])
+        if np.unique(np.stack([blocks, owner]), axis=1).shape[1] == blocks.max() + 1:  # no block holds two groups
+            for g in uneven[1:]:
+                parent[_root(parent, g)] = _root(parent, uneven[0])
+    members: dict[int, list[IntArray]] = {}
+    for index, units in enumerate(ordered):
+        members.setdefault(_root(parent, index), []).append(units)
+    merged = [np.concatenate(units) for units in members.values()]
+    group_of = np.full(group_of.size, -1, np.int64)
+    for index, units in enumerate(merged):
+        group_of[units] = index
+    return merged, group_of
+
+
+def _root(parent: list[int], index: int) -> int:
+    while parent[index] != index:
+        index = parent[index]
+    return index
+
+
+def _blocks(grid: IntArray, units: IntArray) -> IntArray | None:
+    """Return the blocks of units that must keep equally many so that every row of a balance does, or None.
+
+    Units in the same rows are a block. Blocks of equal size that share no row and leave none out work.
+
+    -1 marks units that stand in no row.
+
+    Args:
+        grid: Units (rows, size) of the balance.
+        units: The units that are decided together.
+
+    Returns:
+        Block of every unit, (n_units,); all zero where every unit stands in every row equally often.
+    """
+    rows = grid.shape[0]
+    position = np.full(int(max(grid.max(), units.max())) + 1, -1, np.int64)
+    position[units] = np.arange(units.size)
+    at = position[grid]
+    row_of = np.broadcast_to(np.arange(rows)[:, None], grid.shape)[at >= 0]
+    counts = np.zeros((rows, units.size), np.int64)
+    np.add.at(counts, (row_of, at[at >= 0]), 1)
+    if (counts == counts[0]).all():
+        return np.zeros(units.size, np.int64)
+    present = counts.any(axis=0)
+    patterns, block = np.unique(counts[:, present], axis=1, return_inverse=True)
+    block = block.ravel()
+    used = patterns > 0
+    disjoint = (used.sum(axis=1) == 1).all()
+    sizes = np.bincount(block)
+    if not disjoint or (sizes != sizes[0]).any() or np.unique(patterns[used]).size > 1:
+        return None
+    found = np.full(units.size, -1, np.int64)
+    found[present] = block
+    return found
+
+
 def _partitions(
     ledger: Ledger, unit_of: IntArray, ordered: list[IntArray], group_of: IntArray, why: dict[int, str]
 ) -> dict[int, list[IntArray]]:
@@ -168,39 +245,43 @@ def _partitions(
     found: dict[int, list[IntArray]] = {}
     for ids in ledger.balances:
         grid = unit_of[ids]
-        rows = grid.shape[0]
         for index in np.unique(group_of[grid]).tolist():
             units = ordered[index]
-            position = np.full(group_of.size, -1, np.int64)
-            position[units] = np.arange(units.size)
-            counts = np.zeros((rows, units.size), np.int64)
-            for row in range(rows):
-                at = position[grid[row]]
-                counts[row] = np.bincount(at[at >= 0], minlength=units.size)
-            if (counts == counts[0]).all():
-                continue  # every unit stands in every row equally often: always balanced
-            single = ((counts > 0).sum(axis=0) == 1).all() and counts.max() == counts[counts > 0].min()
-            block = counts.argmax(axis=0)
-            sizes = np.bincount(block, minlength=rows)
-            if not (single and (sizes == sizes[0]).all()):
+            blocks = _blocks(grid, units)
+            if blocks is None:
                 for unit in units.tolist():
-                    why.setdefault(unit, f"its units lie unevenly in {rows} blocks that must keep equally many")
+                    why.setdefault(
+                        unit, f"its units lie unevenly in {grid.shape[0]} blocks that must keep equally many"
+                    )
                 continue
-            known = found.setdefault(index, [])
-            if not any(_same_blocks(block, other) for other in known):
-                known.append(block)
-    for index, blocks in found.items():
-        if len(blocks) > 2:
+            if blocks.max() > 0:
+                found[index] = _add_partition(found.get(index, []), blocks)
+    for index, partitions in found.items():
+        uneven = any((np.bincount(p[p >= 0]) != (p == 0).sum()).any() or (p < 0).any() for p in partitions)
+        if uneven or len(partitions) > 2:
             for unit in ordered[index].tolist():
-                why.setdefault(
-                    unit, f"{len(blocks)} different divisions into blocks meet here; at most 2 can be balanced"
-                )
+                why.setdefault(unit, f"{len(partitions)} divisions into blocks meet here that cannot all be balanced")
     return found
 
 
-def _same_blocks(one: IntArray, other: IntArray) -> bool:
-    pairs = np.unique(np.stack([one, other]), axis=1).shape[1]
-    return pairs == one.max() + 1 == other.max() + 1
+def _add_partition(known: list[IntArray], blocks: IntArray) -> list[IntArray]:
+    """Return partitions that also keep `blocks` equal, as few as possible.
+
+    Blocks inside the blocks of a known partition refine it; a partition that is implied by a known one adds nothing; any
+    other stands beside.
+    """
+    for at, other in enumerate(known):
+        pairs, joined = np.unique(np.stack([other, blocks]), axis=1, return_inverse=True)
+        n_other, n_blocks = np.unique(other).size, np.unique(blocks).size
+        if pairs.shape[1] == n_other and (blocks >= 0).all():
+            return known
+        inside = all(np.unique(pairs[0, pairs[1] == b]).size == 1 for b in np.unique(blocks) if b >= 0)
+        whole = all(
+            (pairs[1, pairs[0] == o] >= 0).all() or (pairs[1, pairs[0] == o] < 0).all() for o in np.unique(other)
+        )
+        if (inside and whole) or pairs.shape[1] == n_blocks:
+            return [*known[:at], joined.ravel(), *known[at + 1 :]]
+    return [*known, blocks]
 
 
 def _names(graph: Graph, axes: dict[Axis, AxisUnits], ordered: list[IntArray], group_of: IntArray) -> list[str]:

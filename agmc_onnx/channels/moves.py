@@ -6,15 +6,26 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from agmc_onnx.channels.axes import Entries, Handler, Ledger, Shuffle
+from agmc_onnx.channels.axes import Entries, Handler, Ids, Ledger, Shuffle
 from agmc_onnx.model.graph import Node
 from agmc_onnx.model.shapes import Shape
 
+IntArray = npt.NDArray[np.int64]
+Block = tuple[list[int], list[int]]  # consecutive dims before and after a reshape that hold the same entries
 _LARGEST_GRID = 1 << 23  # ids of a reshaped block; beyond that the block is left whole
 
 
-def carry(ledger: Ledger, node: Node, source: str, target: str, dims: Mapping[int, int]) -> None:
+def carry(
+    ledger: Ledger,
+    node: Node,
+    source: str,
+    target: str,
+    dims: Mapping[int, int],
+    picked: Mapping[int, IntArray] | None = None,
+    picked_dim: int | None = -1,
+) -> None:
     """Give the ids of some dims of one value to dims of another; dims not named must be whole.
 
     Args:
@@ -23,19 +34,37 @@ def carry(ledger: Ledger, node: Node, source: str, target: str, dims: Mapping[in
         source: An input of the node.
         target: An output of the node.
         dims: Dim of `source` to dim of `target`.
+        picked: Dims of `source` not in `dims` of which only some entries go on: their indices. Ids that differ along such a
+            dim are picked too.
+        picked_dim: Dim of `target` that the picked dim becomes (-1: the same number); None where it is gone.
     """
+    picked = picked or {}
     for dim, to in dims.items():
         if ledger.size(source, dim) == 1 or ledger.size(source, dim) != ledger.size(target, to):
             continue  # broadcast, or resized: an axis that is labelled all the same is frozen by not being mentioned
         entries = ledger.axis(node, source, dim)
         if entries is None:
             continue
-        if entries.row is None or entries.row in dims:
-            ledger.set(target, to, entries.ids, None if entries.row is None else dims[entries.row])
+        entries = _pick_rows(ledger, source, entries, picked)
+        places = {**dims, **{row: row if picked_dim == -1 else picked_dim for row in picked}}
+        kept = ledger.collapse(entries, [row for row in entries.rows if places.get(row) is None])
+        moved = kept.permuted({row: place for row, place in places.items() if place is not None})
+        ledger.set(target, to, moved.ids, moved.rows)
+
+
+def _pick_rows(ledger: Ledger, value: str, entries: Entries, picked: Mapping[int, IntArray]) -> Entries:
+    """Return entries after some indices were picked along their row dims; an index without a dim drops the row."""
+    for row in [row for row in entries.rows if row in picked]:
+        at = entries.rows.index(row)
+        if entries.ids.shape[at] != ledger.size(value, row):
+            entries = ledger.collapse(entries, [row])
+            continue
+        ids = entries.ids.take(picked[row], axis=at)
+        if ids.ndim == entries.ids.ndim:
+            entries = Entries(ids, entries.rows)
         else:
-            ids = ledger.flat(node, source, dim)
-            assert ids is not None
-            ledger.set(target, to, ids)
+            entries = Entries(ids, tuple(r for r in entries.rows if r != row))
+    return entries
 
 
 def transpose(ledger: Ledger, node: Node) -> None:
@@ -67,58 +96,132 @@ def reshape(ledger: Ledger, node: Node) -> None:
     open_sizes = sum(not after.is_fixed(dim) for dim in range(after.rank))
     if node.op_type == "Reshape" and open_sizes > 1 and ledger.graph.value(node.inputs[1]) is None:
         return  # a target computed at run time with two open sizes cannot be written anew
-    strides = (_strides(before), _strides(after))
     for dims, to in blocks:
         labelled = [dim for dim in dims if (x, dim) in ledger.entries]
         if len(labelled) == 1:
-            _reshape_block(ledger, node, labelled[0], dims, to, strides)
+            _reshape_block(ledger, node, labelled[0], (dims, to), blocks)
 
 
-def _reshape_block(
-    ledger: Ledger, node: Node, dim: int, dims: list[int], to: list[int], strides: tuple[list[int], list[int]]
-) -> None:
-    """Carry the ids of `dim` from a block of input dims to a block of output dims."""
+def _reshape_block(ledger: Ledger, node: Node, dim: int, block: Block, blocks: list[Block]) -> None:
+    """Carry the ids of `dim` from its block of input dims to the block of output dims it becomes."""
     x, y = node.inputs[0], node.outputs[0]
     before, after = ledger.shape(x), ledger.shape(y)
-    wide = [d for d in dims if before.other[d] > 1]
-    wide_to = [d for d in to if after.other[d] > 1]
+    wide = [d for d in block[0] if before.other[d] > 1]
+    wide_to = [d for d in block[1] if after.other[d] > 1]
     entries = ledger.axis(node, x, dim)
     assert entries is not None
     if wide == [dim] and len(wide_to) == 1:
-        row = None
-        if entries.row is not None:
-            row = _same_row(entries.ids.shape[0], entries.row, before, after, strides)
-        ids = entries.ids if entries.row is None or row is not None else ledger.flat(node, x, dim)
-        assert ids is not None
-        ledger.set(y, wide_to[0], ids, row)
+        ids, rows = _move_rows(ledger, entries, blocks, before, after)
+        ledger.set(y, wide_to[0], ids, rows)
+        return
+    if not all(before.is_fixed(d) for d in wide) and _with_open_batch(ledger, node, dim, wide, wide_to):
         return
     sizes = [before.other[d] for d in wide]
     if math.prod(sizes) > _LARGEST_GRID or not all(before.is_fixed(d) for d in wide):
         ledger.freeze(entries.ids, f"{node.label}: mixes dimension {dim} of {x} with an open size")
         return
-    if entries.row in wide and entries.row < dim and before.other[entries.row] == entries.ids.shape[0]:
-        view = entries.ids.reshape([before.other[d] if d in (entries.row, dim) else 1 for d in wide])
-    else:
-        ids = ledger.flat(node, x, dim)
-        assert ids is not None
-        view = ids.reshape([before.other[d] if d == dim else 1 for d in wide])
-    grid = np.broadcast_to(view, sizes).reshape([after.other[d] for d in wide_to])
-    varies = [i for i in range(len(wide_to)) if (grid != grid.take([0], axis=i)).any()]
-    if not varies or len(varies) > 2:
-        ledger.freeze(entries.ids, f"{node.label}: splits dimension {dim} of {x} into more than two")
+    # Rows inside the block stay apart only where they are whole and lie outside of `dim`: merging (R, C) in that order
+    # keeps the entries' order whatever each row keeps, merging (C, R) does not.
+    inside = [r for r in entries.rows if r in wide]
+    lost = [r for r in inside if r > dim or before.other[r] != entries.ids.shape[entries.rows.index(r)]]
+    entries = ledger.collapse(entries, lost)
+    inside = [r for r in entries.rows if r in wide]
+    outside = Entries(entries.ids, entries.rows)
+    ids, rows = _move_rows(ledger, outside, blocks, before, after, skip=inside)
+    n_outside = len(rows)
+    lead = ids.shape[:n_outside]
+    places = [before.other[d] if d in inside or d == dim else 1 for d in wide]
+    grid = np.broadcast_to(ids.reshape(*lead, *places), (*lead, *sizes))
+    grid = grid.reshape(*lead, *(after.other[d] for d in wide_to))
+    varies = [i for i in range(len(wide_to)) if (grid != grid.take([0], axis=n_outside + i)).any()]
+    if not varies:
+        ledger.freeze(entries.ids, f"{node.label}: dimension {dim} of {x} is cut apart in an unknown way")
         return
     index = tuple(slice(None) if i in varies else 0 for i in range(len(wide_to)))
-    grid = grid[index]
-    if grid.ndim == 2:
+    grid = grid[(*(slice(None) for _ in lead), *index)]
+    found = Entries(grid, (*rows, *(wide_to[i] for i in varies[:-1])))
+    found = found.permuted({row: row for row in found.rows})
+    if len(varies) > 1:
+        ledger.balance(found.ids)
+    ledger.set(y, wide_to[varies[-1]], found.ids, found.rows)
+
+
+def _with_open_batch(ledger: Ledger, node: Node, dim: int, wide: list[int], wide_to: list[int]) -> bool:
+    """Carry ids through (batch, R*C) -> (batch*R, C) or back: how PyTorch's attention puts heads beside an open batch.
+
+    Rows of the first kind repeat along the joined dim with period R.
+    """
+    x, y = node.inputs[0], node.outputs[0]
+    entries = ledger.entries[x, dim]
+    size, last = ledger.size(x, dim), wide_to[-1]
+    new = ledger.size(y, last)
+    if wide[-1] != dim or len(wide_to) < 2 or not ledger.shape(y).is_fixed(last):
+        return False
+    if size % new == 0 and not entries.rows:
+        grid = entries.ids.reshape(size // new, new)
         ledger.balance(grid)
-        ledger.set(y, wide_to[varies[1]], grid, wide_to[varies[0]])
-    else:
-        ledger.set(y, wide_to[varies[0]], grid)
+        ledger.set(y, last, grid, (wide_to[-2],))
+        return True
+    if entries.rows == (wide[-2],) and entries.ids.size == new:
+        ledger.set(y, last, entries.ids.ravel())
+        return True
+    return False
 
 
-def match_blocks(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]] | None:
+def _move_rows(
+    ledger: Ledger, entries: Entries, blocks: list[Block], before: Shape, after: Shape, skip: Sequence[int] = ()
+) -> tuple[Ids, tuple[int, ...]]:
+    """Follow the row dims of entries through a reshape.
+
+    Args:
+        ledger: Where ties go, if rows must become one.
+        entries: Of the input.
+        blocks: Matched blocks of dims.
+        before: Shape of the input.
+        after: Shape of the output.
+        skip: Row dims to leave where they are: they come last in what is returned, before the entries themselves.
+
+    Returns:
+        Ids (*periods, *skipped, size), and the output dims of the first ones, ascending.
+    """
+    moved: dict[int, list[int]] = {}  # row dim -> output dims that its index is spread over
+    for row in [r for r in entries.rows if r not in skip]:
+        period = entries.ids.shape[entries.rows.index(row)]
+        dims, to = next(block for block in blocks if row in block[0])
+        wide, wide_to = ([d for d in part if shape.other[d] > 1] for part, shape in ((dims, before), (to, after)))
+        stride = math.prod(before.other[d] for d in wide if d > row)
+        same = [d for d in wide_to if math.prod(after.other[t] for t in wide_to if t > d) == stride]
+        if same and after.other[same[-1]] % period == 0:
+            moved[row] = [same[-1]]
+        elif wide == [row] and period == before.other[row] and all(after.is_fixed(d) for d in wide_to):
+            moved[row] = wide_to
+        else:
+            entries = ledger.collapse(entries, [row])
+    if len({d for dims in moved.values() for d in dims}) != sum(len(dims) for dims in moved.values()):
+        entries, moved = ledger.collapse(entries, list(moved)), {}  # two rows became one dim
+    sizes: list[int] = []
+    rows: list[int] = []
+    kept: list[int] = []
+    order_rows = [r for r in entries.rows if r not in skip] + [r for r in entries.rows if r in skip]
+    ids = entries.ids.transpose([*(entries.rows.index(r) for r in order_rows), len(order_rows)])
+    for row, period in zip(order_rows, ids.shape, strict=False):
+        if row in skip:
+            kept.append(period)
+        elif len(moved[row]) == 1:
+            sizes.append(period)
+            rows += moved[row]
+        else:
+            sizes += [after.other[d] for d in moved[row]]
+            rows += moved[row]
+    ids = ids.reshape(*sizes, *kept, ids.shape[-1])
+    order = np.argsort(rows, kind="stable").tolist()
+    ids = ids.transpose([*order, *range(len(rows), ids.ndim)])
+    return ids, tuple(sorted(rows))
+
+
+def match_blocks(before: Shape, after: Shape) -> list[Block] | None:
     """Return the smallest blocks of consecutive dims that hold the same entries on both sides, or None."""
-    blocks = []
+    blocks: list[Block] = []
     i = j = 0
     while i < before.rank or j < after.rank:
         dims, to = [i] if i < before.rank else [], [j] if j < after.rank else []
@@ -140,21 +243,6 @@ def match_blocks(before: Shape, after: Shape) -> list[tuple[list[int], list[int]
                 j += 1
         blocks.append((dims, to))
     return blocks
-
-
-def _strides(shape: Shape) -> list[int]:
-    strides = [1] * shape.rank
-    for dim in range(shape.rank - 2, -1, -1):
-        strides[dim] = strides[dim + 1] * shape.other[dim + 1]
-    return strides
-
-
-def _same_row(rows: int, row: int, before: Shape, after: Shape, strides: tuple[list[int], list[int]]) -> int | None:
-    """Return the output dim along which rows repeat as they did along `row`, or None."""
-    for dim in range(after.rank):
-        if strides[1][dim] == strides[0][row] and after.other[dim] > 1 and after.other[dim] % rows == 0:
-            return dim
-    return None
 
 
 def _shuffle(ledger: Ledger, node: Node) -> bool:
@@ -219,12 +307,10 @@ def concat(ledger: Ledger, node: Node) -> None:
             if known:
                 known += [e for v in node.inputs if v in ledger.graph.tensors and (e := ledger.axis(node, v, dim))]
             if known and len(known) >= len(node.inputs):
-                rows = {e.row for e in known}
-                if len(rows) > 1 or axis in rows:  # entries that vary along different dims, or along the joined one
-                    known = [Entries(ledger.column(entries)) for entries in known]
+                joined = ledger.collapse(known[0], [r for r in known[0].rows if r == axis])
                 for entries in known[1:]:
-                    ledger.tie(entries.ids, known[0].ids)
-                ledger.set(y, dim, known[0].ids, known[0].row)
+                    joined = ledger.meet(joined, ledger.collapse(entries, [r for r in entries.rows if r == axis]))
+                ledger.set(y, dim, joined.ids, joined.rows)
             else:
                 for entries in known:
                     ledger.freeze(entries.ids, f"{node.label}: an input cannot be cut along dimension {dim}")
@@ -234,17 +320,11 @@ def concat(ledger: Ledger, node: Node) -> None:
             entries_of = {v: ledger.axis(node, v, dim) for v in node.inputs}
         if all(e is None for e in entries_of.values()):
             continue
-        rows = {e.row for e in entries_of.values() if e is not None}
-        if (
-            len(rows) == 1
-            and None not in rows
-            and all(e is not None for e in entries_of.values())
-            and len(entries_of) == len(node.inputs)
-        ):
-            grids = [e.ids for e in entries_of.values() if e is not None]
-            if len({g.shape[0] for g in grids}) == 1:
-                ledger.set(y, dim, np.concatenate(grids, axis=1), rows.pop())
-                continue
+        alike = {(e.rows, e.ids.shape[:-1]) for e in entries_of.values() if e is not None}
+        if len(alike) == 1 and all(entries_of.get(v) is not None for v in node.inputs):
+            rows, _ = alike.pop()
+            ledger.set(y, dim, np.concatenate([e.ids for v in node.inputs if (e := entries_of[v])], axis=-1), rows)
+            continue
         parts = []
         for v in node.inputs:
             ids = ledger.flat(node, v, dim)
@@ -262,13 +342,13 @@ def split(ledger: Ledger, node: Node) -> None:
     for y in node.outputs:
         if not y:
             return
-        carry(ledger, node, x, y, {dim: dim for dim in range(rank) if dim != axis})
         stop = start + ledger.size(y, axis)
+        part = np.arange(start, stop)
+        carry(ledger, node, x, y, {dim: dim for dim in range(rank) if dim != axis}, {axis: part})
         if entries is not None:
-            part = entries.ids[..., start:stop]
-            if part.ndim == 2:
-                ledger.balance(part)
-            ledger.set(y, axis, part, entries.row)
+            if entries.rows:
+                ledger.balance(entries.ids[..., part])
+            ledger.set(y, axis, entries.ids[..., part], entries.rows)
         start = stop
 
 
@@ -280,20 +360,21 @@ def slice_(ledger: Ledger, node: Node) -> None:
     if bounds is None:
         return
     whole = {dim: dim for dim in range(rank) if dim not in bounds}
+    picked = {dim: np.arange(ledger.size(x, dim))[part] for dim, part in bounds.items()}
     for dim, part in bounds.items():
         entries = ledger.axis(node, x, dim)
         if entries is not None:
-            if entries.row in bounds:
-                entries = Entries(ledger.column(entries))
+            entries = _pick_rows(ledger, x, entries, picked)
             strided = part.step not in (None, 1) and len(bounds) > 1
             if strided or not ledger.shape(x).is_fixed(dim) or entries.ids[..., part].shape[-1] != ledger.size(y, dim):
                 ledger.freeze(entries.ids, f"{node.label}: bounds along dimension {dim} are not fixed")
             else:
                 ids = entries.ids[..., part]
-                if ids.ndim == 2:
+                if entries.rows:  # the entries before the slice too, so that it begins at one place in every row
                     ledger.balance(ids)
-                ledger.set(y, dim, ids, entries.row)
-    carry(ledger, node, x, y, whole)
+                    ledger.balance(entries.ids[..., : part.indices(entries.ids.shape[-1])[0]])
+                ledger.set(y, dim, ids, entries.rows)
+    carry(ledger, node, x, y, whole, picked)
 
 
 def slice_bounds(ledger: Ledger, node: Node) -> dict[int, slice] | None:
@@ -329,11 +410,9 @@ def gather(ledger: Ledger, node: Node) -> None:
     y = node.outputs[0]
     rank, inner = ledger.shape(x).rank, ledger.shape(indices).rank
     axis = node.attribute("axis", 0) % rank
-    for dim in range(rank):
-        if dim == axis:
-            continue
-        carry(ledger, node, x, y, {dim: dim if dim < axis else dim - 1 + inner})
     picked = ledger.graph.value(indices)
+    others = {dim: dim if dim < axis else dim - 1 + inner for dim in range(rank) if dim != axis}
+    carry(ledger, node, x, y, others, {} if picked is None or inner > 1 else {axis: picked}, axis if inner else None)
     if picked is None or inner > 1:
         return
     entries = ledger.axis(node, x, axis) if (x, axis) in ledger.entries else None
@@ -341,7 +420,7 @@ def gather(ledger: Ledger, node: Node) -> None:
         return
     if inner == 0:
         ledger.freeze(entries.ids, f"{node.label}: picks a single entry of dimension {axis} of {x}")
-    elif entries.row is None:
+    elif not entries.rows:
         ledger.set(y, axis, entries.ids[picked])
 
 
@@ -358,10 +437,9 @@ def pad(ledger: Ledger, node: Node) -> None:
         entries = ledger.axis(node, x, dim) if ledger.size(x, dim) > 1 else None
         if entries is None:
             continue
-        if entries.row is not None and amounts[entries.row] != (0, 0):
-            entries = Entries(ledger.column(entries))
+        entries = ledger.collapse(entries, [row for row in entries.rows if amounts[row] != (0, 0)])
         if (before, after) == (0, 0):
-            ledger.set(y, dim, entries.ids, entries.row)
+            ledger.set(y, dim, entries.ids, entries.rows)
         elif mode == "constant" and min(before, after) >= 0:
             ids = ledger.flat(node, x, dim)
             assert ids is not None

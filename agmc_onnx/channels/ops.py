@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agmc_onnx.channels import moves
-from agmc_onnx.channels.axes import Entries, Handler, Ids, Ledger
+from agmc_onnx.channels import moves, sizes
+from agmc_onnx.channels.axes import Axis, Entries, Handler, Ids, Ledger
 from agmc_onnx.model.graph import Node
 
 
@@ -47,15 +47,11 @@ def broadcast(ledger: Ledger, node: Node, inputs: Sequence[str], output: str) ->
             for _, entries in known:
                 ledger.freeze(entries.ids, f"{node.label}: its operand {without} cannot be cut with it")
             continue
-        rows = {e.row + rank - ledger.shape(name).rank for name, e in known if e.row is not None}
-        if len(rows) > 1:  # ids that vary along two different dims: only whole columns can go
-            known = [(name, Entries(ledger.column(e))) for name, e in known]
-            rows = set()
-        known.sort(key=lambda pair: pair[1].ids.ndim, reverse=True)
-        ids = known[0][1].ids
-        for _, entries in known[1:]:
-            ledger.tie(entries.ids, ids)
-        ledger.set(output, dim, ids, rows.pop() if rows else None)
+        shifted = [e.permuted({row: row + rank - ledger.shape(name).rank for row in e.rows}) for name, e in known]
+        joined = shifted[0]
+        for entries in shifted[1:]:
+            joined = ledger.meet(joined, entries)
+        ledger.set(output, dim, joined.ids, joined.rows)
 
 
 def conv(ledger: Ledger, node: Node) -> None:
@@ -143,15 +139,13 @@ def matmul(ledger: Ledger, node: Node) -> None:
     rank, rank_a, rank_b = (ledger.shape(v).rank for v in (y, a, b))
     if rank_a < 2 or rank_b < 2:
         return
-    _meet(ledger, node, (a, rank_a - 1), (b, rank_b - 2))
+    _meet(ledger, node, (a, rank_a - 1), (b, rank_b - 2), rank)
     for value, rank_v, inner, target in ((a, rank_a, rank_a - 2, rank - 2), (b, rank_b, rank_b - 1, rank - 1)):
         entries = ledger.axis(node, value, inner)
         if entries is not None:
-            row = None if entries.row is None else entries.row + rank - rank_v
-            if row is not None and row >= rank - 2:
-                ledger.set(y, target, ledger.column(entries))
-            else:
-                ledger.set(y, target, entries.ids, row)
+            kept = ledger.collapse(entries, [row for row in entries.rows if row >= rank_v - 2])
+            moved = kept.permuted({row: row + rank - rank_v for row in kept.rows})
+            ledger.set(y, target, moved.ids, moved.rows)
     for dim in range(rank - 2):  # batch dims: tied across both operands like any broadcast op
         members = [(v, dim - rank + r) for v, r in ((a, rank_a), (b, rank_b)) if dim - rank + r >= -r]
         members = [(v, d) for v, d in members if ledger.size(v, d % ledger.shape(v).rank) > 1]
@@ -168,8 +162,19 @@ def matmul(ledger: Ledger, node: Node) -> None:
 
 
 def batch_norm(ledger: Ledger, node: Node) -> None:
-    """BatchNormalization, InstanceNormalization: every parameter follows dim 1 of the input."""
-    _pass_through(ledger, node, {1})
+    """BatchNormalization, InstanceNormalization: every parameter follows dim 1 of the input.
+
+    Groups of channels may lie in the later dims of an InstanceNormalization (how GroupNorm is written out): cutting there
+    changes the statistics.
+    """
+    whole = {1}
+    if node.op_type == "InstanceNormalization":
+        whole = set(range(ledger.shape(node.inputs[0]).rank))
+        for dim in whole - {0, 1}:
+            entries = ledger.axis(node, node.inputs[0], dim)
+            if entries is not None:
+                ledger.normalise(entries.ids, node)
+    _pass_through(ledger, node, whole)
     ids = ledger.flat(node, node.inputs[0], 1)
     if ids is not None:
         for name in node.inputs[1:]:
@@ -182,7 +187,7 @@ def pool(ledger: Ledger, node: Node) -> None:
 
 
 def reduce(ledger: Ledger, node: Node) -> None:
-    """Reduce ops: dims that are not reduced pass; what is reduced must be whole."""
+    """Reduce ops: dims that are not reduced pass; cutting what is reduced changes the statistics."""
     x = node.inputs[0]
     rank = ledger.shape(x).rank
     axes = node.attribute("axes")
@@ -199,6 +204,11 @@ def reduce(ledger: Ledger, node: Node) -> None:
     keepdims = node.attribute("keepdims", 1)
     kept = [dim for dim in range(rank) if dim not in reduced]
     moves.carry(ledger, node, x, node.outputs[0], {dim: (dim if keepdims else i) for i, dim in enumerate(kept)})
+    if node.op_type != "ReduceProd":
+        for dim in reduced:
+            entries = ledger.axis(node, x, dim)
+            if entries is not None:
+                ledger.normalise(entries.ids, node)
 
 
 def arg_reduce(ledger: Ledger, node: Node) -> None:
@@ -252,46 +262,6 @@ def group_norm(ledger: Ledger, node: Node) -> None:
                 _tie_or_freeze(ledger, node, ids, name, 0)
 
 
-def shape_of(ledger: Ledger, node: Node) -> None:
-    """Shape: follows whatever is cut, as long as its numbers end in shapes and not in arithmetic on data."""
-    x = node.inputs[0]
-    for dim in ledger.labelled(x):
-        entries = ledger.axis(node, x, dim)
-        sink = _numeric_use(ledger, node)
-        if entries is not None and sink is not None:
-            ledger.freeze(entries.ids, f"{sink.label}: computes with the size of {x}")
-
-
-def _numeric_use(ledger: Ledger, node: Node) -> Node | None:
-    """Return a node that uses the shape `node` reads as data, or None."""
-    pending, seen = [node], set()
-    while pending:
-        current = pending.pop()
-        for output in current.outputs:
-            if output in ledger.graph.outputs:
-                return current
-            for user, position in ledger.graph.consumers.get(output, ()):
-                if user.index in seen or (user.op_type in _SHAPE_SINKS and position in _SHAPE_SINKS[user.op_type]):
-                    continue
-                if user.op_type not in _SHAPE_ARITHMETIC:
-                    return user
-                if user.op_type == "Cast" and user.attribute("to") not in (6, 7):
-                    return user
-                seen.add(user.index)
-                pending.append(user)
-    return None
-
-
-_SHAPE_SINKS: dict[str, tuple[int, ...]] = {
-    "Reshape": (1,), "Expand": (1,), "Slice": (1, 2, 3, 4), "Resize": (2, 3), "Tile": (1,), "Pad": (1,),
-    "ConstantOfShape": (0,), "Upsample": (1,), "Range": (0, 1, 2),
-}  # fmt: skip
-_SHAPE_ARITHMETIC = frozenset({
-    "Gather", "Concat", "Slice", "Unsqueeze", "Squeeze", "Cast", "Add", "Sub", "Mul", "Div", "Reshape", "Identity",
-    "Transpose", "Split", "ScatterND", "Mod", "Max", "Min", "Equal", "Where", "Neg", "Floor",
-})  # fmt: skip
-
-
 def _contract(ledger: Ledger, node: Node, source: Ids | None, weight: str, dim: int) -> None:
     """Tie contracted input channels to a dim of the weight; channels that cannot be cut leave the weight whole."""
     if source is not None:
@@ -309,7 +279,7 @@ def _bind_grouped(ledger: Ledger, node: Node, weight: str, grid: Ids) -> None:
             ledger.tie(grid, np.broadcast_to(columns, grid.shape))
         return
     ledger.mentioned.setdefault(axis, set()).add(node.index)
-    ledger.entries[axis] = Entries(grid, 0)
+    ledger.entries[axis] = Entries(grid, (0,))
 
 
 def _bias(ledger: Ledger, node: Node, position: int, ids: Ids) -> None:
@@ -321,14 +291,12 @@ def _tie_or_freeze(ledger: Ledger, node: Node, ids: Ids, value: str, dim: int) -
     entries = ledger.axis(node, value, dim)
     if entries is None:
         ledger.freeze(ids, f"{node.label}: its operand {value} cannot be cut with it")
-    elif entries.ids.ndim > ids.ndim:
-        ledger.tie(ids, entries.ids)
     else:
-        ledger.tie(entries.ids, ids)
+        ledger.tie(*np.broadcast_arrays(entries.ids, ids))
 
 
-def _meet(ledger: Ledger, node: Node, one: tuple[str, int], other: tuple[str, int]) -> None:
-    """Tie the contracted dims of two operands of a product."""
+def _meet(ledger: Ledger, node: Node, one: Axis, other: Axis, rank: int = 2) -> None:
+    """Tie the contracted dims of two operands of a product; `rank` is that of its result, whose batch dims rows are."""
     weights = [value in ledger.graph.tensors for value, _ in (one, other)]
     if all(weights):
         return
@@ -343,13 +311,12 @@ def _meet(ledger: Ledger, node: Node, one: tuple[str, int], other: tuple[str, in
             if entries is not None:
                 ledger.freeze(entries.ids, f"{node.label}: the other operand cannot be cut with it")
         return
-    gap = ledger.shape(one[0]).rank - ledger.shape(other[0]).rank
-    if first.ids.ndim == second.ids.ndim == 2 and (
-        first.ids.shape != second.ids.shape or first.row is None or first.row - gap != second.row
-    ):
-        ledger.tie(ledger.column(first), ledger.column(second))
-    else:
-        ledger.tie(first.ids, second.ids)
+    sides = []
+    for entries, (value, _) in ((first, one), (second, other)):
+        own = ledger.shape(value).rank
+        batched = ledger.collapse(entries, [row for row in entries.rows if row >= own - 2])
+        sides.append(batched.permuted({row: row + rank - own for row in batched.rows}))
+    ledger.meet(*sides)
 
 
 def _pass_through(ledger: Ledger, node: Node, dims: set[int]) -> None:
@@ -452,8 +419,8 @@ RULES: dict[tuple[str, str], Handler] = {
     ("", "LayerNormalization"): layer_norm,
     ("", "RMSNormalization"): layer_norm,
     ("", "MatMul"): matmul,
-    ("", "Shape"): shape_of,
-    ("", "Size"): shape_of,
+    ("", "Shape"): sizes.shape_of,
+    ("", "Size"): sizes.shape_of,
     **{("", op): softmax for op in ("Softmax", "LogSoftmax", "Hardmax")},
 }
 

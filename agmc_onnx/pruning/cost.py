@@ -30,8 +30,8 @@ class Cost:
     Attributes:
         base: int (n_sizes,), entries of each distinct size that always stay; size 0 is the constant 1.
         slope: Sparse int (n_sizes, n_groups), entries for every kept unit of a group.
-        rows: int (n_sizes,), rows of an axis whose entries differ from row to row (else 1): all its rows keep equally many,
-            so its size is the number of entries over that of rows.
+        rows: int (n_sizes,), what `base` and `slope` are divided by: the rows of an axis whose entries differ from row to row
+            (all its rows keep equally many), times a factor that makes slopes whole numbers.
         coefficient: int (n_terms,), the factor that no group changes.
         factors: int (n_terms, width), sizes multiplied in every term.
         owner: Name of the node or tensor that each term counts, (n_terms,).
@@ -94,15 +94,15 @@ class _Builder:
             found = self.channels.axes.get(axis)
             if found is not None:
                 groups, counts = np.unique(self.group_of[found.units], return_counts=True)
-                slope = [
-                    (g, n // self.channels.groups[g].n_units)
-                    for g, n in zip(groups.tolist(), counts.tolist(), strict=True)
-                    if g >= 0
-                ]
-                if slope:
-                    base = int(counts[groups == -1].sum())
-                    rows = found.units.shape[0] if found.units.ndim == 2 else 1
-                    self.known[axis] = self.sizes.setdefault(_Size(base, rows, tuple(slope)), len(self.sizes))
+                pairs = [(g, n) for g, n in zip(groups.tolist(), counts.tolist(), strict=True) if g >= 0]
+                if pairs:
+                    # A group of several blocks of unlike units may have a fraction of an entry per unit here.
+                    sizes = [self.channels.groups[g].n_units for g, _ in pairs]
+                    whole = math.lcm(*(size // math.gcd(size, n) for size, (_, n) in zip(sizes, pairs, strict=True)))
+                    slope = tuple((g, n * whole // size) for size, (g, n) in zip(sizes, pairs, strict=True))
+                    base = int(counts[groups == -1].sum()) * whole
+                    rows = (found.units.shape[0] if found.units.ndim == 2 else 1) * whole
+                    self.known[axis] = self.sizes.setdefault(_Size(base, rows, slope), len(self.sizes))
         return self.known[axis]
 
     def add(self, owner: str, dims: tuple[int, ...], axes: Sequence[Axis | None]) -> None:

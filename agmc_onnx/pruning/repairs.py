@@ -34,7 +34,7 @@ def reshape(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
         _shuffle(editor, proto, shuffle)
         return
     y = node.outputs[0]
-    if not (cut.is_cut(y) or cut.is_cut(node.inputs[0])):
+    if not (cut.is_cut(y) or cut.is_cut(node.inputs[0]) or editor.reads_cut_size(node)):
         return
     shape = graph.shape(y)
     assert shape is not None
@@ -85,18 +85,17 @@ def expand(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     """Expand: a constant target names the new sizes."""
     cut, y = editor.cut, node.outputs[0]
     target = editor.graph.value(node.inputs[1])
-    if target is None or not cut.is_cut(y):
+    source, shape = editor.graph.shape(node.inputs[0]), editor.graph.shape(y)
+    if not (cut.is_cut(y) or editor.reads_cut_size(node)) or source is None or shape is None:
         return
-    shift = editor.graph.shape(y).rank - target.size  # type: ignore[union-attr]
-    given = target.ravel().tolist()
-    editor.constant(
-        proto,
-        1,
-        [
-            cut.size(y, d + shift) if cut.mask(y, d + shift) is not None and size > 1 else size
-            for d, size in enumerate(given)
-        ],
-    )
+    if target is None and not editor.reads_cut_size(node):
+        return  # computed from sizes that are right after the cut too
+    new = []
+    for dim in range(shape.rank):
+        own = dim - shape.rank + source.rank
+        same = own >= 0 and (source.dims[own], source.other[own]) == (shape.dims[dim], shape.other[dim])
+        new.append(1 if same else shape.other[dim])  # 1 keeps the input's own size
+    editor.constant(proto, 1, new)
 
 
 def split(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:

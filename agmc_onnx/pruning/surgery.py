@@ -12,6 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from agmc_onnx.channels.groups import Channels
+from agmc_onnx.channels.sizes import SHAPE_INPUTS
 from agmc_onnx.model.graph import Graph
 from agmc_onnx.model.graph import Node as GraphNode
 
@@ -110,11 +111,13 @@ class Surgeon:
         positions = [i for i, proto in enumerate(model.graph.node) if not _is_constant(proto, graph)]
         followers = {node.index for shuffle in channels.shuffles.values() for node in shuffle.chain[1:]}
         self._repairs = [
-            (node, positions[node.index], REPAIRS[node.op_type])
+            (node, positions[node.index], REPAIRS.get(node.op_type))
             for node in graph.nodes
-            if node.op_type in REPAIRS
-            and node.index not in followers
-            and touched.intersection((*node.inputs, *node.outputs))
+            if node.index not in followers
+            and (
+                node.index in channels.sized
+                or (node.op_type in REPAIRS and touched.intersection((*node.inputs, *node.outputs)))
+            )
         ]
         self._declared = [i for i, info in enumerate(model.graph.value_info) if info.name in touched]
         self._inputs = [i for i, info in enumerate(model.graph.input) if info.name in touched]
@@ -145,7 +148,9 @@ class Surgeon:
                 _redeclare(infos[i], cut)
         editor = Editor(model, cut)
         for node, at, repair in self._repairs:
-            repair(editor, node, graph.node[at])
+            editor.pin(node, graph.node[at])
+            if repair is not None:
+                repair(editor, node, graph.node[at])
         editor.finish()
         return model
 
@@ -161,9 +166,15 @@ class Editor:
         self._dropped: set[str] = set()
 
     def constant(self, proto: onnx.NodeProto, position: int, values: Sequence[int] | IntArray) -> None:
-        """Let an input of a node be a new int64 constant."""
+        """Let an input of a node be a new constant: int64, or as given where it is floating."""
         name = f"{proto.output[0]}__agmc_{position}"
-        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.int64), name))
+        values = np.asarray(values)
+        dtype = values.dtype if np.issubdtype(values.dtype, np.floating) else np.int64  # Resize has scales
+        tensor = numpy_helper.from_array(values.astype(dtype), name)
+        if len(proto.input) > position and proto.input[position] == name:  # pinned before
+            next(t for t in self.model.graph.initializer if t.name == name).CopyFrom(tensor)
+            return
+        self.model.graph.initializer.append(tensor)
         while len(proto.input) <= position:
             proto.input.append("")
         if proto.input[position]:
@@ -177,6 +188,32 @@ class Editor:
             kept.append(onnx.helper.make_attribute(name, value))
         del proto.attribute[:]
         proto.attribute.extend(kept)
+
+    def reads_cut_size(self, node: GraphNode) -> bool:
+        """Whether a node computes with the size of an axis that is cut."""
+        axes = self.cut.channels.sized.get(node.index, ())
+        return any(self.cut.mask(value, dim) is not None for value, dim in axes)
+
+    def pin(self, node: GraphNode, proto: onnx.NodeProto) -> None:
+        """Let a node that reads a cut size keep the numbers of the original; its repair then names what it cuts itself."""
+        if not self.reads_cut_size(node):
+            return
+        positions = SHAPE_INPUTS.get(node.op_type)
+        if positions is None:
+            values = [self.graph.value(output) for output in node.outputs]
+            assert len(values) == 1 and values[0] is not None
+            self._replaced.update(name for name in proto.input if name)
+            del proto.input[:]
+            del proto.attribute[:]
+            proto.op_type = "Constant"
+            tensor = numpy_helper.from_array(values[0], node.outputs[0])
+            proto.attribute.append(onnx.helper.make_attribute("value", tensor))
+            return
+        for position in positions:
+            if position < len(node.inputs) and node.inputs[position] not in self.graph.tensors:
+                value = self.graph.value(node.inputs[position]) if node.inputs[position] else None
+                if value is not None:
+                    self.constant(proto, position, value)
 
     def gather(self, proto: onnx.NodeProto, output: str, dim: int, index: IntArray) -> None:
         """Turn a node into a Gather of its first input."""
