@@ -7,7 +7,7 @@ Sources are tagged: *paper* = AGMC, arXiv:2011.12641v1, section 4 unless said; *
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from agmc_onnx.errors import UsageError
@@ -132,7 +132,10 @@ class CompressOptions:
         seed: Of every random choice.
         reward: Row of `agmc_onnx.search.rewards.REWARDS`.
         importance: Row of `agmc_onnx.pruning.importance.IMPORTANCE`; L2 (code).
-        recover: "none": candidates and the result are measured as cut.
+        recover: "compensate": every candidate is refitted in closed form before it is measured, and the result with all
+            calibration samples; "none": measured as cut; None: "compensate" where there is data, else "none".
+        search_samples: Calibration samples that a candidate is refitted with.
+        search_positions: Output positions sampled per node for that.
         round_to: Kept counts are multiples of this where a group has that many units; 4, since onnxruntime leaves its fast
             layout for other widths (ours: 17 channels took 1.9 times as long as 16).
         floor: Smallest share of a group that is kept, unless the budget needs less; 0.2 is the paper's a_max of 0.8 (code).
@@ -149,7 +152,9 @@ class CompressOptions:
     seed: int = 0
     reward: str = "err"
     importance: str = "l2"
-    recover: str = "none"
+    recover: str | None = None
+    search_samples: int = 128
+    search_positions: int = 4000
     round_to: int = 4
     floor: float = 0.2
     reward_samples: int = 1000
@@ -169,7 +174,9 @@ class CompressOptions:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f" Did you mean {near[0]}?" if near else ""
-                raise UsageError(f"options: unknown name, got {name!r}; expected one of {', '.join(sorted(known))}.{hint}")
+                raise UsageError(
+                    f"options: unknown name, got {name!r}; expected one of {', '.join(sorted(known))}.{hint}"
+                )
         made = cls(**options)
         given = [name for name in ("flops", "params") if getattr(made, name) is not None]
         if len(given) != 1:
@@ -184,16 +191,22 @@ class CompressOptions:
             )
         for name, low in (("episodes", 1), ("round_to", 1), ("reward_samples", 1), ("threads", 1), ("seed", 0)):
             if getattr(made, name) < low:
-                raise UsageError(f"--{name.replace('_', '-')}: too small, got {getattr(made, name)}; expected at least {low}.")
+                raise UsageError(
+                    f"--{name.replace('_', '-')}: too small, got {getattr(made, name)}; expected at least {low}."
+                )
         if not 0 <= made.floor < 1:
             raise UsageError(f"--floor: out of range, got {made.floor}; expected 0 <= R < 1.")
-        if made.recover not in RECOVER:
+        if made.recover is not None and made.recover not in RECOVER:
             raise UsageError(f"--recover: unknown name, got {made.recover!r}; expected one of {', '.join(RECOVER)}.")
         return made
+
+    def with_data(self, is_given: bool) -> CompressOptions:
+        """Return the options with what depends on data filled in."""
+        return self if self.recover is not None else replace(self, recover="compensate" if is_given else "none")
 
     def search(self) -> SearchOptions:
         """Return the part that concerns the search."""
         return SearchOptions(policy=self.policy, reward=self.reward, n_episodes=self.episodes, seed=self.seed)
 
 
-RECOVER = ("none",)
+RECOVER = ("none", "compensate")

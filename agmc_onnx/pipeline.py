@@ -36,6 +36,7 @@ from agmc_onnx.search.policies import make_policy
 from agmc_onnx.search.rewards import reward_named
 from agmc_onnx.verification import Verification, verify
 
+IntArray = npt.NDArray[np.int64]
 REPORT_FORMAT = "agmc-onnx/report@1"
 Progress = Callable[[str, Mapping[str, Any]], None]
 
@@ -120,7 +121,7 @@ def compress(
     """
     start = time.perf_counter()
     tell: Progress = progress or (lambda stage, facts: None)
-    settings = CompressOptions.of(**options)
+    settings = CompressOptions.of(**options).with_data(data is not None)
     if output is not None:
         check_output(output, model)
     analysis = analyse_model(model)
@@ -135,7 +136,8 @@ def compress(
     found = _search(environment, cost, budget, settings, tell)
     best = environment.kept(found.kept)
     as_cut = environment.candidate(found.kept)
-    compressed = environment.recovered(found.kept)
+    tell("recovering", {"recover": settings.recover})
+    compressed = _recovered(analysis, best, as_cut, data_of, settings)
     plan = make_plan(analysis.channels, best, analysis.file.sha256)
     tell("verifying", {})
     checked = verify(
@@ -143,7 +145,7 @@ def compress(
         compressed,
         plan,
         data_of.verification_feeds(),
-        recovered=compressed is not as_cut and settings.recover != "none",
+        recovered=settings.recover != "none",
         comparable=analysis.comparable,
         seed=settings.seed,
     )
@@ -262,9 +264,29 @@ def _environment(analysis: Analysis, data: _Data, settings: CompressOptions, flo
         return evaluation.score.value, evaluation.inference_s
 
     scores = importance_of(settings.importance)(analysis.channels)
-    return Environment(
-        analysis.channels, scores, evaluate, None, settings.round_to, settings.floor if floor is None else floor
-    )
+    least = settings.floor if floor is None else floor
+    recover = None
+    if settings.recover == "compensate":
+        from agmc_onnx.recover.compensate import Compensator
+        from agmc_onnx.recover.options import RecoverOptions
+
+        quick = RecoverOptions(
+            n_samples=settings.search_samples, n_positions=settings.search_positions, seed=settings.seed
+        )
+        recover = Compensator(analysis.channels, data.role("calibration"), quick)
+    return Environment(analysis.channels, scores, evaluate, recover, settings.round_to, least)
+
+
+def _recovered(
+    analysis: Analysis, kept: list[IntArray], as_cut: onnx.ModelProto, data: _Data, settings: CompressOptions
+) -> onnx.ModelProto:
+    """Recover the chosen candidate with all that the calibration role has; candidates were recovered with a part of it."""
+    if settings.recover == "none":
+        return as_cut
+    from agmc_onnx.recover.compensate import compensate
+    from agmc_onnx.recover.options import RecoverOptions
+
+    return compensate(analysis.channels, kept, as_cut, data.role("calibration"), RecoverOptions(seed=settings.seed))
 
 
 def _lower_floor(
