@@ -31,6 +31,7 @@ from agmc_onnx.recover.sites import Site, find_sites
 from agmc_onnx.recover.torch_graph import replace_constants
 
 IntArray = npt.NDArray[np.int64]
+Halves = tuple[Moments, Moments]
 Progress = Callable[[int, int, str], None]
 _ROUNDING = 1e-5  # a residual this small beside its target is float32 rounding
 _DEAD = 1e-6  # a channel scaled down this much beside the others has nothing to say about its weights
@@ -60,25 +61,55 @@ def compensate(
     Raises:
         ModelError: If the model has an op without a counterpart in torch.
     """
-    with torch.no_grad():
-        return _Refit(channels, kept, pruned, samples, options or RecoverOptions()).run(progress)
+    return Compensator(channels, samples, options, remember=False)(kept, pruned, progress)
+
+
+class Compensator:
+    """Refits candidate after candidate of one network; what the original computes is taken once.
+
+    Attributes:
+        channels: Analysis of the original.
+        options: Those of the refit.
+    """
+
+    def __init__(
+        self, channels: Channels, samples: Samples, options: RecoverOptions | None = None, remember: bool = True
+    ) -> None:
+        """Read the samples.
+
+        Args:
+            channels: Analysis of the original.
+            samples: Calibration samples; labels are not looked at.
+            options: Those of the refit.
+            remember: Keep the original's values at the sampled positions for the next candidate: 4 bytes for each
+                position, channel and node.
+        """
+        self.channels = channels
+        self.options = options or RecoverOptions()
+        self.remember = remember
+        self.batches = read_batches(samples, self.options, channels.graph)
+        lead = channels.graph.inputs[0] if channels.graph.inputs else ""
+        self.n_rows = [batch[lead].shape[0] if batch[lead].dim() else 1 for batch in self.batches]
+        self.targets: dict[tuple[str, int, int], Tensor] = {}  # by target, number of the site, batch: (positions, channels)
+
+    def __call__(
+        self, kept: Sequence[IntArray], pruned: onnx.ModelProto, progress: Progress | None = None
+    ) -> onnx.ModelProto:
+        """Return a pruned model, refitted; see `compensate`."""
+        with torch.no_grad():
+            return _Refit(self, kept, pruned).run(progress)
 
 
 class _Refit:
     """One pruned network on its way through the refit."""
 
-    def __init__(
-        self, channels: Channels, kept: Sequence[IntArray], pruned: onnx.ModelProto, samples: Samples, options: RecoverOptions
-    ) -> None:
-        self.options = options
+    def __init__(self, owner: Compensator, kept: Sequence[IntArray], pruned: onnx.ModelProto) -> None:
+        self.owner, self.options, self.n_rows = owner, owner.options, owner.n_rows
         self.pruned = pruned
-        self.cut = Cut(channels, kept)
-        self.graph = view(pruned, channels.graph.folder)
-        batches = read_batches(samples, options)
-        lead = self.graph.inputs[0] if self.graph.inputs else ""
-        self.n_rows = [batch[lead].shape[0] if batch[lead].dim() else 1 for batch in batches]
-        self.old = Stream(channels.graph, batches, options.memory_bytes)
-        self.new = Stream(self.graph, batches, options.memory_bytes)
+        self.cut = Cut(owner.channels, kept)
+        self.graph = view(pruned, owner.channels.graph.folder)
+        self.old = Stream(owner.channels.graph, owner.batches, self.options.memory_bytes)
+        self.new = Stream(self.graph, owner.batches, self.options.memory_bytes)
         self.changed: dict[str, np.ndarray] = {}
         self.added: dict[str, np.ndarray] = {}  # new biases by the node's output
 
@@ -87,14 +118,26 @@ class _Refit:
         self.old.pinned = {site.target for site in sites}
         for number, site in enumerate(sites):
             self.new.advance(site.node.index)
-            self.old.advance(self.old.graph.producer[site.target].index + 1)
-            moments = self._collect(site, number)
-            if moments is not None:
-                self._correct(site, moments)
+            if (site.target, number, 0) not in self.owner.targets:
+                self.old.advance(self.old.graph.producer[site.target].index + 1)
+            halves = self._collect(site, number)
+            if halves is not None:
+                self._correct(site, halves)
             self.old.release(site.target)
             if progress is not None:
                 progress(number + 1, len(sites), site.node.label)
         return _add_biases(replace_constants(self.pruned, self.changed), self.added)
+
+    def _target(self, site: Site, number: int, batch: int, index: Tensor) -> Tensor:
+        """Return the original's value at some positions, (positions, channels), all channels."""
+        key = (site.target, number, batch)
+        if key in self.owner.targets:
+            return self.owner.targets[key]
+        whole = self.old.peek(batch, [site.target])[site.target]
+        found = to_rows(whole, site.channel_dim).index_select(0, index)
+        if self.owner.remember:
+            self.owner.targets[key] = found
+        return found
 
     def _has_target(self, site: Site) -> bool:
         if site.target not in self.cut.graph.producer:
@@ -103,8 +146,8 @@ class _Refit:
         mask = None if shape is None else self.cut.mask(site.target, site.channel_dim % shape.rank)
         return shape is not None and (mask is None or mask.ndim == 1)
 
-    def _collect(self, site: Site, number: int, assume_off: bool = False) -> Moments | None:
-        """Return the moments of a site, or None where its target is off by no more than rounding."""
+    def _collect(self, site: Site, number: int, assume_off: bool = False) -> Halves | None:
+        """Return the moments of a site in two halves of the batches; None where its target is off by rounding alone."""
         generator = np.random.default_rng([self.options.seed, number])
         patches = Patches(site.node, self.graph.opset)
         weight = self.new.constants[site.weight]
@@ -117,7 +160,7 @@ class _Refit:
             shift = shift + scale * self.new.constants[own_bias].reshape(-1) * beta
         back = torch.where(scale.abs() > _DEAD * scale.abs().max(), 1 / scale, torch.zeros_like(scale))
         kept = self._kept_channels(site)
-        moments = Moments.empty(g, width, n)
+        halves = Moments.empty(g, width, n), Moments.empty(g, width, n)
         residual = size = 0.0
         for i, rows in enumerate(self.n_rows):
             found = self.new.peek(i, [site.x, *site.others])
@@ -126,7 +169,7 @@ class _Refit:
             at = sample_positions(n_available, rows, sum(self.n_rows), self.options.n_positions, generator)
             u = patches.take(x, weight, at)
             index = torch.from_numpy(at)
-            target = to_rows(self.old.peek(i, [site.target])[site.target], site.channel_dim).index_select(0, index)
+            target = self._target(site, number, i, index)
             target = target if kept is None else target.index_select(1, kept)
             y = torch.matmul(u, matrix.transpose(1, 2)).permute(1, 0, 2).reshape(at.size, g * n)
             r = target - (y * scale + shift)
@@ -137,8 +180,8 @@ class _Refit:
                 if i > 0 and not assume_off:  # the batches before were taken for clean and passed over
                     return self._collect(site, number, assume_off=True)
                 assume_off = True
-                moments.add(u, (r * back).reshape(at.size, g, n).permute(1, 0, 2))
-        return moments if assume_off else None
+                halves[i % 2].add(u, (r * back).reshape(at.size, g, n).permute(1, 0, 2))
+        return halves if assume_off else None
 
     def _kept_channels(self, site: Site) -> Tensor | None:
         shape = self.cut.graph.shape(site.target)
@@ -146,9 +189,10 @@ class _Refit:
         mask = self.cut.mask(site.target, site.channel_dim % shape.rank)
         return None if mask is None else torch.from_numpy(np.flatnonzero(mask))
 
-    def _correct(self, site: Site, moments: Moments) -> None:
+    def _correct(self, site: Site, halves: Halves) -> None:
         has_bias = site.bias is not None or site.can_add_bias
-        step, offset = solve(moments, self.options.ridge, has_bias)
+        ridge = choose_ridge(halves, self.options.ridges, has_bias)
+        step, offset = solve(halves[0] + halves[1], ridge, has_bias)
         patches = Patches(site.node, self.graph.opset)
         old = self.new.constants[site.weight]
         new = patches.weight(patches.matrix(old).double() + step.transpose(1, 2), old)
@@ -165,6 +209,23 @@ class _Refit:
             output = site.node.outputs[0]
             self.added[output] = fresh.numpy()
             self.new.give_bias(site.node.index, f"{output}__agmc_bias", fresh)
+
+
+def choose_ridge(halves: Halves, ridges: Sequence[float], has_bias: bool) -> float:
+    """Return the ridge that serves best where each half of the samples is predicted from the other.
+
+    Args:
+        halves: Moments of two disjoint sets of samples.
+        ridges: Candidates, ascending.
+        has_bias: As in `solve`.
+    """
+    if len(ridges) == 1 or not halves[0].n or not halves[1].n:
+        return ridges[0]
+    errors = np.zeros(len(ridges))
+    for known, other in (halves, halves[::-1]):
+        for i, ridge in enumerate(ridges):
+            errors[i] += other.error(*solve(known, ridge, has_bias))
+    return ridges[int(np.argmin(errors))]
 
 
 def solve(moments: Moments, ridge: float, has_bias: bool) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,12 +20,18 @@ from agmc_onnx.recover.torch_ops import Call
 
 FloatArray = npt.NDArray[np.float64]
 Values = dict[str, Tensor]
+_CACHED = 4_000_000  # numbers in a value of one batch: larger ones are slower per sample
 
 
-def read_batches(samples: Samples, options: RecoverOptions) -> list[Values]:
-    """Return the feeds of at most `options.n_samples` samples, images with channels last in memory."""
+def read_batches(samples: Samples, options: RecoverOptions, graph: Graph) -> list[Values]:
+    """Return the feeds of at most `options.n_samples` samples, images with channels last in memory.
+
+    Batches are as large as `options.batch_size`, but small enough for the largest value of the graph to stay in cache.
+    """
+    per_sample = max((math.prod(shape.dims) for shape in graph.shapes.values()), default=1)
+    size = max(1, min(options.batch_size, _CACHED // per_sample))
     found = []
-    for feed, _ in samples.take(options.n_samples).batches(options.batch_size):
+    for feed, _ in samples.take(options.n_samples).batches(size):
         found.append({name: _channels_last(to_tensor(array)) for name, array in feed.items()})
     return found
 
@@ -302,9 +309,24 @@ class Moments:
             r: (groups, positions, channels / groups).
         """
         self.n += u.shape[1]
-        self.u += u.sum(1, dtype=torch.float64)
+        self.u += u.sum(1)
         turned = u.transpose(1, 2)
         self.uu += torch.matmul(turned, u)
         if r is not None:
-            self.r += r.sum(1, dtype=torch.float64)
+            self.r += r.sum(1)
             self.ur += torch.matmul(turned, r)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Return the sums over the positions of both."""
+        return Moments(self.n + other.n, self.u + other.u, self.uu + other.uu, self.r + other.r, self.ur + other.ur)
+
+    def error(self, step: Tensor, offset: Tensor) -> float:
+        """Return sum |step^T u + offset - r|^2 over the positions, less sum |r|^2, which is not known.
+
+        Args:
+            step: (groups, width, channels / groups).
+            offset: (groups, channels / groups).
+        """
+        fitted = torch.einsum("gwo,gwo->", step, self.uu @ step) + self.n * (offset * offset).sum()
+        mixed = torch.einsum("gwo,gw,go->", step, self.u, offset)
+        return float(fitted + 2 * mixed - 2 * (step * self.ur).sum() - 2 * (offset * self.r).sum())

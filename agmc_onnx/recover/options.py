@@ -13,7 +13,8 @@ class RecoverOptions:
         n_samples: Calibration samples read, at most.
         n_positions: Output positions sampled per refitted node.
         n_curve_positions: Output positions sampled per node for error curves.
-        ridge: Pull towards the old weights, as a share of the mean diagonal of the second moments.
+        ridges: Pull towards the old weights, as a share of the mean diagonal of the second moments; of several, the one
+            that predicts one half of the samples best from the other, node by node.
         batch_size: Samples run at a time; a model of a fixed batch dictates its own.
         memory_bytes: Activations of one network kept at a time; beyond it they are computed again from earlier ones.
         seed: Of sampled positions, and of the order and augmentation of distillation.
@@ -37,7 +38,7 @@ class RecoverOptions:
     n_samples: int = 1000
     n_positions: int = 40_000
     n_curve_positions: int = 20_000
-    ridge: float = 1e-4
+    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
     batch_size: int = 100
     memory_bytes: int = 1 << 30
     seed: int = 0
