@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +33,7 @@ from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.loop import Record, SearchResult, search
-from agmc_onnx.search.policies import make_policy
+from agmc_onnx.search.policies import LEARNED, make_policy
 from agmc_onnx.search.rewards import reward_named
 from agmc_onnx.verification import Verification, verify
 
@@ -119,9 +120,20 @@ def compress(
         BudgetError: If the budget cannot be reached.
         VerificationError: If the result fails its check; nothing is written then.
     """
+    settings = CompressOptions.of(**options).with_data(data is not None)
+    with _torch_threads(settings):
+        return _compress(model, settings, output, data, progress)
+
+
+def _compress(
+    model: str | Path,
+    settings: CompressOptions,
+    output: str | Path | None,
+    data: str | Path | None,
+    progress: Progress | None,
+) -> Result:
     start = time.perf_counter()
     tell: Progress = progress or (lambda stage, facts: None)
-    settings = CompressOptions.of(**options).with_data(data is not None)
     if output is not None:
         check_output(output, model)
     analysis = analyse_model(model)
@@ -160,6 +172,22 @@ def compress(
         write_result(result, output)
     tell("done", report)
     return result
+
+
+@contextmanager
+def _torch_threads(settings: CompressOptions) -> Iterator[None]:
+    """Let torch use as many threads as onnxruntime: more than there are free cores make small steps many times slower."""
+    if settings.recover == "none" and settings.policy not in LEARNED:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def apply(model: str | Path, plan: str | Path, output: str | Path | None = None) -> Result:

@@ -59,6 +59,9 @@ POLICIES: dict[str, PolicyFactory] = {
 }
 
 
+LEARNED = frozenset({"agmc"})  # the rows that use torch
+
+
 def make_policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
     """Return the policy `options.policy` for this problem.
 
