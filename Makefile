@@ -13,4 +13,4 @@ test:
 	$(PYTHON) -m pytest
 
 demo:
-	$(BIN)agmc-onnx compress models/digits/digits_resnet.onnx --flops 0.6 --data digits -o digits_small.onnx
+	$(BIN)agmc-onnx compress models/digits/digits_resnet.onnx --flops 0.3 --data digits -o digits_small.onnx

@@ -68,6 +68,7 @@ class Flag:
         metavar: What stands for the value in the help.
         help: What it does; the default is added.
         choices: Gives the allowed names, when asked.
+        default: Said in the help where the default depends on other options.
     """
 
     field: str
@@ -75,6 +76,7 @@ class Flag:
     metavar: str
     help: str
     choices: Callable[[], Iterable[str]] | None = None
+    default: str | None = None
 
 
 def _seconds(text: str) -> float:
@@ -131,7 +133,16 @@ FLAGS = (
     Flag("policy", str, "NAME", "what decides how much of every group to keep", _policies),
     Flag("episodes", _whole, "N", "candidates evaluated"),
     Flag("seed", _whole, "S", "of every random choice; the same seed gives the same result"),
-    Flag("recover", str, "NAME", "how candidates and the result recover from the cut", lambda: RECOVER),
+    Flag(
+        "recover",
+        str,
+        "NAME",
+        "how candidates and the result recover from the cut",
+        lambda: RECOVER,
+        "compensate with --data, else none",
+    ),
+    Flag("search_samples", _whole, "N", "calibration samples a candidate is refitted with"),
+    Flag("search_positions", _whole, "N", "output positions sampled per node for that"),
     Flag("round_to", _whole, "K", "kept channels are a multiple of K where the group allows"),
     Flag("floor", _share, "R", "smallest share kept of any group, unless the budget needs less"),
     Flag("importance", str, "NAME", "ranking of the channels of a group", _importances),
@@ -205,7 +216,7 @@ def _parser(wanted: str) -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("model", metavar="MODEL.onnx")
     one.add_argument("--json", action="store_true", help="print machine-readable JSON")
 
-    one = verb("apply", _apply, "rebuild a compressed model from its plan, without data or search")
+    one = verb("apply", _apply, "rebuild a compressed model from its plan, as cut: without data, search or recovery")
     one.add_argument("model", metavar="MODEL.onnx")
     one.add_argument("plan", metavar="PLAN.json")
     one.add_argument("-o", "--output", metavar="OUT.onnx", required=True, help="where to write it")
@@ -245,7 +256,7 @@ def _add_compress(one: _Parser) -> None:
     for flag in BUDGETS:
         budget.add_argument(_option(flag), type=flag.kind, metavar=flag.metavar, help=flag.help)
     for flag in FLAGS:
-        default = getattr(CompressOptions, flag.field)
+        default = flag.default or getattr(CompressOptions, flag.field)
         choices = list(flag.choices()) if flag.choices else None
         names = f": {', '.join(choices)}" if choices else ""
         text = f"{flag.help}{names}; default: {default}"

@@ -204,7 +204,11 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None)
     pruned = Surgeon(analysis.channels).cut(kept)
     made = make_plan(analysis.channels, kept, analysis.file.sha256)
     checked = verify(analysis.model, pruned, made, comparable=analysis.comparable)
-    report = {"original": _sizes(analysis.file.proto), "compressed": _sizes(pruned), "verified": _verified(checked)}
+    report = {
+        "original": _sizes(analysis.file.proto),
+        "compressed": _sizes(pruned),
+        "verified": _verified(checked, False),
+    }
     if output is not None:
         write_files(pruned, {}, output)
     return Result(pruned, made, report, checked)
@@ -399,7 +403,7 @@ def _report(
         "wall_s": 0.0,
         "inference_s": sum(record["inference_s"] for record in found.history if not record["cached"]),
         "history": found.history,
-        "verified": _verified(checked),
+        "verified": _verified(checked, settings.recover != "none"),
         "groups": _groups(analysis.channels, found.kept.tolist()),
         "settings": asdict(settings),
         "environment": environment_versions(provider_of(make_session(compressed, settings.threads, settings.provider))),
@@ -469,11 +473,11 @@ def _groups(channels: Channels, kept: list[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _verified(checked: Verification) -> dict[str, Any]:
+def _verified(checked: Verification, recovered: bool) -> dict[str, Any]:
     return {
         "masked_equivalence": checked.masked_equivalence, "max_abs_diff": _number(checked.max_abs_diff),
         "max_abs_output": _number(checked.max_abs_output), "tolerance": _number(checked.tolerance),
-        "checker": checked.checker, "n_samples": checked.n_samples, "note": checked.note,
+        "checker": checked.checker, "n_samples": checked.n_samples, "note": checked.note, "recovered": recovered,
     }  # fmt: skip
 
 

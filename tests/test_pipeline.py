@@ -21,6 +21,14 @@ def made(tmp_path_factory):
     return agmc_onnx.compress(DIGITS, output=output, **SEARCH), output
 
 
+@pytest.fixture(scope="module")
+def as_cut(tmp_path_factory):
+    """A result without recovery, whose weights are those of the original."""
+    output = tmp_path_factory.mktemp("cut") / "small.onnx"
+    options = SEARCH | {"policy": "uniform", "recover": "none"}
+    return agmc_onnx.compress(DIGITS, output=output, **options), output
+
+
 def steps(result):
     """Return a history without times."""
     timed = ("wall_s", "inference_s")
@@ -69,8 +77,8 @@ def test_budget_is_met_on_the_written_model(made):
     assert measured[1]["file_bytes"] == output.stat().st_size == result.report["compressed"]["file_bytes"]
 
 
-def test_plan_rebuilds_the_weights_with_numpy_alone(made):
-    _, output = made
+def test_plan_rebuilds_the_weights_with_numpy_alone(as_cut):
+    _, output = as_cut
     plan = json.loads(output_files(output)["plan"].read_text())
     assert plan["format"] == "agmc-onnx/plan@1"
     before, after = (
@@ -79,6 +87,14 @@ def test_plan_rebuilds_the_weights_with_numpy_alone(made):
     for name, array in after.items():
         axes = plan["tensors"].get(name, {})
         np.testing.assert_array_equal(array, before[name][kept_region(before[name].shape, axes, name)])
+
+
+def test_recovery_gives_accuracy_back_and_verifies(made):
+    result, output = made
+    after = result.report["compressed"]
+    assert result.report["verified"]["recovered"] is True
+    assert after["metric"]["value"] > after["metric_before_recovery"] + 20
+    assert agmc_onnx.verify(DIGITS, output).masked_equivalence is True
 
 
 def test_groups_of_the_report_are_in_the_order_of_the_network(made):
@@ -90,8 +106,8 @@ def test_groups_of_the_report_are_in_the_order_of_the_network(made):
     assert {group["name"]: group["kept"] for group in groups} == kept
 
 
-def test_public_api(made):
-    result, output = made
+def test_public_api(as_cut):
+    result, output = as_cut
     for name in agmc_onnx.__all__:
         assert getattr(agmc_onnx, name) is not None
     assert set(agmc_onnx.__all__) <= set(dir(agmc_onnx))

@@ -138,6 +138,7 @@ def test_command_makes_the_same_options_again(report):
     assert "--round-to" not in words  # at its default
     assert words[words.index("--episodes") + 1] == "5"
     assert words[words.index("--data") + 1] == "digits"
+    assert words[words.index("--recover") + 1] == "compensate"
     quoted = text.command(report | {"model": report["model"] | {"path": "a b.onnx"}})
     assert quoted[0] == "agmc-onnx compress 'a b.onnx'"
 

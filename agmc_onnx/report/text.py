@@ -116,8 +116,9 @@ def verified_line(verified: Mapping[str, Any]) -> str:
         return (
             f"verified: it loads, runs and has the original's inputs and outputs; equality could not be compared.{note}"
         )
+    refitted = " and the refitted weights" if verified.get("recovered") else ""
     return (
-        "verified: equals the original with its removed channels set to zero; largest difference"
+        f"verified: equals the original with its removed channels set to zero{refitted}; largest difference"
         f" {verified['max_abs_diff']:.3g} of {verified['max_abs_output']:.3g} (allowed {verified['tolerance']:.3g}).{note}"
     )
 
@@ -133,7 +134,11 @@ def summary(report: Report) -> list[str]:
     """Return what the terminal prints at the end of `compress`."""
     table = [("", "original", "compressed", "ratio")]
     table += [(row.what, row.before, row.after, row.change) for row in rows(report)]
-    lines = ["", *aligned(table), "", target_line(report), verified_line(report["verified"])]
+    lines = ["", *aligned(table), "", target_line(report)]
+    cut, metric = report["compressed"].get("metric_before_recovery"), report["compressed"]["metric"]
+    if cut is not None and report["verified"].get("recovered"):
+        lines.append(f"recovery: {metric['name']} {metric_text(metric, cut)} as cut, {metric_text(metric)} after it")
+    lines.append(verified_line(report["verified"]))
     if not report.get("accuracy_measured", True):
         lines.append(NOT_MEASURED)
     return lines
@@ -156,7 +161,7 @@ def command(report: Report) -> list[str]:
     settings, defaults = report["settings"], {f.name: f.default for f in fields(CompressOptions)}
     words = [["agmc-onnx", "compress", report["model"]["path"]]]
     for name, value in settings.items():
-        asked = name in ("flops", "params", "policy", "episodes", "seed") and value is not None
+        asked = name in ("flops", "params", "policy", "episodes", "seed", "recover") and value is not None
         if not asked and (name not in defaults or value == defaults[name]):
             continue
         flag = f"--{name.replace('_', '-')}"
