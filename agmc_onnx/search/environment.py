@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from agmc_onnx.hierarchy import arrays, build
 from agmc_onnx.pruning.cost import Cost, macs_cost, params_cost
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.search.problem import GraphArrays, IntArray, Outcome, Problem
+from agmc_onnx.search.problem import Curves, IntArray, Outcome, Problem
 
 FloatArray = npt.NDArray[np.float64]
 Evaluate = Callable[[onnx.ModelProto], tuple[float, float]]  # a model -> (metric 0..100, seconds of inference)
@@ -39,6 +40,7 @@ class Environment:
         recover: Recover | None = None,
         round_to: int = 1,
         floor: float = 0.0,
+        curves: Callable[[], Curves] | None = None,
     ) -> None:
         """Prepare what does not change between candidates.
 
@@ -49,6 +51,8 @@ class Environment:
             recover: Recovers a freshly cut model before it is measured; None measures it as cut.
             round_to: Kept counts are multiples of this where a group has that many units.
             floor: Smallest share of any group that is kept, 0..1.
+            curves: Makes the refit-error curves of these scores; called when a policy asks, at most once. None where
+                there is no data to make them of.
         """
         self.channels = channels
         self.scores = scores
@@ -57,6 +61,7 @@ class Environment:
         self._surgeon = Surgeon(channels)
         self._evaluate = evaluate
         self._recover = recover
+        self.curves = None if curves is None else cache(curves)
         self.n_units = np.array([g.n_units for g in channels.groups], np.int64)
         steps = [int(np.lcm(g.step, round_to)) for g in channels.groups]
         self.step = np.array(
@@ -88,13 +93,9 @@ class Environment:
     def problem(self, cost: Cost, budget: int) -> Problem:
         """Return the search problem of keeping `cost` at most `budget`."""
         members: list[set[str]] = [set() for _ in self.channels.groups]
-        group_of = np.full(self.channels.n_units, -1, np.int64)
-        for index, group in enumerate(self.channels.groups):
-            group_of[group.units] = index
-        for (value, _), axis in self.channels.axes.items():
-            for index in np.unique(group_of[axis.units]).tolist():
-                if index >= 0:
-                    members[index].add(value)
+        for value, groups in self._groups_of_values():
+            for index in groups:
+                members[index].add(value)
         graph = self.channels.graph
         encoded = arrays(build(graph), graph, [frozenset(m) for m in members])
         return Problem(
@@ -106,11 +107,41 @@ class Environment:
             budget=budget,
             macs=self.macs,
             params=self.params,
-            graph=GraphArrays(encoded.x, encoded.edge_index, encoded.edge_type, encoded.n_edge_types),
+            graph=encoded,
             features=self._features(),
             group_nodes=encoded.group_nodes,
             evaluate=self.evaluate,
+            is_joined=self._is_joined(),
+            scores=[np.sort(self.scores[group.units])[::-1].astype(np.float64) for group in self.channels.groups],
+            curves=self.curves,
         )
+
+    def _groups_of_values(self) -> list[tuple[str, list[int]]]:
+        """Return every axis' value with the prunable groups that stand on the axis."""
+        group_of = np.full(self.channels.n_units, -1, np.int64)
+        for index, group in enumerate(self.channels.groups):
+            group_of[group.units] = index
+        found = []
+        for (value, _), axis in self.channels.axes.items():
+            groups = np.unique(group_of[axis.units])
+            found.append((value, groups[groups >= 0].tolist()))
+        return found
+
+    def _is_joined(self) -> npt.NDArray[np.bool_]:
+        """Return whether a sum of two feature maps or more joins the units of every group."""
+        graph = self.channels.graph
+        sums = {
+            name
+            for node in graph.nodes
+            if node.op_type in ("Add", "Sum", "Sub")
+            and sum(bool(i) and i not in graph.tensors for i in node.inputs) > 1
+            for name in node.outputs
+        }
+        joined = np.zeros(len(self.channels.groups), bool)
+        for value, groups in self._groups_of_values():
+            if value in sums:
+                joined[groups] = True
+        return joined
 
     def _features(self) -> npt.NDArray[np.float32]:
         """Return what a group is, in numbers of comparable size: (n_groups, 6).

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from agmc_onnx.errors import BudgetError
-from agmc_onnx.search.budget import meet_target
+from agmc_onnx.search.budget import Rescaled, meet_target
+from agmc_onnx.search.journal import EvaluateAll
 from agmc_onnx.search.policies import Policy
-from agmc_onnx.search.problem import IntArray, Outcome, Problem
+from agmc_onnx.search.problem import FloatArray, IntArray, Outcome, Problem
 from agmc_onnx.search.rewards import Reward
 
 Record = dict[str, Any]
@@ -27,7 +28,8 @@ class SearchResult:
         reward: Its reward.
         history: One record an episode: episode, reward, metric, macs, params, kept, inference_s, wall_s, cached.
             Numbers are Python's own, ready for JSON; `wall_s` covers the whole episode (proposal, budget, evaluation,
-            learning).
+            learning), where episodes of one batch share the time until their evaluations are done; `cached` says that
+            an earlier episode had the same candidate.
         interrupted: Whether Ctrl-C ended the search early.
     """
 
@@ -45,11 +47,13 @@ def search(
     rng: np.random.Generator,
     on_episode: Callable[[Record], None] | None = None,
     known: Mapping[tuple[int, ...], Outcome] | None = None,
+    batch: int = 1,
+    evaluate_all: EvaluateAll | None = None,
 ) -> SearchResult:
-    """Return the best candidate of a search; the same seed gives the same candidates.
+    """Return the best candidate of a search; the same seed and batch give the same candidates.
 
     A candidate that was evaluated before is not evaluated again. So an interrupted search is resumed by running it
-    again with the same seed and the outcomes of its history as `known`.
+    again with the same seed and the outcomes of its history as `known`, or an `evaluate_all` that knows them.
 
     Args:
         problem: What is searched.
@@ -57,8 +61,11 @@ def search(
         reward: Row of `agmc_onnx.search.rewards.REWARDS`.
         n_episodes: Episodes; a policy with fewer candidates of its own (`policy.n_episodes`) ends earlier. At least 1.
         rng: The one random generator.
-        on_episode: Called with every record, for progress and for saving.
+        on_episode: Called with every record, for progress.
         known: Outcomes of earlier evaluations by kept counts.
+        batch: Proposals drawn before the outcome of the first of them is observed, at least 1; they are observed in the
+            order drawn. The first episode is alone, since policies begin with the same proposal until they observe.
+        evaluate_all: Evaluates different candidates, in any order; default: `problem.evaluate`, one after the other.
 
     Returns:
         The best candidate and the history, also when Ctrl-C came after the first episode.
@@ -66,47 +73,71 @@ def search(
     Raises:
         BudgetError: If even the smallest candidate costs more than the budget.
     """
+    measure = evaluate_all or _one_by_one(problem)
     outcomes = dict(known or {})
+    seen: set[tuple[int, ...]] = set()
     history: list[Record] = []
     best_kept, best_reward, interrupted = problem.n_units, -np.inf, False
+    n_episodes = max(1, min(n_episodes, policy.n_episodes))
     try:
-        for episode in range(max(1, min(n_episodes, policy.n_episodes))):
+        while len(history) < n_episodes:
             start = time.perf_counter()
-            proposal = policy.propose(rng)
-            met = meet_target(proposal, problem.cost, problem.n_units, problem.step, problem.min_keep, problem.budget)
-            if not met.feasible:
-                best = met.best_reachable / problem.cost_full
-                raise BudgetError(
-                    f"search: the budget cannot be reached, got {problem.budget / problem.cost_full:.4f} of the original;"
-                    f" expected at least {best:.4f}. Ask for more, or allow more channels to go.",
-                    best,
-                )
-            key = tuple(met.kept.tolist())
-            cached = key in outcomes
-            if not cached:
-                outcomes[key] = problem.evaluate(met.kept.copy())
-            outcome = outcomes[key]
-            macs, params = int(problem.macs(met.kept)), int(problem.params(met.kept))
-            value = float(reward(outcome.metric, macs, params))
-            policy.observe(met.keep_ratio, value, outcome)
-            if value > best_reward:
-                best_kept, best_reward = met.kept, value
-            record = {
-                "episode": episode,
-                "reward": value,
-                "metric": float(outcome.metric),
-                "macs": macs,
-                "params": params,
-                "kept": met.kept.tolist(),
-                "inference_s": float(outcome.inference_s),
-                "wall_s": time.perf_counter() - start,
-                "cached": cached,
-            }
-            history.append(record)
-            if on_episode is not None:
-                on_episode(record)
+            size = min(batch, n_episodes - len(history)) if history else 1
+            proposed = [_met(problem, policy.propose(rng)) for _ in range(size)]
+            fresh = {_key(met): met.kept.copy() for met in proposed if _key(met) not in outcomes}
+            keys = list(fresh)
+            for place, outcome in measure(list(fresh.values())):
+                outcomes[keys[place]] = outcome
+            shared_s = (time.perf_counter() - start) / size
+            for met in proposed:
+                start = time.perf_counter()
+                outcome = outcomes[_key(met)]
+                macs, params = int(problem.macs(met.kept)), int(problem.params(met.kept))
+                value = float(reward(outcome.metric, macs, params))
+                policy.observe(met.keep_ratio, value, outcome)
+                if value > best_reward:
+                    best_kept, best_reward = met.kept, value
+                record = {
+                    "episode": len(history),
+                    "reward": value,
+                    "metric": float(outcome.metric),
+                    "macs": macs,
+                    "params": params,
+                    "kept": met.kept.tolist(),
+                    "inference_s": float(outcome.inference_s),
+                    "wall_s": shared_s + time.perf_counter() - start,
+                    "cached": _key(met) in seen,
+                }
+                seen.add(_key(met))
+                history.append(record)
+                if on_episode is not None:
+                    on_episode(record)
     except KeyboardInterrupt:
         if not history:
             raise
         interrupted = True
     return SearchResult(best_kept, best_reward, history, interrupted)
+
+
+def _key(met: Rescaled) -> tuple[int, ...]:
+    return tuple(met.kept.tolist())
+
+
+def _one_by_one(problem: Problem) -> EvaluateAll:
+    def measure(candidates: Sequence[IntArray]) -> Iterator[tuple[int, Outcome]]:
+        yield from ((place, problem.evaluate(kept)) for place, kept in enumerate(candidates))
+
+    return measure
+
+
+def _met(problem: Problem, proposal: FloatArray) -> Rescaled:
+    """Return a proposal brought to the budget."""
+    met = meet_target(proposal, problem.cost, problem.n_units, problem.step, problem.min_keep, problem.budget)
+    if met.feasible:
+        return met
+    best = met.best_reachable / problem.cost_full
+    raise BudgetError(
+        f"search: the budget cannot be reached, got {problem.budget / problem.cost_full:.4f} of the original;"
+        f" expected at least {best:.4f}. Ask for more, or allow more channels to go.",
+        best,
+    )

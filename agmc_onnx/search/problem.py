@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,25 @@ class Outcome:
     wall_s: float = 0.0
 
 
+class Curves(Protocol):
+    """Error of every group by its number of kept units, each group alone; `agmc_onnx.recover.curves.Curves` is one.
+
+    Attributes:
+        counts: For each group the kept counts, ascending, ending with all units.
+        errors: For each group the error at these counts, a share of what is there without error; 0 at the last.
+    """
+
+    @property
+    def counts(self) -> tuple[IntArray, ...]: ...  # noqa: D102
+
+    @property
+    def errors(self) -> tuple[npt.NDArray[np.float64], ...]: ...  # noqa: D102
+
+    def error(self, group: int, n_kept: int) -> float:
+        """Return a group's error at any count."""
+        ...
+
+
 @dataclass(frozen=True)
 class Problem:
     """Everything a policy may know. All groups listed are prunable, in the order of the network.
@@ -62,6 +81,10 @@ class Problem:
         features: float32 (n_groups, n_features), static hand-made features of every group (as AMC's).
         group_nodes: Graph nodes that belong to each group, int arrays, possibly empty.
         evaluate: Measures the candidate with these kept counts.
+        is_joined: bool (n_groups,), whether a sum (a shortcut) joins the units of the group; None where not known.
+        scores: For each group the importance of its units, descending; None where not known.
+        curves: Makes the refit-error curves, prior knowledge that costs no evaluation; None without data. It is costly
+            once, and cached.
     """
 
     n_units: IntArray
@@ -76,6 +99,9 @@ class Problem:
     features: npt.NDArray[np.float32]
     group_nodes: Sequence[IntArray]
     evaluate: Callable[[IntArray], Outcome]
+    is_joined: npt.NDArray[np.bool_] | None = None
+    scores: Sequence[npt.NDArray[np.float64]] | None = None
+    curves: Callable[[], Curves] | None = None
 
     @property
     def n_groups(self) -> int:

@@ -50,16 +50,26 @@ def _agmc(problem: Problem, options: SearchOptions, rng: np.random.Generator) ->
     return AgmcPolicy(problem, options, rng)
 
 
+def _greedy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
+    """Return the greedy policy."""
+    from agmc_onnx.search.policies.greedy import greedy
+
+    return greedy(problem, options, rng)
+
+
 POLICIES: dict[str, PolicyFactory] = {
     "agmc": _agmc,
     "uniform": handcrafted.uniform,
     "shallow": handcrafted.shallow,
     "deep": handcrafted.deep,
     "random": handcrafted.random,
+    "greedy": _greedy,
 }
 
 
-LEARNED = frozenset({"agmc"})  # the rows that use torch
+LEARNED = frozenset({"agmc", "greedy"})  # the rows that use torch
+# the rows whose `observe` needs no more than its arguments: they may propose again before they observe
+TAKE_BATCHES = frozenset({"agmc", "uniform", "shallow", "deep", "random"})
 
 
 def make_policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:

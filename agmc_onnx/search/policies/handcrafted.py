@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from agmc_onnx.config import SearchOptions
@@ -10,16 +12,19 @@ from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 HIGH, LOW = 0.8, 0.2  # prune ratios at the two ends of `shallow` and `deep`, before the budget is met
 
 
-class FixedPolicy:
-    """One proposal, one evaluation."""
+class ListPolicy:
+    """Given proposals, one after the other; the search keeps the best."""
 
-    def __init__(self, keep_ratio: FloatArray) -> None:
-        self.keep_ratio = keep_ratio
-        self.n_episodes = 1
+    def __init__(self, proposals: Sequence[FloatArray]) -> None:
+        self.proposals = list(proposals)
+        self.n_episodes = len(self.proposals)
+        self.episode = 0
 
     def propose(self, rng: np.random.Generator) -> FloatArray:
-        """Return the one proposal."""
-        return self.keep_ratio.copy()
+        """Return the next proposal."""
+        proposal = self.proposals[self.episode % self.n_episodes]
+        self.episode += 1
+        return proposal.copy()
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
         """Learn nothing."""
@@ -40,22 +45,22 @@ class RandomPolicy:
         """Learn nothing."""
 
 
-def uniform(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> FixedPolicy:
+def uniform(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> ListPolicy:
     """Return the policy that prunes all groups alike."""
-    return FixedPolicy(np.full(problem.n_groups, 0.5))
+    return ListPolicy([np.full(problem.n_groups, 0.5)])
 
 
-def shallow(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> FixedPolicy:
+def shallow(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> ListPolicy:
     """Return the policy that prunes the first groups most.
 
     The prune ratio falls linearly with the position; the papers say "aggressively prune shallow layers" and no more.
     """
-    return FixedPolicy(1.0 - np.linspace(HIGH, LOW, problem.n_groups))
+    return ListPolicy([1.0 - np.linspace(HIGH, LOW, problem.n_groups)])
 
 
-def deep(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> FixedPolicy:
+def deep(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> ListPolicy:
     """Return the policy that prunes the last groups most; see `shallow`."""
-    return FixedPolicy(1.0 - np.linspace(LOW, HIGH, problem.n_groups))
+    return ListPolicy([1.0 - np.linspace(LOW, HIGH, problem.n_groups)])
 
 
 def random(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> RandomPolicy:

@@ -1,0 +1,81 @@
+"""Candidates and curves that are known before the first evaluation, for every policy alike."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from agmc_onnx.errors import BudgetError
+from agmc_onnx.search.problem import Curves, FloatArray, IntArray, Problem
+
+LOG = logging.getLogger(__name__)
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreCurves:
+    """What stands in for refit errors where there is no data: the share of a group's importance that is removed.
+
+    Attributes:
+        counts: As `Curves`.
+        errors: As `Curves`.
+    """
+
+    counts: tuple[IntArray, ...]
+    errors: tuple[Float64Array, ...]
+
+    def error(self, group: int, n_kept: int) -> float:
+        """Return a group's error at any count, interpolated."""
+        return float(np.interp(n_kept, self.counts[group], self.errors[group]))
+
+
+def score_curves(problem: Problem) -> ScoreCurves:
+    """Return the share of the squared scores that goes at every width; of equal scores where none are known."""
+    counts, errors = [], []
+    for group, n in enumerate(problem.n_units.tolist()):
+        scores = np.ones(n) if problem.scores is None else np.asarray(problem.scores[group], np.float64)
+        power = np.sort(scores)[::-1] ** 2
+        total = float(power.sum())
+        counts.append(np.arange(1, n + 1))
+        errors.append(np.maximum(1.0 - np.cumsum(power) / total, 0.0) if total > 0 else 1.0 - counts[-1] / n)
+    return ScoreCurves(tuple(counts), tuple(errors))
+
+
+def best_curves(problem: Problem) -> Curves:
+    """Return the refit-error curves, or what stands in for them without data; the log says which."""
+    if problem.curves is not None:
+        return problem.curves()
+    LOG.info("no data for refit errors: the share of the importance that is removed stands in for them")
+    return score_curves(problem)
+
+
+def greedy_candidates(problem: Problem, curves: Curves) -> list[Float64Array]:
+    """Return keep ratios (n_groups,) of the greedy widths: groups that no shortcut joins alone, then all groups.
+
+    Widths shrink by the step with the least error per unit of cost saved (`recover.curves.greedy_widths`). A joined
+    group has so many consumers that adding up their errors says too little, so both are offered; the first only where
+    it meets the budget, and where any group is joined.
+    """
+    from agmc_onnx.recover.curves import Curves as RefitCurves
+    from agmc_onnx.recover.curves import greedy_widths
+
+    found: list[Float64Array] = []
+    kinds = [problem.min_keep]
+    if problem.is_joined is not None and problem.is_joined.any():
+        kinds.insert(0, np.where(problem.is_joined, problem.n_units, problem.min_keep))
+    table = RefitCurves(curves.counts, curves.errors)
+    for least in kinds:
+        try:
+            kept = greedy_widths(table, problem.cost, problem.n_units, problem.step, least, problem.budget)
+        except BudgetError:  # of the second kind the search itself will say so
+            continue
+        found.append(kept / problem.n_units)
+    return found
+
+
+def prior_candidates(problem: Problem) -> list[FloatArray]:
+    """Return the candidates worth a try before anything is learned: uniform, then the greedy ones."""
+    return [np.full(problem.n_groups, 0.5), *greedy_candidates(problem, best_curves(problem))]

@@ -1,0 +1,91 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from agmc_onnx.channels.groups import analyse
+from agmc_onnx.config import SearchOptions
+from agmc_onnx.model.graph import view
+from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.loop import search
+from agmc_onnx.search.policies import make_policy
+from agmc_onnx.search.prior import ScoreCurves, greedy_candidates, prior_candidates, score_curves
+from agmc_onnx.search.rewards import err
+from tests.test_agmc import known_answer
+
+
+def with_curves(seed=0, n=12):
+    """The known problem with its true curves: s_g * (1 - keep)^2."""
+    problem, metric = known_answer(seed, n, noise=0.0)
+    counts = tuple(np.arange(1, u + 1) for u in problem.n_units.tolist())
+    errors = []
+    for group, c in enumerate(counts):
+        kept = np.tile(problem.n_units, (len(c), 1))
+        kept[:, group] = c
+        errors.append(np.array([100 - metric(k) for k in kept]))
+    return dataclasses.replace(problem, curves=lambda: ScoreCurves(counts, tuple(errors))), metric
+
+
+def run(name, problem, n_episodes=10):
+    rng = np.random.default_rng(0)
+    policy = make_policy(problem, SearchOptions(name, n_episodes=n_episodes), rng)
+    return search(problem, policy, err, n_episodes, rng)
+
+
+def test_greedy_finds_in_one_evaluation_what_random_does_not_in_fifty():
+    problem, metric = with_curves()
+    greedy = run("greedy", problem)
+    assert len(greedy.history) == 1
+    assert metric(greedy.kept) > metric(run("random", problem, 50).kept)
+    assert problem.cost(greedy.kept) <= problem.budget
+
+
+def test_joined_groups_stay_whole_in_the_first_candidate_and_may_go_in_the_second():
+    problem, _ = with_curves()
+    joined = np.arange(12) == 11
+    problem = dataclasses.replace(problem, is_joined=joined)
+    inner, everything = greedy_candidates(problem, problem.curves())
+    assert inner[11] == 1 and everything[11] < 1
+    assert len(run("greedy", problem).history) == 2
+
+
+def test_a_budget_that_only_joined_groups_can_meet_leaves_one_candidate():
+    problem, _ = with_curves()
+    problem = dataclasses.replace(problem, is_joined=np.arange(12) > 0)
+    assert len(greedy_candidates(problem, problem.curves())) == 1
+
+
+def test_without_data_importance_stands_in_for_the_error_and_the_log_says_so(caplog):
+    problem, _ = known_answer(0, n=3)
+    scores = [np.array([4.0, 2.0] + [0.0] * (int(u) - 2)) for u in problem.n_units]
+    problem = dataclasses.replace(problem, scores=scores)
+    curves = score_curves(problem)
+    assert [curves.error(0, k) for k in (1, 2, int(problem.n_units[0]))] == pytest.approx([0.2, 0.0, 0.0])
+    with caplog.at_level("INFO", "agmc_onnx"):
+        candidates = prior_candidates(problem)
+    assert "no data for refit errors" in caplog.text
+    assert len(candidates) == 2 and all(np.all((c > 0) & (c <= 1)) for c in candidates)
+
+
+def test_the_environment_knows_joined_groups_and_makes_curves_once():
+    import onnx.parser
+
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[1, 3, 4, 4] x) => (float[1, 2, 4, 4] y)
+    <float[4, 3, 1, 1] a = {%s}, float[4, 4, 1, 1] b = {%s}, float[4, 4, 1, 1] c = {%s}, float[2, 4, 1, 1] d = {%s}>
+    { p = Conv(x, a)  q = Conv(p, b)  r = Conv(q, c)  s = Add(p, r)  y = Conv(s, d) }"""
+    weights = np.random.default_rng(0).standard_normal(64)
+    parts = [", ".join(f"{w:.3f}" for w in weights[:n]) for n in (12, 16, 16, 8)]
+    channels = analyse(view(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text % tuple(parts)))))
+    made = []
+
+    def curves():
+        made.append(ScoreCurves((np.array([1, 4]),) * 2, (np.array([0.5, 0.0]),) * 2))
+        return made[-1]
+
+    environment = Environment(channels, np.arange(channels.n_units, dtype=float), lambda m: (0.0, 0.0), curves=curves)
+    problem = environment.problem(environment.macs, environment.macs(environment.n_units) // 2)
+    assert problem.is_joined.tolist() == [True, False]
+    assert [s.tolist() == sorted(s.tolist(), reverse=True) for s in problem.scores] == [True, True]
+    assert not made
+    assert problem.curves() is problem.curves() and len(made) == 1
