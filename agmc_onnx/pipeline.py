@@ -34,10 +34,12 @@ from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.loop import Record, SearchResult, search
 from agmc_onnx.search.policies import LEARNED, make_policy
+from agmc_onnx.search.problem import Curves
 from agmc_onnx.search.rewards import reward_named
-from agmc_onnx.verification import Verification, verify
+from agmc_onnx.verification import Verification, norms_of, verify
 
 IntArray = npt.NDArray[np.int64]
+CURVE_SAMPLES, CURVE_POSITIONS = 256, 8000  # of the calibration role, for error curves: 3 s for ResNet-20
 REPORT_FORMAT = "agmc-onnx/report@1"
 Progress = Callable[[str, Mapping[str, Any]], None]
 
@@ -60,11 +62,6 @@ class Analysis:
     def graph(self) -> Graph:
         """The normalised model's graph."""
         return self.channels.graph
-
-    @property
-    def comparable(self) -> bool:
-        """Whether a pruned model must equal the masked original: not behind a normalisation over cut channels."""
-        return not any(group.normalised_by for group in self.channels.groups)
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ def _compress(
         plan,
         data_of.verification_feeds(),
         recovered=settings.recover != "none",
-        comparable=analysis.comparable,
+        norms=norms_of(analysis.channels, best),
         seed=settings.seed,
     )
     tell("measuring", {})
@@ -203,7 +200,7 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None)
     kept = kept_units(analysis.channels, wanted)
     pruned = Surgeon(analysis.channels).cut(kept)
     made = make_plan(analysis.channels, kept, analysis.file.sha256)
-    checked = verify(analysis.model, pruned, made, comparable=analysis.comparable)
+    checked = verify(analysis.model, pruned, made, norms=norms_of(analysis.channels, kept))
     report = {
         "original": _sizes(analysis.file.proto),
         "compressed": _sizes(pruned),
@@ -229,7 +226,12 @@ def verify_files(model: str | Path, compressed: str | Path, plan: str | Path | N
     wanted = read_plan(plan if plan is not None else output_files(compressed)["plan"])
     pruned = normalize(read_model(compressed).proto)
     recovered = not _weights_kept(analysis.graph, view(pruned), wanted)
-    return verify(analysis.model, pruned, wanted, recovered=recovered, comparable=analysis.comparable)
+    norms = norms_of(analysis.channels, kept_units(analysis.channels, wanted))
+    checked = verify(analysis.model, pruned, wanted, recovered=recovered, norms=norms)
+    if not recovered:
+        return checked
+    notes = [text for text in (checked.note, "the weights were refitted, so the original was given the new ones") if text]
+    return replace(checked, note="; ".join(notes))
 
 
 def write_result(result: Result, output: str | Path) -> None:
@@ -306,7 +308,23 @@ def _environment(analysis: Analysis, data: _Data, settings: CompressOptions, flo
             n_samples=settings.search_samples, n_positions=settings.search_positions, seed=settings.seed
         )
         recover = Compensator(analysis.channels, data.role("calibration"), quick)
-    return Environment(analysis.channels, scores, evaluate, recover, settings.round_to, least)
+    curves = _curves(analysis, scores, data, settings) if data.real else None
+    return Environment(analysis.channels, scores, evaluate, recover, settings.round_to, least, curves)
+
+
+def _curves(
+    analysis: Analysis, scores: npt.NDArray[np.float64], data: _Data, settings: CompressOptions
+) -> Callable[[], Curves]:
+    """Return what makes the refit-error curves, for the policies that ask."""
+
+    def make() -> Curves:
+        from agmc_onnx.recover.curves import error_curves
+        from agmc_onnx.recover.options import RecoverOptions
+
+        few = RecoverOptions(n_samples=CURVE_SAMPLES, n_curve_positions=CURVE_POSITIONS, seed=settings.seed)
+        return error_curves(analysis.channels, scores, data.role("calibration"), few)
+
+    return make
 
 
 def _recovered(
