@@ -1,0 +1,256 @@
+"""What a search has measured, on disk: a killed run goes on where it stopped, with the outcome of an uninterrupted one.
+
+A run with an output X.onnx has a folder X.run beside it, with `journal.jsonl`: a first line that says whose journal it is
+(model, data, settings, versions), then one line an evaluation, on the disk before the next one begins. A resumed run
+repeats the search from its seed and takes from the journal what was measured before. The folder goes when the result has
+been written (the report has the whole history); it stays when the run was interrupted or failed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from agmc_onnx.errors import UsageError
+from agmc_onnx.search.problem import IntArray, Outcome
+
+FORMAT = "agmc-onnx/journal@1"
+NAME, OLD_NAME = "journal.jsonl", "journal.old.jsonl"
+MAX_DIFFERENCES = 3  # named in the error about a journal of another run
+
+Key = tuple[int, ...]
+EvaluateAll = Callable[[Sequence[IntArray]], Iterable[tuple[int, Outcome]]]
+
+
+def run_folder(output: str | Path) -> Path:
+    """Return where the journal of a run with this output lies: X.run beside X.onnx."""
+    path = Path(output)
+    stem = path.with_suffix("") if path.suffix == ".onnx" else path
+    return stem.with_name(stem.name + ".run")
+
+
+def digest(arrays: Iterable[tuple[str, np.ndarray | None]]) -> str:
+    """Return the SHA-256 of named arrays, hexadecimal: of their names, types, shapes and entries, in the order given."""
+    found = hashlib.sha256()
+    for name, array in arrays:
+        found.update(f"{name} {None if array is None else (array.dtype.str, array.shape)}".encode())
+        if array is not None:
+            has_bytes = array.dtype.kind not in "OV"
+            found.update(np.ascontiguousarray(array).data if has_bytes else repr(array.tolist()).encode())
+    return found.hexdigest()
+
+
+class Journal:
+    """The append-only record of the evaluations of one run.
+
+    Attributes:
+        path: `journal.jsonl` in the run's folder.
+        known: Outcomes by kept counts, those of an interrupted run included.
+        n_resumed: Evaluations taken from an interrupted run.
+        n_set_aside: Evaluations of an interrupted run that was not resumed; its journal is `journal.old.jsonl` now.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], resume: bool) -> None:
+        """Open the journal of a run, or start one.
+
+        Args:
+            folder: Of the run; made where there is none.
+            identity: What makes another run: model, data, settings, versions; as JSON can say it, two levels.
+            resume: Go on with the journal that is there, if there is one.
+
+        Raises:
+            UsageError: If the journal is another run's, is damaged, is in use, or cannot be read or written.
+        """
+        self.path = folder / NAME
+        self.known: dict[Key, Outcome] = {}
+        self.n_resumed = self.n_set_aside = 0
+        is_new = not folder.exists()
+        self._file: IO[bytes] | None = None
+        header = {"format": FORMAT, **json.loads(json.dumps(identity))}
+        try:
+            folder.mkdir(exist_ok=True)
+            self._file = self.path.open("ab")
+            _lock(self._file, self.path)
+            found, n_bytes = self._read()
+            if found and resume:
+                _check_identity(self.path, found[0], header)
+                self.known = dict(self._outcome(row, place) for place, row in enumerate(found[1:], 2))
+                self.n_resumed = len(self.known)
+                self._file.truncate(n_bytes)
+            else:
+                if len(found) > 1:
+                    self.n_set_aside = len(found) - 1
+                    (folder / OLD_NAME).write_bytes(self.path.read_bytes())
+                self._file.truncate(0)
+                self._append(header)
+                _sync_folder(folder)
+        except OSError as error:
+            self._close()
+            if is_new:
+                self.end(finished=True)
+            raise UsageError(
+                f"{self.path}: the journal cannot be opened ({error.strerror}). Choose another output with -o."
+            ) from None
+        except BaseException:
+            self._close()
+            raise
+
+    def add(self, kept: IntArray, outcome: Outcome, reward: float) -> None:
+        """Write one evaluation, on the disk when this returns.
+
+        Raises:
+            UsageError: If it cannot be written; what was written before is kept.
+        """
+        key = tuple(int(n) for n in kept)
+        try:
+            self._append({"kept": key, "reward": reward, **asdict(outcome)})
+        except OSError as error:
+            raise UsageError(
+                f"{self.path}: cannot be written ({error.strerror}); the {len(self.known)} evaluations before are kept."
+                " Make room, then run the same command with --resume."
+            ) from None
+        self.known[key] = outcome
+
+    def end(self, finished: bool) -> None:
+        """Close the journal, and remove it where the run is finished or nothing was measured."""
+        self._close()
+        if not finished and self.known:
+            return
+        with suppress(OSError):
+            self.path.unlink()
+        if finished:
+            with suppress(OSError):
+                self.path.with_name(OLD_NAME).unlink()
+        with suppress(OSError):  # not empty: something of another's lies there
+            self.path.parent.rmdir()
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _read(self) -> tuple[list[dict[str, Any]], int]:
+        """Return the whole lines and their length in bytes; a torn last line was never finished and counts as none."""
+        raw = self.path.read_bytes()
+        n_bytes = raw.rfind(b"\n") + 1
+        rows = []
+        for place, line in enumerate(raw[:n_bytes].splitlines(), 1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise self._damaged(place)
+            rows.append(row)
+        return rows, n_bytes
+
+    def _outcome(self, row: Mapping[str, Any], place: int) -> tuple[Key, Outcome]:
+        try:
+            return tuple(row["kept"]), Outcome(**{f.name: row[f.name] for f in fields(Outcome)})
+        except (KeyError, TypeError):
+            raise self._damaged(place) from None
+
+    def _damaged(self, place: int) -> UsageError:
+        return UsageError(
+            f"{self.path}: line {place} is damaged; expected one JSON object a line. Remove that line, or start anew"
+            " without --resume after moving the file away."
+        )
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
+
+
+class Recorder:
+    """Evaluates candidates, but each only once in the life of a run: what a journal knows is not measured again."""
+
+    def __init__(
+        self, evaluate_all: EvaluateAll, reward_of: Callable[[IntArray, Outcome], float], journal: Journal | None
+    ) -> None:
+        """Evaluate with `evaluate_all`, and write to `journal` where there is one; `reward_of` is for its readers."""
+        self.known: dict[Key, Outcome] = {} if journal is None else dict(journal.known)
+        self._evaluate_all, self._reward_of, self._journal = evaluate_all, reward_of, journal
+
+    def __call__(self, kept: IntArray) -> Outcome:
+        """Return the outcome of one candidate, int (n_groups,)."""
+        return next(iter(self.all([kept])))[1]
+
+    def all(self, candidates: Sequence[IntArray]) -> Iterator[tuple[int, Outcome]]:
+        """Yield (place, outcome) of candidates that differ from each other, as they become known."""
+        keys = [tuple(kept.tolist()) for kept in candidates]
+        missing = [place for place, key in enumerate(keys) if key not in self.known]
+        yield from ((place, self.known[key]) for place, key in enumerate(keys) if key in self.known)
+        if not missing:
+            return
+        for which, outcome in self._evaluate_all([candidates[place] for place in missing]):
+            place = missing[which]
+            if self._journal is not None:
+                self._journal.add(candidates[place], outcome, self._reward_of(candidates[place], outcome))
+            self.known[keys[place]] = outcome
+            yield place, outcome
+
+
+def _check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise if a journal's first line is another's."""
+    if found.get("format") != FORMAT:
+        raise UsageError(
+            f"{path}: not a journal of this version, got format {found.get('format')!r}; expected {FORMAT!r}. Leave out --resume."
+        )
+    ours, theirs = _flat(wanted), _flat(found)
+    names = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    if not names:
+        return
+    said = [f"{name} {_short(ours.get(name))} (journal: {_short(theirs.get(name))})" for name in names]
+    more = f" and {len(said) - MAX_DIFFERENCES} more" if len(said) > MAX_DIFFERENCES else ""
+    raise UsageError(
+        f"{path}: belongs to another run, got {', '.join(said[:MAX_DIFFERENCES])}{more}; expected the model, data and options of"
+        " the journal. Give the same as before, or leave out --resume to start anew."
+    )
+
+
+def _flat(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a header under one name each."""
+    rows = ((name, value if isinstance(value, dict) else {"": value}) for name, value in header.items())
+    return {f"{name} {inner}".strip(): value for name, facts in rows for inner, value in facts.items()}
+
+
+def _short(value: Any) -> str:
+    """Return a value as an error says it; of a digest the beginning is enough."""
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    """Raise if another process writes this journal; where the system has no such locks, nobody is kept out."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"{path}: another run is writing it; expected one run per output. Wait for it, or choose another output with -o."
+        ) from None
+    except OSError:  # a file system without locks
+        return
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
