@@ -28,6 +28,7 @@ class RecoverOptions:
         temperature: Logits of both networks are divided by it before the softmax.
         loss: "kl" of softened class probabilities, or "mse" between outputs (the only one for outputs that are no classes).
         block_weight: Weight of the squared error of inner values (residual sums) over their variance; 0 for none.
+        label_weight: Weight of the cross entropy with labels, where the samples have any; 0 learns without labels.
         train_statistics: Let BatchNormalization use and learn statistics of the batch while training.
         max_gradient: Largest norm of the gradient.
         evaluate_every: Steps between two evaluations of the reward, where one is given.
@@ -52,6 +53,7 @@ class RecoverOptions:
     temperature: float = 2.0
     loss: str = "kl"
     block_weight: float = 0.0
+    label_weight: float = 0.0
     train_statistics: bool = False
     max_gradient: float = 5.0
     evaluate_every: int = 200

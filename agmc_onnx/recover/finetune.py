@@ -1,0 +1,329 @@
+"""Distillation: the pruned network learns from the original's answers to unlabelled samples (Hinton et al. 2015)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from agmc_onnx.errors import ModelError, UsageError
+from agmc_onnx.measure.data import Samples
+from agmc_onnx.model.files import write_atomically
+from agmc_onnx.model.graph import Graph, view
+from agmc_onnx.recover.options import RecoverOptions
+from agmc_onnx.recover.sites import find_sites
+from agmc_onnx.recover.torch_graph import TorchGraph, to_model, to_tensor
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+Reward = Callable[[onnx.ModelProto], float]
+CHECKPOINT = "distill.pt"
+_LOSSES, _OPTIMISERS = ("kl", "mse"), ("adamw", "sgd")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A pair of values that the student's is to follow the teacher's.
+
+    Attributes:
+        value: Its name, the same in both networks.
+        is_scores: Whether it holds class scores before the softmax, (samples, classes).
+    """
+
+    value: str
+    is_scores: bool
+
+
+def distill(
+    student: onnx.ModelProto,
+    teacher: onnx.ModelProto,
+    samples: Samples,
+    options: RecoverOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    augment: Sequence[str] = (),
+    reward: Reward | None = None,
+    folder: Path | None = None,
+) -> onnx.ModelProto:
+    """Return the student, trained to answer as the teacher does.
+
+    Args:
+        student: The pruned model, best refitted; not changed.
+        teacher: The original; its outputs have the same names.
+        samples: Any number; labels are only looked at where `options.label_weight` is not 0.
+        options: Those of distillation.
+        progress: Called with (step, steps, {"loss": ..., and "reward" where it was measured}).
+        augment: Of "flip" (left to right) and "crop" (shift by up to an eighth, mirrored at the border); images only.
+        reward: Scores a model, higher is better: the best scored model is returned, and training stops early when
+            `options.patience` scores in a row were no better. Without it the last model is returned, or the student
+            itself if the loss on the first batch has not become smaller.
+        folder: For a checkpoint now and then; one of the same student, teacher and options is taken up again, and it is
+            removed at the end.
+
+    Raises:
+        ModelError: If an op has no counterpart in torch, or the loss becomes infinite.
+        UsageError: If an option is unknown.
+    """
+    options = options or RecoverOptions()
+    for kind, given, known in (("loss", options.loss, _LOSSES), ("optimiser", options.optimiser, _OPTIMISERS)):
+        if given not in known:
+            raise UsageError(f"distill: unknown {kind}, got {given!r}; expected one of {', '.join(known)}. Choose one.")
+    unknown = set(augment) - {"flip", "crop"}
+    if unknown:
+        raise UsageError(f"distill: unknown augmentation, got {sorted(unknown)}; expected flip or crop. Correct augment.")
+    return _Distillation(student, teacher, samples, options, tuple(augment), folder).run(progress, reward)
+
+
+class _Distillation:
+    """One run: networks, optimiser, order of the samples, and the best state so far."""
+
+    def __init__(
+        self,
+        student: onnx.ModelProto,
+        teacher: onnx.ModelProto,
+        samples: Samples,
+        options: RecoverOptions,
+        augment: tuple[str, ...],
+        folder: Path | None,
+    ) -> None:
+        self.proto, self.samples, self.options, self.augment = student, samples, options, augment
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        student_graph, teacher_graph = view(student), view(teacher)
+        self.goals, self.blocks = _goals(student_graph, teacher_graph, options)
+        self.student = _prepare(student_graph, self.device)
+        self.teacher = _prepare(teacher_graph, self.device).eval().requires_grad_(False)
+        self.student.train()
+        if not options.train_statistics:
+            self.student.freeze_statistics()
+        decayed = [p for p in self.student.parameters() if p.dim() > 1]
+        plain = [p for p in self.student.parameters() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimiser: torch.optim.Optimizer
+        if options.optimiser == "sgd":
+            self.optimiser = torch.optim.SGD(groups, lr=0.0, momentum=options.momentum, nesterov=options.momentum > 0)
+        else:
+            self.optimiser = torch.optim.AdamW(groups, lr=0.0)
+        self.step = 0
+        self.best, self.best_reward, self.without_gain = self._state(), -math.inf, 0
+        self.checkpoint = None if folder is None else folder / CHECKPOINT
+        digest = hashlib.sha256(repr((options, augment, samples.n)).encode())
+        for proto in (student, teacher):
+            digest.update(proto.SerializeToString(deterministic=True))
+        self.fingerprint = digest.hexdigest()
+
+    def run(self, progress: Progress | None, reward: Reward | None) -> onnx.ModelProto:
+        options = self.options
+        self._resume()
+        if reward is not None and self.step == 0:
+            self.best_reward = reward(self.proto)
+        probe = self._batch(0, still=True)
+        before = self._probe_loss(probe)
+        while self.step < options.n_steps and self.without_gain < options.patience:
+            told = {"loss": self._train_step()}
+            if reward is not None and (self.step % options.evaluate_every == 0 or self.step == options.n_steps):
+                told["reward"] = self._judge(reward)
+            if self.checkpoint is not None and self.step % options.save_every == 0:
+                self._save()
+            if progress is not None:
+                progress(self.step, options.n_steps, told)
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
+        if reward is not None:
+            self._load(self.best)
+        elif self._probe_loss(probe) >= before:
+            return self.proto
+        return to_model(self.student, self.proto)
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def _train_step(self) -> float:
+        feed, labels = self._batch(self.step)
+        wanted = [goal.value for goal in (*self.goals, *self.blocks)]
+        with torch.no_grad():
+            answers = self.teacher.run(feed, wanted)
+        loss = self._loss(self.student.run(feed, wanted), answers, labels)
+        if not torch.isfinite(loss):
+            raise ModelError(
+                f"distill: the loss is {loss.item()} at step {self.step}; expected a number. Use a smaller learning rate."
+            )
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._learning_rate()
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.options.max_gradient)
+        self.optimiser.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def _learning_rate(self) -> float:
+        """Return the rate of the next step: a linear rise, then half a cosine."""
+        options = self.options
+        rise = max(1, round(options.warmup_share * options.n_steps))
+        if self.step < rise:
+            return options.learning_rate * (self.step + 1) / rise
+        share = (self.step - rise) / max(1, options.n_steps - rise)
+        return options.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+    def _loss(self, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
+        total = torch.zeros((), device=self.device)
+        for goal in self.goals:
+            ours, theirs = found[goal.value], wanted[goal.value]
+            if goal.is_scores and self.options.loss == "kl":
+                t = self.options.temperature
+                ours_log, theirs_log = torch.log_softmax(ours / t, 1), torch.log_softmax(theirs / t, 1)
+                total = total + t * t * F.kl_div(ours_log, theirs_log, reduction="batchmean", log_target=True)
+            else:
+                total = total + _relative_error(ours, theirs)
+            if goal.is_scores and labels is not None:
+                total = total + self.options.label_weight * F.cross_entropy(ours, labels)
+        for goal in self.blocks:
+            error = _relative_error(found[goal.value], wanted[goal.value])
+            total = total + self.options.block_weight / len(self.blocks) * error
+        return total
+
+    def _probe_loss(self, feed_and_labels: tuple[dict[str, Tensor], Tensor | None]) -> float:
+        feed, labels = feed_and_labels
+        wanted = [goal.value for goal in (*self.goals, *self.blocks)]
+        self.student.eval()
+        with torch.no_grad():
+            loss = float(self._loss(self.student.run(feed, wanted), self.teacher.run(feed, wanted), labels))
+        self.student.train()
+        if not self.options.train_statistics:
+            self.student.freeze_statistics()
+        return loss
+
+    # -- samples ------------------------------------------------------------------------------------------------------
+
+    def _batch(self, step: int, still: bool = False) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return the samples of a step: each epoch is a new order; the same step always gets the same."""
+        n = self.samples.n
+        size = min(self.samples.batch_size(self.options.train_batch_size), n) if self.samples.fixed_batch is None else 0
+        size = size or self.samples.batch_size(1)
+        per_epoch = max(1, n // size)
+        epoch, at = divmod(step, per_epoch)
+        order = np.random.default_rng([self.options.seed, epoch]).permutation(n)
+        rows = np.resize(order[at * size : (at + 1) * size], size)
+        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
+        feed = {}
+        for name, array in _read(self.samples, rows).items():
+            value = to_tensor(array)
+            if self.augment and not still and value.dim() == 4 and value.is_floating_point():
+                value = _augmented(value, self.augment, generator)
+            if value.dim() == 4 and value.is_floating_point():
+                value = value.contiguous(memory_format=torch.channels_last)
+            feed[name] = value.to(self.device) if value.is_floating_point() else value
+        labels = None
+        if self.options.label_weight and self.samples.labels is not None:
+            labels = torch.from_numpy(np.asarray(self.samples.labels[rows], np.int64)).to(self.device)
+        return feed, labels
+
+    # -- states -------------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Tensor]:
+        return {key: value.detach().clone() for key, value in self.student.state_dict().items()}
+
+    def _load(self, state: Mapping[str, Tensor]) -> None:
+        self.student.load_state_dict(state)
+
+    def _judge(self, reward: Reward) -> float:
+        score = reward(to_model(self.student, self.proto))
+        if score > self.best_reward:
+            self.best, self.best_reward, self.without_gain = self._state(), score, 0
+        else:
+            self.without_gain += 1
+        return score
+
+    def _save(self) -> None:
+        assert self.checkpoint is not None
+        buffer = io.BytesIO()
+        state: dict[str, Any] = {
+            "fingerprint": self.fingerprint, "step": self.step, "student": self._state(), "best": self.best,
+            "best_reward": self.best_reward, "without_gain": self.without_gain, "optimiser": self.optimiser.state_dict(),
+        }  # fmt: skip
+        torch.save(state, buffer)
+        write_atomically(self.checkpoint, buffer.getvalue())
+
+    def _resume(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.is_file():
+            return
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        if state["fingerprint"] != self.fingerprint:
+            return  # of another run: it is replaced by the next save
+        self._load(state["student"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.best = state["step"], state["best"]
+        self.best_reward, self.without_gain = state["best_reward"], state["without_gain"]
+
+
+def _prepare(graph: Graph, device: torch.device) -> TorchGraph:
+    module = TorchGraph(graph).to(device)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
+def _goals(student: Graph, teacher: Graph, options: RecoverOptions) -> tuple[list[Goal], list[Goal]]:
+    """Return what is compared at the outputs, and inside where `options.block_weight` asks for it."""
+    goals = []
+    for output in student.outputs:
+        value, node = output, teacher.producer.get(output)
+        if node is not None and node.op_type in ("Softmax", "LogSoftmax") and node.inputs[0] in student.producer:
+            value = node.inputs[0]
+        shape = teacher.shape(value)
+        is_scores = shape is not None and shape.rank == 2 and shape.other[1] > 1 and shape.is_fixed(1)
+        kind = next((o.type.tensor_type.elem_type for o in teacher.model.graph.output if o.name == output), 1)
+        if kind in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16):
+            goals.append(Goal(value, is_scores))
+    if not goals:
+        raise ModelError("distill: the model has no float output; expected at least one to learn from. Use compensate.")
+    blocks = []
+    if options.block_weight:
+        sums = {site.target for site in find_sites(student) if site.others}
+        both = [v for v in student.producer if v in sums and v in teacher.producer]
+        blocks = [Goal(v, False) for v in both if student.shape(v) == teacher.shape(v)]
+    return goals, blocks
+
+
+def _relative_error(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return the mean squared error over the variance of what is wanted."""
+    return F.mse_loss(ours, theirs) / theirs.var(unbiased=False).clamp_min(1e-12)
+
+
+def _read(samples: Samples, rows: npt.NDArray[np.int64]) -> dict[str, np.ndarray]:
+    """Return the feed of chosen samples."""
+    feed = samples._read(samples._index[rows])
+    return {name: np.asarray(a[0]) if name in samples._unbatched else a for name, a in feed.items()}
+
+
+def _augmented(images: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tensor:
+    """Return images flipped and shifted at random, one by one; the layout is told by where 1, 3 or 4 channels are.
+
+    Args:
+        images: (samples, channels, height, width) or (samples, height, width, channels).
+        kinds: Of "flip" and "crop".
+        generator: Chooses.
+    """
+    is_last = images.shape[1] not in (1, 3, 4) and images.shape[3] in (1, 3, 4)
+    x = images.permute(0, 3, 1, 2) if is_last else images
+    n, _, h, w = x.shape
+    if "flip" in kinds:
+        turned = torch.rand(n, generator=generator) < 0.5
+        x = torch.where(turned[:, None, None, None], x.flip(3), x)
+    if "crop" in kinds:
+        reach = max(1, min(h, w) // 8)
+        padded = F.pad(x, [reach] * 4, mode="reflect")
+        top, left = torch.randint(0, 2 * reach + 1, (2, n), generator=generator)
+        rows, columns = top[:, None] + torch.arange(h), left[:, None] + torch.arange(w)
+        x = padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return x.permute(0, 2, 3, 1) if is_last else x
