@@ -70,8 +70,6 @@ POLICIES: dict[str, PolicyFactory] = {
 LEARNED = frozenset({"agmc", "greedy"})  # the rows that use torch
 # the rows whose `observe` needs no more than its arguments: they may propose again before they observe
 TAKE_BATCHES = frozenset({"agmc", "uniform", "shallow", "deep", "random"})
-# the rows whose `observe` needs no more than its arguments: they may propose again before they observe
-TAKE_BATCHES = frozenset({"agmc", "uniform", "shallow", "deep", "random"})
 
 
 def make_policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
