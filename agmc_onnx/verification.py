@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from agmc_onnx.channels.groups import Channels
 from agmc_onnx.errors import AgmcError, PlanError, VerificationError
-from agmc_onnx.measure.data import synthetic
-from agmc_onnx.measure.session import make_session, model_inputs, run_model
+from agmc_onnx.measure.random_inputs import runnable
+from agmc_onnx.measure.session import make_session, run_model
 from agmc_onnx.model.graph import Graph, view
 from agmc_onnx.pruning.plan import Plan
+from agmc_onnx.pruning.surgery import Cut
 
 Feed = dict[str, np.ndarray]
 _SAMPLES = 3
@@ -54,7 +57,7 @@ def verify(
     plan: Plan,
     feeds: Sequence[Feed] | None = None,
     recovered: bool = False,
-    comparable: bool = True,
+    norms: Sequence[Norm] | None = (),
     seed: int = 0,
 ) -> Verification:
     """Check a pruned model against its original.
@@ -66,7 +69,8 @@ def verify(
         feeds: Inputs to compare on; None makes random ones.
         recovered: Weights may differ from the original's: their values are then taken from `pruned`, so that the
             structure is still checked.
-        comparable: False where cut channels run through a normalisation: then the model is only checked and run.
+        norms: Nodes that take statistics over cut channels (`norms_of`): they do so over the kept ones in the masked original
+            too. None where one cannot be written that way: then the model is only checked and run.
         seed: Of the random inputs.
 
     Raises:
@@ -75,12 +79,11 @@ def verify(
     """
     checker = _check(original, pruned)
     _same_signature(original, pruned)
-    inputs = model_inputs(original)
     if feeds is None:
-        feeds = synthetic(inputs, _SAMPLES, seed).feeds(1)
+        feeds = runnable(original, _SAMPLES, seed).feeds(1)
     note = ""
     try:
-        reference = masked(original, plan, pruned if recovered else None)
+        reference = _over_kept(masked(original, plan, pruned if recovered else None), norms or ())
         want = _run(reference, feeds, optimise=False)
     except VerificationError:
         raise
@@ -94,7 +97,7 @@ def verify(
         raise VerificationError(f"verify: onnxruntime cannot run the compressed model ({error}).") from None
     if [v.shape for outputs in want for v in outputs] != [v.shape for outputs in got for v in outputs]:
         raise VerificationError("verify: the compressed model's outputs have other shapes than the original's.")
-    if not comparable:
+    if norms is None:
         return Verification(
             None,
             float("nan"),
@@ -119,6 +122,89 @@ def verify(
     if len(feeds) > 1 and spread <= 1e-6 * top:
         note = "the outputs hardly depend on the inputs given, so agreement says little"
     return Verification(True, diff, top, tolerance, checker, len(feeds), note)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A node that takes statistics over a cut dim.
+
+    Attributes:
+        output: Its first output.
+        dim: The dim of its input.
+        kept: Indices that stay, ascending.
+    """
+
+    output: str
+    dim: int
+    kept: npt.NDArray[np.int64]
+
+
+def norms_of(channels: Channels, kept: Sequence[npt.NDArray[np.int64]]) -> list[Norm] | None:
+    """Return the nodes whose statistics run over channels that a plan cuts.
+
+    Args:
+        channels: The analysis.
+        kept: For each prunable group the kept positions.
+
+    Returns:
+        None where a node is neither a reduction nor a LayerNormalization, or keeps other entries in other rows.
+    """
+    labels = {label for group in channels.groups for label in group.normalised_by}
+    if not labels:
+        return []
+    cut = Cut(channels, kept)
+    found = []
+    for node in channels.graph.nodes:
+        if node.label not in labels:
+            continue
+        x = node.inputs[0]
+        shape, result = channels.graph.shape(x), channels.graph.shape(node.outputs[0])
+        assert shape is not None and result is not None
+        for dim in range(shape.rank):
+            mask = cut.mask(x, dim)
+            if mask is None:
+                continue
+            if node.op_type.startswith("Reduce"):
+                if shape.rank == result.rank and result.other[dim] != 1:
+                    continue  # this dim passes
+            elif node.op_type not in ("LayerNormalization", "RMSNormalization") or dim != shape.rank - 1:
+                return None
+            if mask.ndim != 1:
+                return None
+            found.append(Norm(node.outputs[0], dim, np.flatnonzero(mask)))
+    return found
+
+
+def _over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto:
+    """Let normalising nodes of a masked model see kept entries only; LayerNormalization's result is scattered back."""
+    graph = model.graph
+    for number, norm in enumerate(norms):
+        at = next(i for i, p in enumerate(graph.node) if p.output and p.output[0] == norm.output)
+        proto = onnx.NodeProto()
+        proto.CopyFrom(graph.node[at])
+        name = f"{norm.output}__kept_{number}"
+        graph.initializer.append(numpy_helper.from_array(norm.kept, name))
+        made = []
+        spread = not proto.op_type.startswith("Reduce")
+        places = range(len(proto.input)) if spread else range(1)
+        for i in places:
+            if proto.input[i]:
+                axis = norm.dim if i == 0 else 0
+                made.append(onnx.helper.make_node("Gather", [proto.input[i], name], [f"{name}_{i}"], axis=axis))
+                proto.input[i] = f"{name}_{i}"
+        made.append(proto)
+        if spread:
+            scale = next(t for t in graph.initializer if t.name == graph.node[at].input[1])
+            width, dtype = scale.dims[0], onnx.helper.tensor_dtype_to_np_dtype(scale.data_type)
+            places_of = np.zeros((norm.kept.size, width), dtype)
+            places_of[np.arange(norm.kept.size), norm.kept] = 1
+            graph.initializer.append(numpy_helper.from_array(places_of, f"{name}_back"))
+            proto.output[0] = f"{name}_out"
+            made.append(onnx.helper.make_node("MatMul", [f"{name}_out", f"{name}_back"], [norm.output]))
+        del graph.node[at]
+        for offset, node in enumerate(made):
+            graph.node.insert(at + offset, node)
+    return model
 
 
 def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None = None) -> onnx.ModelProto:

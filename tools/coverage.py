@@ -199,7 +199,7 @@ def try_model(name: str, exporter: str, keep: Path | None) -> Row:
     statistics_cut = any(g.normalised_by for g in channels.groups)
     start = time.perf_counter()
     try:
-        found = verify(model, pruned, make_plan(channels, kept, "0" * 64), comparable=not statistics_cut)
+        found = verify(model, pruned, make_plan(channels, kept, "0" * 64), norms=None if statistics_cut else ())
         row["valid"] = True
         if statistics_cut:
             counts = half_of(channels, plain_only=True)
@@ -276,14 +276,19 @@ def report(rows: list[Row]) -> str:
     for exporter in sorted({r["exporter"] for r in rows}):
         own = [r for r in rows if r["exporter"] == exporter]
         lines += ["", f"## {exporter}", "", *summary(own), ""]
-        lines += ["| model | nodes | groups | MACs left | budget 0.5 | valid | equal | s |", "|---|---|---|---|---|---|---|---|"]
+        lines += [
+            "| model | nodes | groups | MACs left | budget 0.5 | valid | equal | s |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
         for r in sorted((r for r in own if "valid" in r), key=lambda r: r["name"]):
             equal = {True: f"{r.get('relative', 0):.0e}", False: "**no**", None: "-"}[r["equivalent"]]
             lines.append(
                 f"| {r['name']} | {r['nodes']} | {r['groups']} | {r['macs_left']:.3f} | {r.get('budget_reached', 1):.3f} | "
                 f"{'yes' if r['valid'] else '**no**'} | {equal} | {r['seconds']:.2f} |"
             )
-        short = [r for r in own if r.get("macs_left", 0) > 0.3 or r.get("valid") is False or r.get("equivalent") is False]
+        short = [
+            r for r in own if r.get("macs_left", 0) > 0.3 or r.get("valid") is False or r.get("equivalent") is False
+        ]
         if short:
             lines += ["", f"### What falls short ({exporter})", ""]
         for r in sorted(short, key=lambda r: r["name"]):
@@ -292,7 +297,9 @@ def report(rows: list[Row]) -> str:
         failed = [r for r in own if "error" in r]
         if failed:
             lines += ["", f"### Not analysed ({exporter})", ""]
-        lines += [f"- {r['name']}: {' '.join(r['error'].split())[:160]}" for r in sorted(failed, key=lambda r: r["name"])]
+        lines += [
+            f"- {r['name']}: {' '.join(r['error'].split())[:160]}" for r in sorted(failed, key=lambda r: r["name"])
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -300,7 +307,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, default=Path("runs/coverage.jsonl"))
     parser.add_argument("--exporter", choices=[*EXPORTERS, "file"], default="torchscript")
-    parser.add_argument("--only", nargs="+", help="names, as in tools/architectures.txt, or light:light_alexnet, or files")
+    parser.add_argument(
+        "--only", nargs="+", help="names, as in tools/architectures.txt, or light:light_alexnet, or files"
+    )
     parser.add_argument("--limit", type=int)
     parser.add_argument("--data", type=Path, help="folder whose .onnx files are tried too")
     parser.add_argument("--seconds", type=int, default=300, help="time limit of one model")

@@ -1,0 +1,73 @@
+"""Compare policies on one model: same budget, evaluations, ranking, recovery and seeds; one JSON line a run.
+
+    python tools/compare_policies.py MODEL.onnx --data CARD --flops 0.5 --policies agmc uniform --seeds 0 1 2 \
+        --episodes 100 --out runs/compare.jsonl
+
+Runs that are in the file already are not repeated, so a killed comparison goes on where it stopped. Ends with a table of
+the mean and the spread of the test metric over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from agmc_onnx.pipeline import compress
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--flops", type=float, default=0.5)
+    parser.add_argument("--policies", nargs="+", default=["agmc", "uniform"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--recover", default="compensate")
+    parser.add_argument("--reward-samples", type=int, default=1000)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    for seed in args.seeds:
+        for policy in args.policies:
+            key = {
+                "model": args.model.name, "flops": args.flops, "policy": policy, "seed": seed, "episodes": args.episodes,
+                "recover": args.recover, "reward_samples": args.reward_samples,
+            }  # fmt: skip
+            if any(all(row[name] == value for name, value in key.items()) for row in rows):
+                continue
+            report = compress(
+                args.model, data=args.data, flops=args.flops, policy=policy, seed=seed, episodes=args.episodes,
+                recover=args.recover, reward_samples=args.reward_samples, latency_seconds=1.0,
+            ).report  # fmt: skip
+            rows.append({
+                **key, "evaluations": report["evaluations"], "reached": report["target"]["reached"],
+                "best_reward": max(record["reward"] for record in report["history"]),
+                "rewards": [record["reward"] for record in report["history"]],
+                "original": report["original"]["metric"]["value"], "test": report["compressed"]["metric"]["value"],
+                "as_cut": report["compressed"]["metric_before_recovery"], "wall_s": report["wall_s"],
+                "inference_s": report["inference_s"], "kept": [g["kept"] for g in report["groups"]],
+            })  # fmt: skip
+            with args.out.open("a") as out:
+                out.write(json.dumps(rows[-1]) + "\n")
+            sys.stdout.write(f"{policy} seed {seed}: test {rows[-1]['test']:.2f}, reward {rows[-1]['best_reward']:.2f}\n")
+            sys.stdout.flush()
+    table = defaultdict(list)
+    for row in rows:
+        table[row["model"], row["flops"], row["recover"], row["episodes"], row["policy"]].append(row)
+    for name, runs in sorted(table.items(), key=str):
+        tests = [row["test"] for row in runs]
+        spread = statistics.stdev(tests) if len(tests) > 1 else 0.0
+        sys.stdout.write(
+            f"{name}: test {statistics.mean(tests):.2f} +- {spread:.2f} (n = {len(tests)}), original"
+            f" {runs[0]['original']:.2f}, {statistics.mean(row['wall_s'] for row in runs):.0f} s\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
