@@ -269,8 +269,8 @@ def report(rows: list[Row]) -> str:
     lines = [
         "# Coverage",
         "",
-        "Written by `tools/coverage.py --report docs/coverage.md` from its rows; do not edit. Weights are random (zero tensors and",
-        "BatchNorm statistics too), the batch is open, half of every group is cut by L2 norm, nothing is recovered. Where a",
+        "Written by `tools/coverage.py --report docs/coverage.md` from its rows; do not edit. Weights are random",
+        "(zero tensors too), the batch is open, half of every group is cut by L2 norm, nothing is recovered. Where a",
         "normalisation takes statistics over cut channels, equality is tested with the other groups cut only.",
     ]
     for exporter in sorted({r["exporter"] for r in rows}):

@@ -7,13 +7,17 @@ sizes depend on them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
+
+from agmc_onnx.model.numbers import evaluate_node
+
+__all__ = ["Shape", "evaluate_node", "infer_shapes"]
 
 _BATCH = (1, 2)  # the first open dimension of an input, in the two passes
 _OTHER = ((16, 24), (64, 96), (224, 256))  # all other open dimensions; larger ones when a graph shrinks 16 to nothing
@@ -60,7 +64,7 @@ def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     inputs = [i.type.tensor_type.shape.dim for i in skeleton.graph.input]
     is_image = any(len(dims) >= _IMAGE_RANK and any(_is_open(dim) for dim in dims[1:]) for dims in inputs)
     settings = _OTHER[::-1] if is_image else _OTHER
-    for sizes in settings if any(_is_open(dim) for dims in inputs for dim in dims) else settings[:1]:
+    for sizes in settings if any(_is_open(dim) for dims in inputs for dim in dims[1:]) else settings[:1]:
         first, second = (_infer(skeleton, batch, size, made) for batch, size in zip(_BATCH, sizes, strict=True))
         found = {
             name: Shape(dims, second[name])
@@ -72,30 +76,6 @@ def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
         if best and len(best) == len(first):
             break
     return best
-
-
-def evaluate_node(proto: onnx.NodeProto, feeds: dict[str, np.ndarray], opset: int) -> list[np.ndarray | None]:
-    """Return the outputs of one node of the default domain by onnx's reference implementation.
-
-    Args:
-        proto: The node.
-        feeds: Value of each of its inputs.
-        opset: Version of the default operator set.
-
-    Returns:
-        One array an output; None for all of them where the reference implementation fails.
-    """
-    types = onnx.helper.np_dtype_to_tensor_dtype
-    infos = [onnx.helper.make_tensor_value_info(name, types(value.dtype), None) for name, value in feeds.items()]
-    outs = [onnx.helper.make_empty_tensor_value_info(output) for output in proto.output if output]
-    graph = onnx.helper.make_graph([proto], "one", infos, outs)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
-    try:
-        with np.errstate(all="ignore"):
-            found = iter(ReferenceEvaluator(model).run(None, feeds))
-    except Exception:  # any failure of onnx.reference means the same here: the value is not known
-        return [None for _ in proto.output]
-    return [np.asarray(next(found)) if name else None for name in proto.output]
 
 
 def _infer(skeleton: onnx.ModelProto, batch: int, other: int, made: list[str]) -> dict[str, tuple[int, ...]]:
@@ -122,31 +102,33 @@ def _walk(model: onnx.ModelProto, found: dict[str, onnx.TypeProto]) -> dict[str,
     A node that this fails for keeps what inference of the whole model has `found` (local functions, If), if anything.
     """
     types = {i.name: i.type for i in model.graph.input}
-    data: dict[str, onnx.TensorProto] = {}
+    data: dict[str, np.ndarray] = {}
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
-    def learn(name: str, tensor: onnx.TensorProto) -> None:
-        types[name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-        if np.prod(tensor.dims, dtype=np.int64) <= _KEPT_ELEMENTS:
-            data[name] = tensor
+    def learn(name: str, value: np.ndarray) -> None:
+        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        types[name] = onnx.helper.make_tensor_type_proto(kind, value.shape)
+        if value.size <= _KEPT_ELEMENTS:
+            data[name] = value
 
     def learn_outputs(node: onnx.NodeProto, used: list[str]) -> None:
         if node.op_type == "Shape" and (dims := _dims(types[used[0]])) is not None:
             attributes = {a.name: a.i for a in node.attribute}
-            sizes = np.array(dims[attributes.get("start", 0) : attributes.get("end", len(dims))], np.int64)
-            learn(node.output[0], numpy_helper.from_array(sizes))
+            learn(
+                node.output[0], np.array(dims[attributes.get("start", 0) : attributes.get("end", len(dims))], np.int64)
+            )
             return
         if all(name in data for name in used) and not any(a.HasField("g") for a in node.attribute):
-            feeds = {name: numpy_helper.to_array(data[name]) for name in used}
+            feeds = {name: data[name] for name in used}
             for output, value in zip(node.output, evaluate_node(node, feeds, opset), strict=True):
                 if output and value is not None and value.dtype != object:
-                    learn(output, numpy_helper.from_array(value))
+                    learn(output, value)
             if all(output in types for output in node.output if output):
                 return
         try:
             schema = onnx.defs.get_schema(node.op_type, opset, "")
             inferred = onnx.shape_inference.infer_node_outputs(
-                schema, node, {n: types[n] for n in used}, {n: data[n] for n in used if n in data},
+                schema, node, {n: types[n] for n in used}, {n: numpy_helper.from_array(data[n]) for n in used if n in data},
                 opset_imports=list(model.opset_import), ir_version=model.ir_version,
             )  # fmt: skip
         except Exception:  # unknown op, contradiction: the outputs stay unknown
@@ -154,7 +136,9 @@ def _walk(model: onnx.ModelProto, found: dict[str, onnx.TypeProto]) -> dict[str,
         types.update(inferred)
 
     for tensor in model.graph.initializer:
-        learn(tensor.name, tensor)
+        types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        if math.prod(tensor.dims) <= _KEPT_ELEMENTS:
+            data[tensor.name] = numpy_helper.to_array(tensor)
     for node in model.graph.node:
         used = [name for name in node.input if name]
         if node.domain in ("", "ai.onnx") and all(name in types for name in used):
