@@ -230,7 +230,9 @@ def verify_files(model: str | Path, compressed: str | Path, plan: str | Path | N
     checked = verify(analysis.model, pruned, wanted, recovered=recovered, norms=norms)
     if not recovered:
         return checked
-    notes = [text for text in (checked.note, "the weights were refitted, so the original was given the new ones") if text]
+    notes = [
+        text for text in (checked.note, "the weights were refitted, so the original was given the new ones") if text
+    ]
     return replace(checked, note="; ".join(notes))
 
 
