@@ -20,8 +20,9 @@ from agmc_onnx.channels.groups import Channels, analyse
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import BudgetError, ModelError, UsageError
 from agmc_onnx.measure.accuracy import Evaluator, Score
-from agmc_onnx.measure.data import Samples, load_card, open_data, synthetic
+from agmc_onnx.measure.data import Samples, load_card, open_data
 from agmc_onnx.measure.latency import Latency, compare, ratio
+from agmc_onnx.measure.random_inputs import runnable
 from agmc_onnx.measure.session import make_session, model_inputs, provider_of, run_model
 from agmc_onnx.model.files import ModelFile, read_model
 from agmc_onnx.model.graph import Graph, view
@@ -264,7 +265,7 @@ class _Data:
         else:
             self.metric = "agreement"
             self._roles = {
-                name: synthetic(inputs, n, settings.seed + i)
+                name: runnable(self._model, n, settings.seed + i)
                 for i, (name, n) in enumerate((("calibration", 64), ("reward", 64), ("test", 64)))
             }
         feed = self._roles["test"].take(1).feeds(1)[0]
