@@ -83,7 +83,7 @@ f (float[n, 5, 10] x) => (float[n, 5, 3] y) {
 }
 """
 TURNED = """
-f (float[n, 4, 6, 5] x) => (float[n, 2, 12, 10] y) {
+f (float[n, 4, 6, 5] x) => (float[n, 2, 13, 11] y) {
     a = Conv (x, w1, b1)
     r = Relu (a)
     y = ConvTranspose<strides=[2, 2], pads=[0, 1, 1, 0], output_padding=[1, 1]> (r, w2)
