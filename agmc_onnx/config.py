@@ -50,8 +50,8 @@ class AgmcOptions:
             structure, and as much where it does not.
         warmup: Random episodes at the start; 100 (paper), but at most `warmup_share` of all.
         warmup_share: See `warmup`; a quarter is the paper's own share (100 of 400).
-        warmup_around: "budget": around the uniform ratio that meets the budget (ours). "paper": U(0, 1), which over-prunes
-            nearly always.
+        warmup_around: "best": around the best episode so far, at first the uniform ratio that meets the budget (ours);
+            "budget": around the uniform ratio; "paper": U(0, 1), which over-prunes nearly always.
         warmup_sigma: Width of the warm-up noise around the uniform ratio (ours).
         noise: sigma_0 of the truncated normal exploration noise of eq. 9; 0.5 (code). Ours: 0.2, the budget already fixes
             the level.
@@ -65,6 +65,9 @@ class AgmcOptions:
         elite_share: Share of episodes after warm-up that explore around the best episode instead of the actor (ours;
             0 is the paper).
         n_candidates: Noisy action vectors drawn per episode, of which the critic's favourite is evaluated; 1 is the paper.
+        mutation_share: Chance of each group to get noise in such a vector (two groups always do); 1 is the paper.
+        known: Give the decoder the static features of the groups, and the critic the refit error of every action where there
+            are error curves (ours).
     """
 
     encoder: str = "mean"
@@ -89,7 +92,7 @@ class AgmcOptions:
     n_updates: int = 4
     warmup: int = 100
     warmup_share: float = 0.25
-    warmup_around: str = "budget"
+    warmup_around: str = "best"
     warmup_sigma: float = 0.2
     noise: float = 0.2
     noise_decay: float = 0.98
@@ -99,6 +102,8 @@ class AgmcOptions:
     rescale_in_update: bool = True
     elite_share: float = 0.75
     n_candidates: int = 8
+    mutation_share: float = 1.0
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ class SearchOptions:
         reward: Row of `agmc_onnx.search.rewards.REWARDS`; "err" for a budget (paper, 3.4.3).
         n_episodes: Candidates evaluated; 400 (paper: 100 random, then 300).
         seed: Seed of the one random generator of the search.
+        prior: Evaluate the greedy candidates and the uniform one first, whatever the policy that searches (rows of
+            `agmc_onnx.search.policies.PRIMED`); they count as episodes. Ours; without it the papers' search is left.
         agmc: Options of the AGMC policy.
     """
 
@@ -117,6 +124,7 @@ class SearchOptions:
     reward: str = "err"
     n_episodes: int = 400
     seed: int = 0
+    prior: bool = True
     agmc: AgmcOptions = field(default_factory=AgmcOptions)
 
 
@@ -140,7 +148,11 @@ class CompressOptions:
             layout for other widths (ours: 17 channels took 1.9 times as long as 16).
         floor: Smallest share of a group that is kept, unless the budget needs less; 0.2 is the paper's a_max of 0.8 (code).
         reward_samples: Samples of the reward role that a candidate is measured on, at most.
-        threads: Of onnxruntime.
+        batch: Proposals drawn before the first of them is observed; the outcome depends on it, unlike on `workers`. None: as
+            many as workers, so that all have something to do.
+        workers: Processes that evaluate candidates side by side, with `threads` each.
+        resume: Go on with the journal of an interrupted run with the same output, if there is one.
+        threads: Of onnxruntime, and of torch in a refit.
         provider: "cpu", "cuda", or "auto".
         latency_seconds: Time given to measuring latency.
     """
@@ -158,6 +170,9 @@ class CompressOptions:
     round_to: int = 4
     floor: float = 0.2
     reward_samples: int = 1000
+    batch: int | None = None
+    workers: int = 1
+    resume: bool = False
     threads: int = 1
     provider: str = "cpu"
     latency_seconds: float = 5.0
@@ -189,8 +204,16 @@ class CompressOptions:
             raise UsageError(
                 f"--{given[0]}: the share to keep is out of range, got {share!r}; expected 0 < R < 1, such as 0.5 to keep half."
             )
-        for name, low in (("episodes", 1), ("round_to", 1), ("reward_samples", 1), ("threads", 1), ("seed", 0)):
-            if getattr(made, name) < low:
+        for name, low in (
+            ("episodes", 1),
+            ("round_to", 1),
+            ("reward_samples", 1),
+            ("threads", 1),
+            ("seed", 0),
+            ("workers", 1),
+            ("batch", 1),
+        ):
+            if getattr(made, name) is not None and getattr(made, name) < low:
                 raise UsageError(
                     f"--{name.replace('_', '-')}: too small, got {getattr(made, name)}; expected at least {low}."
                 )
@@ -198,7 +221,7 @@ class CompressOptions:
             raise UsageError(f"--floor: out of range, got {made.floor}; expected 0 <= R < 1.")
         if made.recover is not None and made.recover not in RECOVER:
             raise UsageError(f"--recover: unknown name, got {made.recover!r}; expected one of {', '.join(RECOVER)}.")
-        return made
+        return replace(made, batch=made.batch or made.workers)
 
     def with_data(self, is_given: bool) -> CompressOptions:
         """Return the options with what depends on data filled in."""

@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from agmc_onnx.channels.groups import analyse
 from agmc_onnx.config import SearchOptions
@@ -9,6 +10,7 @@ from agmc_onnx.model.graph import view
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.loop import search
 from agmc_onnx.search.policies import make_policy
+from agmc_onnx.search.policies.ddpg import Known
 from agmc_onnx.search.prior import ScoreCurves, greedy_candidates, prior_candidates, score_curves
 from agmc_onnx.search.rewards import err
 from tests.test_agmc import known_answer
@@ -62,9 +64,28 @@ def test_without_data_importance_stands_in_for_the_error_and_the_log_says_so(cap
     curves = score_curves(problem)
     assert [curves.error(0, k) for k in (1, 2, int(problem.n_units[0]))] == pytest.approx([0.2, 0.0, 0.0])
     with caplog.at_level("INFO", "agmc_onnx"):
-        candidates = prior_candidates(problem)
+        assert len(run("greedy", problem).history) == 1
     assert "no data for refit errors" in caplog.text
-    assert len(candidates) == 2 and all(np.all((c > 0) & (c <= 1)) for c in candidates)
+    assert len(prior_candidates(problem)) == 1
+
+
+def test_a_search_begins_with_the_prior_unless_told_not_to():
+    problem, _ = with_curves(n=5)
+    greedy, uniform = run("greedy", problem).history[0], run("uniform", problem).history[0]
+    agmc = run("agmc", problem, 3).history
+    assert [r["kept"] for r in agmc[:2]] == [greedy["kept"], uniform["kept"]]
+    rng = np.random.default_rng(0)
+    policy = make_policy(problem, SearchOptions("agmc", n_episodes=1, prior=False), rng)
+    assert search(problem, policy, err, 1, rng).history[0]["kept"] == uniform["kept"]
+
+
+def test_known_errors_lie_on_the_curve_and_carry_a_gradient():
+    known = Known(torch.zeros(2, 1), torch.tensor([[3.0, 1.0, 0.0], [4.0, 2.0, 0.0]]))
+    actions = torch.tensor([[0.25, 0.75], [1.0, 0.0]], requires_grad=True)
+    errors = known.error(actions)
+    torch.testing.assert_close(errors, torch.tensor([[2.0, 1.0], [0.0, 4.0]]))
+    errors.sum().backward()
+    torch.testing.assert_close(actions.grad, torch.tensor([[-4.0, -4.0], [-2.0, -4.0]]))
 
 
 def test_the_environment_knows_joined_groups_and_makes_curves_once():

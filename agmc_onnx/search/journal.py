@@ -53,9 +53,10 @@ class Journal:
 
     Attributes:
         path: `journal.jsonl` in the run's folder.
+        old_path: Where the journal of an interrupted run goes that is not resumed.
         known: Outcomes by kept counts, those of an interrupted run included.
         n_resumed: Evaluations taken from an interrupted run.
-        n_set_aside: Evaluations of an interrupted run that was not resumed; its journal is `journal.old.jsonl` now.
+        n_set_aside: Evaluations of an interrupted run that was not resumed; its journal lies at `old_path` now.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], resume: bool) -> None:
@@ -69,7 +70,7 @@ class Journal:
         Raises:
             UsageError: If the journal is another run's, is damaged, is in use, or cannot be read or written.
         """
-        self.path = folder / NAME
+        self.path, self.old_path = folder / NAME, folder / OLD_NAME
         self.known: dict[Key, Outcome] = {}
         self.n_resumed = self.n_set_aside = 0
         is_new = not folder.exists()
@@ -88,7 +89,7 @@ class Journal:
             else:
                 if len(found) > 1:
                     self.n_set_aside = len(found) - 1
-                    (folder / OLD_NAME).write_bytes(self.path.read_bytes())
+                    self.old_path.write_bytes(self.path.read_bytes())
                 self._file.truncate(0)
                 self._append(header)
                 _sync_folder(folder)
@@ -97,7 +98,7 @@ class Journal:
             if is_new:
                 self.end(finished=True)
             raise UsageError(
-                f"{self.path}: the journal cannot be opened ({error.strerror}). Choose another output with -o."
+                f"{self.path}: the journal cannot be written ({error.strerror}). Choose another output with -o."
             ) from None
         except BaseException:
             self._close()
@@ -114,10 +115,15 @@ class Journal:
             self._append({"kept": key, "reward": reward, **asdict(outcome)})
         except OSError as error:
             raise UsageError(
-                f"{self.path}: cannot be written ({error.strerror}); the {len(self.known)} evaluations before are kept."
-                " Make room, then run the same command with --resume."
+                f"{self.path}: an evaluation cannot be written down ({error.strerror}). Make room on the disk."
             ) from None
         self.known[key] = outcome
+
+    def hint(self) -> str:
+        """Return how an interrupted or failed run goes on; "" where nothing was measured."""
+        n = len(self.known)
+        what = "1 evaluation is" if n == 1 else f"{n} evaluations are"
+        return f"{what} kept in {self.path.parent}; the same command with --resume goes on." if n else ""
 
     def end(self, finished: bool) -> None:
         """Close the journal, and remove it where the run is finished or nothing was measured."""
@@ -128,7 +134,7 @@ class Journal:
             self.path.unlink()
         if finished:
             with suppress(OSError):
-                self.path.with_name(OLD_NAME).unlink()
+                self.old_path.unlink()
         with suppress(OSError):  # not empty: something of another's lies there
             self.path.parent.rmdir()
 

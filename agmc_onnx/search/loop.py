@@ -73,7 +73,7 @@ def search(
     Raises:
         BudgetError: If even the smallest candidate costs more than the budget.
     """
-    measure = evaluate_all or _one_by_one(problem)
+    measure = evaluate_all or one_by_one(problem.evaluate)
     outcomes = dict(known or {})
     seen: set[tuple[int, ...]] = set()
     history: list[Record] = []
@@ -123,9 +123,11 @@ def _key(met: Rescaled) -> tuple[int, ...]:
     return tuple(met.kept.tolist())
 
 
-def _one_by_one(problem: Problem) -> EvaluateAll:
+def one_by_one(evaluate: Callable[[IntArray], Outcome]) -> EvaluateAll:
+    """Return what evaluates candidates in the order given, here and now."""
+
     def measure(candidates: Sequence[IntArray]) -> Iterator[tuple[int, Outcome]]:
-        yield from ((place, problem.evaluate(kept)) for place, kept in enumerate(candidates))
+        yield from ((place, evaluate(kept)) for place, kept in enumerate(candidates))
 
     return measure
 

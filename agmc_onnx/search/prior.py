@@ -77,5 +77,6 @@ def greedy_candidates(problem: Problem, curves: Curves) -> list[Float64Array]:
 
 
 def prior_candidates(problem: Problem) -> list[FloatArray]:
-    """Return the candidates worth a try before anything is learned: uniform, then the greedy ones."""
-    return [np.full(problem.n_groups, 0.5), *greedy_candidates(problem, best_curves(problem))]
+    """Return the candidates worth a try before anything is learned: the greedy ones where there are curves, then uniform."""
+    greedy = greedy_candidates(problem, problem.curves()) if problem.curves is not None else []
+    return [*greedy, np.full(problem.n_groups, 0.5)]

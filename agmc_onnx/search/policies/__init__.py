@@ -13,6 +13,7 @@ import numpy as np
 from agmc_onnx.config import SearchOptions
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search.policies import handcrafted
+from agmc_onnx.search.prior import prior_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
 
@@ -38,6 +39,25 @@ class Policy(Protocol):
             outcome: Its evaluation.
         """
         ...
+
+
+class PrimedPolicy:
+    """A policy that searches, with the prior's candidates before its own; it observes them as its own."""
+
+    def __init__(self, policy: Policy, problem: Problem) -> None:
+        self.policy, self.problem = policy, problem
+        self.n_episodes = policy.n_episodes
+        self.waiting: list[FloatArray] | None = None
+
+    def propose(self, rng: np.random.Generator) -> FloatArray:
+        """Return the prior's next candidate, then the policy's."""
+        if self.waiting is None:
+            self.waiting = prior_candidates(self.problem)
+        return self.waiting.pop(0) if self.waiting else self.policy.propose(rng)
+
+    def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
+        """Hand on what came of a candidate."""
+        self.policy.observe(keep_ratio_executed, reward, outcome)
 
 
 PolicyFactory = Callable[[Problem, SearchOptions, np.random.Generator], Policy]
@@ -70,6 +90,8 @@ POLICIES: dict[str, PolicyFactory] = {
 LEARNED = frozenset({"agmc", "greedy"})  # the rows that use torch
 # the rows whose `observe` needs no more than its arguments: they may propose again before they observe
 TAKE_BATCHES = frozenset({"agmc", "uniform", "shallow", "deep", "random"})
+# the rows that search, and may begin with the prior's candidates
+PRIMED = frozenset({"agmc"})
 
 
 def make_policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
@@ -80,4 +102,5 @@ def make_policy(problem: Problem, options: SearchOptions, rng: np.random.Generat
     """
     if options.policy not in POLICIES:
         raise UsageError(f"policy: unknown name, got {options.policy!r}; expected one of {', '.join(POLICIES)}.")
-    return POLICIES[options.policy](problem, options, rng)
+    policy = POLICIES[options.policy](problem, options, rng)
+    return PrimedPolicy(policy, problem) if options.prior and options.policy in PRIMED else policy

@@ -10,10 +10,18 @@ from torch import Tensor
 from agmc_onnx.config import AgmcOptions, SearchOptions
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search.budget import meet_target
-from agmc_onnx.search.policies.ddpg import DdpgAgent, GraphTensors, LinearBudget, truncated_normal
+from agmc_onnx.search.policies.ddpg import (
+    DdpgAgent,
+    GraphTensors,
+    Known,
+    LinearBudget,
+    truncated_normal,
+)
+from agmc_onnx.search.prior import best_curves
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
 SMALLEST = 0.01  # smallest keep ratio proposed
+N_GRID = 33  # points of an error curve that the critic reads
 
 
 def paper_options() -> AgmcOptions:
@@ -34,6 +42,8 @@ def paper_options() -> AgmcOptions:
         rescale_in_update=False,
         elite_share=0.0,
         n_candidates=1,
+        known=False,
+        mutation_share=1.0,
     )
 
 
@@ -64,10 +74,11 @@ class AgmcPolicy:
         self.best: tuple[float, Tensor] | None = None
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.budget = _linear_budget(problem)
-        self.agent = DdpgAgent(_graph_tensors(problem), self.budget, options.agmc, self.generator)
+        known = _known(problem, self.budget, options.agmc) if options.agmc.known else None
+        self.agent = DdpgAgent(_graph_tensors(problem), self.budget, options.agmc, self.generator, known)
 
     def propose(self, rng: np.random.Generator) -> FloatArray:
-        """Return float64 (n_groups,) keep ratios; the first episode of a warm-up around the budget is the uniform one."""
+        """Return float64 (n_groups,) keep ratios; the first of all, if nothing was observed, is the uniform one."""
         if self.episode < self.n_warmup or self.best is None:
             return self._as_ratio(self._warmup())
         options, agent = self.options, self.agent
@@ -76,7 +87,7 @@ class AgmcPolicy:
             candidates = agent.rollout(1, agent.sigma)
         else:
             centre = self.best[1] if around_best else agent.rollout(1, 0.0)[0]
-            candidates = truncated_normal(centre.expand(options.n_candidates, -1), agent.sigma, self.generator)
+            candidates = self._around(centre, options.n_candidates)
         agent.decay_noise()
         if len(candidates) == 1:
             return self._as_ratio(candidates[0])
@@ -98,9 +109,22 @@ class AgmcPolicy:
         uniform = self.budget.keep_ratio
         if self.options.warmup_around == "paper":
             return torch.rand(uniform.shape, generator=self.generator)
-        if self.episode == 0:
+        if self.best is None:
             return uniform
-        return truncated_normal(uniform, self.options.warmup_sigma, self.generator)
+        centre = self.best[1] if self.options.warmup_around == "best" else uniform
+        return truncated_normal(centre, self.options.warmup_sigma, self.generator)
+
+    def _around(self, centre: Tensor, n: int) -> Tensor:
+        """Return n candidates (n, n_groups) around one, each with noise on a part of the groups only."""
+        noisy = truncated_normal(centre.expand(n, -1), self.agent.sigma, self.generator)
+        share = self.options.mutation_share
+        if share >= 1:
+            return noisy
+        draw = torch.rand(noisy.shape, generator=self.generator)
+        least = draw.topk(min(2, draw.shape[1]), dim=1, largest=False).values[
+            :, -1:
+        ]  # of one alone the budget leaves nothing
+        return torch.where((draw < share) | (draw <= least), noisy, centre)
 
     @staticmethod
     def _as_ratio(actions: Tensor) -> npt.NDArray[np.float64]:
@@ -112,7 +136,7 @@ def _check(options: AgmcOptions) -> None:
     """Raise if a choice is unknown."""
     for name, choices in (
         ("encoder", ("mean", "diffpool")),
-        ("warmup_around", ("budget", "paper")),
+        ("warmup_around", ("best", "budget", "paper")),
         ("reward_on", ("share", "all", "final")),
     ):
         if getattr(options, name) not in choices:
@@ -144,11 +168,43 @@ def _linear_budget(problem: Problem) -> LinearBudget:
     )
 
 
+def _known(problem: Problem, budget: LinearBudget, options: AgmcOptions) -> Known:
+    """Return features and error curves; without data the curves say too little to start a critic from."""
+    columns = [np.asarray(problem.features, np.float64)]
+    table = None
+    if problem.curves is not None:
+        curves = best_curves(problem)
+        grid = np.linspace(0.0, 1.0, N_GRID)
+        errors = [
+            np.interp(grid, counts / n, error)
+            for counts, error, n in zip(curves.counts, curves.errors, problem.n_units.tolist(), strict=True)
+        ]
+        table = torch.as_tensor(np.array(errors), dtype=torch.float32)
+        columns.append(np.log(np.array(errors)[:, [N_GRID // 4, N_GRID // 2]] + 1e-4))
+        table = table / _spread(Known(table, table), budget, options.warmup_sigma)
+    if problem.is_joined is not None:
+        columns.append(problem.is_joined[:, None].astype(np.float64))
+    return Known(torch.as_tensor(_standardised(np.concatenate(columns, axis=1)), dtype=torch.float32), table)
+
+
+def _spread(known: Known, budget: LinearBudget, sigma: float) -> float:
+    """Return half the distance between the 16th and the 84th percentile of the error of episodes around the uniform one."""
+    draws = truncated_normal(budget.keep_ratio.expand(256, -1), sigma, torch.Generator().manual_seed(0))
+    errors = known.error(budget.rescale(draws))
+    assert errors is not None
+    low, high = torch.quantile(errors.sum(dim=1), torch.tensor([0.16, 0.84])).tolist()
+    return max((high - low) / 2, 1e-9)
+
+
+def _standardised(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return columns of mean 0 and deviation 1; a constant column becomes zero."""
+    deviation = x.std(axis=0)
+    return np.asarray((x - x.mean(axis=0)) / np.where(deviation > 1e-12, deviation, 1.0))
+
+
 def _graph_tensors(problem: Problem) -> GraphTensors:
     """Return the graph with standardised node features (a constant column becomes zero)."""
-    x = np.asarray(problem.graph.x, dtype=np.float64)
-    deviation = x.std(axis=0)
-    x = (x - x.mean(axis=0)) / np.where(deviation > 1e-12, deviation, 1.0)
+    x = _standardised(np.asarray(problem.graph.x, dtype=np.float64))
     counts = [len(nodes) for nodes in problem.group_nodes]
     nodes = np.concatenate([np.zeros(0, dtype=np.int64), *map(np.asarray, problem.group_nodes)]).astype(np.int64)
     return GraphTensors(

@@ -73,6 +73,31 @@ class LinearBudget:
         return (1.0 - factor * prune).clamp(0.0, 1.0)
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of the groups before the first evaluation.
+
+    Attributes:
+        features: float32 (n_groups, n_features), static, standardised.
+        table: float32 (n_groups, n_grid), error at keep ratios 0, 1 / (n_grid - 1), ..., 1, in units of the spread of an
+            episode's sum; None where no curves are known.
+    """
+
+    features: Tensor
+    table: Tensor | None
+
+    def error(self, actions: Tensor) -> Tensor | None:
+        """Return the errors of actions (..., n_groups), linear between the points, differentiable."""
+        if self.table is None:
+            return None
+        last = self.table.shape[1] - 1
+        at = actions.clamp(0.0, 1.0) * last
+        below = at.detach().floor().clamp(max=last - 1).long()
+        group = torch.arange(len(self.table)).expand_as(below)
+        low, high = self.table[group, below], self.table[group, below + 1]
+        return low + (at - below) * (high - low)
+
+
 def truncated_normal(mean: Tensor, sigma: Tensor | float, generator: torch.Generator) -> Tensor:
     """Return samples of TN(mean, sigma^2, 0, 1) (eq. 9), float32 of mean's shape, by inversion of the distribution."""
     mean64 = mean.double()
@@ -85,7 +110,9 @@ def truncated_normal(mean: Tensor, sigma: Tensor | float, generator: torch.Gener
 class _Networks(nn.Module):
     """Encoder, decoder, actor and critic."""
 
-    def __init__(self, graph: GraphTensors, n_groups: int, options: AgmcOptions, first_action: float) -> None:
+    def __init__(
+        self, graph: GraphTensors, n_groups: int, options: AgmcOptions, first_action: float, known: Known | None
+    ) -> None:
         super().__init__()
         d = options.embedding_size
         self.encoder: nn.Module
@@ -106,11 +133,16 @@ class _Networks(nn.Module):
                 options.n_encoder_layers,
                 edge_embedding_size=options.edge_embedding_size,
             )
+        self.features = None if known is None else known.features
         width = (d if options.group_embedding else 0) + options.identity_size
+        width += 0 if known is None else known.features.shape[1]
         self.decoder = Decoder(d, width, options.carry_state)
         self.identity = nn.Embedding(n_groups, options.identity_size) if options.identity_size else None
         self.actor = Actor(d, options.hidden_size, first_action)
-        self.critic = Critic(d, options.hidden_size)
+        has_table = known is not None and known.table is not None
+        self.critic = Critic(
+            d, options.hidden_size, n_known=int(has_table), known_weight=float(options.reward_on == "share")
+        )
         self.graph = graph
         self.group_embedding = options.group_embedding
 
@@ -126,6 +158,8 @@ class _Networks(nn.Module):
             parts.append(total / count.clamp(min=1))
         if self.identity is not None:
             parts.append(self.identity.weight)
+        if self.features is not None:
+            parts.append(self.features)
         return g, torch.cat(parts, dim=1)[None] if parts else None
 
     def states(self, actions: Tensor) -> Tensor:
@@ -143,14 +177,20 @@ class DdpgAgent:
     """
 
     def __init__(
-        self, graph: GraphTensors, budget: LinearBudget, options: AgmcOptions, generator: torch.Generator
+        self,
+        graph: GraphTensors,
+        budget: LinearBudget,
+        options: AgmcOptions,
+        generator: torch.Generator,
+        known: Known | None = None,
     ) -> None:
         """Make the networks; `generator` is the only source of randomness."""
-        self.options, self.budget, self.generator = options, budget, generator
+        self.options, self.budget, self.generator, self.known = options, budget, generator, known
         self.n_groups = len(budget.keep_ratio)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            self.networks = _Networks(graph, self.n_groups, options, float(budget.keep_ratio.mean().clamp(0.05, 0.95)))
+            first_action = float(budget.keep_ratio.mean().clamp(0.05, 0.95))
+            self.networks = _Networks(graph, self.n_groups, options, first_action, known)
         self.targets = copy.deepcopy(self.networks).requires_grad_(False)
         represent: list[nn.Parameter] = [*self.networks.encoder.parameters(), *self.networks.decoder.parameters()]
         if self.networks.identity is not None:
@@ -194,8 +234,12 @@ class DdpgAgent:
     def judge(self, actions: Tensor) -> Tensor:
         """Return the critic's value (n,) of whole episodes (n, n_groups), on the linear budget."""
         actions = self.budget.rescale(actions) if self.options.rescale_in_update else actions
-        values: Tensor = self.networks.critic(self.networks.states(actions), actions)
+        values: Tensor = self.networks.critic(self.networks.states(actions), actions, self._errors(actions))
         return values.sum(dim=1) if self.options.reward_on == "share" else values.mean(dim=1)
+
+    def _errors(self, actions: Tensor) -> Tensor | None:
+        """Return what is known of the errors of actions (..., n_groups)."""
+        return None if self.known is None else self.known.error(actions)
 
     def decay_noise(self) -> None:
         """Make the exploration noise smaller, down to its floor."""
@@ -207,7 +251,7 @@ class DdpgAgent:
         actions, rewards = self._batch()
         networks, options = self.networks, self.options
         states = networks.states(actions)
-        values = networks.critic(states, actions)
+        values = networks.critic(states, actions, self._errors(actions))
         if options.reward_on == "share":
             critic_loss = nn.functional.mse_loss(values.sum(dim=1), rewards)
         else:
@@ -218,7 +262,7 @@ class DdpgAgent:
         # The critic sees detached states: the actor's loss may change what the actor sees, not what the critic sees, or
         # the encoder would raise Q without any better action. The critic's own weights get no gradient here.
         networks.critic.requires_grad_(False)
-        actor_loss = -networks.critic(states.detach(), chosen).mean()
+        actor_loss = -networks.critic(states.detach(), chosen, self._errors(chosen)).mean()
         networks.critic.requires_grad_(True)
         self.optimizer.zero_grad(set_to_none=True)
         (critic_loss + actor_loss).backward()
@@ -245,7 +289,8 @@ class DdpgAgent:
     def _targets(self, actions: Tensor, rewards: Tensor) -> Tensor:
         """Return y (batch, n_groups) of eq. 11; `rewards` are baselined already, nothing follows the last group."""
         states = self.targets.states(actions)
-        following = self.targets.critic(states, self.targets.actor(states))
+        chosen = self.targets.actor(states)
+        following = self.targets.critic(states, chosen, self._errors(chosen))
         following = torch.cat([following[:, 1:], torch.zeros(len(actions), 1)], dim=1)
         received = rewards[:, None].expand_as(actions).clone()
         if self.options.reward_on == "final":

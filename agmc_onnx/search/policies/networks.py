@@ -229,22 +229,38 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q(s, a): two hidden layers (section 4); state and action enter together."""
+    """Q(s, a): two hidden layers (section 4); state and action enter together.
 
-    def __init__(self, size: int = 30, hidden_size: int = 300) -> None:
-        """Make the layers."""
+    Where the error of an action is known beforehand (`recover.curves`), it enters too, and is taken off the value with a
+    learned weight: the critic starts from that knowledge and learns what it leaves out. Ours.
+    """
+
+    def __init__(self, size: int = 30, hidden_size: int = 300, *, n_known: int = 0, known_weight: float = 0.0) -> None:
+        """Make the layers.
+
+        Args:
+            size: d, of the states.
+            hidden_size: Units of both hidden layers.
+            n_known: 1 if the errors of actions are known, else 0.
+            known_weight: What their weight starts from.
+        """
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(size + 1, hidden_size),
+            nn.Linear(size + 1 + n_known, hidden_size),
             nn.ReLU(),
             nn.Linear(hidden_size, hidden_size),
             nn.ReLU(),
             nn.Linear(hidden_size, 1),
         )
+        self.known_weight = nn.Parameter(torch.tensor(known_weight)) if n_known else None
         last = cast(nn.Linear, self.layers[-1])
         nn.init.uniform_(last.weight, -3e-3, 3e-3)
         nn.init.zeros_(last.bias)
 
-    def forward(self, states: Tensor, actions: Tensor) -> Tensor:
-        """Return values (...) of actions (...) in states (..., d)."""
-        return cast(Tensor, self.layers(torch.cat([states, actions[..., None]], dim=-1))[..., 0])
+    def forward(self, states: Tensor, actions: Tensor, errors: Tensor | None = None) -> Tensor:
+        """Return values (...) of actions (...) in states (..., d); `errors` (...) where they are known."""
+        parts = [states, actions[..., None]]
+        if self.known_weight is None or errors is None:
+            return cast(Tensor, self.layers(torch.cat(parts, dim=-1))[..., 0])
+        parts.append(errors[..., None])
+        return cast(Tensor, self.layers(torch.cat(parts, dim=-1))[..., 0]) - self.known_weight * errors
