@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except AgmcError as error:
         return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _say(f"{PROGRAM}: interrupted; nothing was written.")
+    except KeyboardInterrupt as stop:
+        _say(f"{PROGRAM}: interrupted; nothing was written. {stop}".rstrip())
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
         _drop_stdout()
@@ -64,7 +64,7 @@ class Flag:
 
     Attributes:
         field: Field of `CompressOptions`; the flag is --field with dashes.
-        kind: `_share`, `_whole`, `_seconds` or `str`.
+        kind: `_share`, `_whole`, `_seconds`, `str`, or `bool` for a switch without a value.
         metavar: What stands for the value in the help.
         help: What it does; the default is added.
         choices: Gives the allowed names, when asked.
@@ -148,6 +148,9 @@ FLAGS = (
     Flag("importance", str, "NAME", "ranking of the channels of a group", _importances),
     Flag("reward", str, "NAME", "what the policy is rewarded for", _rewards),
     Flag("reward_samples", _whole, "N", "samples a candidate is measured on, at most"),
+    Flag("resume", bool, "", "go on with an interrupted run of the same output, model, data and options"),
+    Flag("workers", _whole, "N", "processes that evaluate candidates side by side, with --threads each"),
+    Flag("batch", _whole, "N", "candidates proposed before the first is learned from", default="as many as --workers"),
     Flag("threads", _whole, "N", "threads of onnxruntime"),
     Flag("provider", str, "NAME", "where onnxruntime runs", _providers),
     Flag("latency_seconds", _seconds, "S", "time given to measuring latency"),
@@ -256,6 +259,9 @@ def _add_compress(one: _Parser) -> None:
     for flag in BUDGETS:
         budget.add_argument(_option(flag), type=flag.kind, metavar=flag.metavar, help=flag.help)
     for flag in FLAGS:
+        if flag.kind is bool:
+            one.add_argument(_option(flag), action="store_true", default=None, help=flag.help)
+            continue
         default = flag.default or getattr(CompressOptions, flag.field)
         choices = list(flag.choices()) if flag.choices else None
         names = f": {', '.join(choices)}" if choices else ""
@@ -303,17 +309,34 @@ def _compress(arguments: argparse.Namespace) -> int:
     from agmc_onnx.pipeline import compress, output_files
 
     with Episodes(quiet=arguments.quiet) as episodes:
-        result = compress(arguments.model, output=output, data=arguments.data, progress=episodes, **options)
+
+        def progress(stage: str, facts: Mapping[str, Any]) -> None:
+            if stage == "journal":
+                for line in journal_lines(facts):
+                    say(line)
+            else:
+                episodes(stage, facts)
+
+        result = compress(arguments.model, output=output, data=arguments.data, progress=progress, **options)
     for line in summary(result.report):
         say(line)
     say(f"wrote {', '.join(str(path) for path in output_files(output).values())}")
     if result.report.get("interrupted"):
         _say(
             f"{PROGRAM}: interrupted after {result.report['episodes']} of {episodes.n_episodes} episodes;"
-            " the best model so far was verified and written."
+            " the best model so far was verified and written. The same command with --resume goes on."
         )
         return INTERRUPTED
     return 0
+
+
+def journal_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Return what is to be said of the journal that a run begins with; of a new one nothing."""
+    if facts["resumed"]:
+        return [f"resumed: {facts['resumed']} evaluations are taken from {facts['path']}"]
+    if facts["set_aside"]:
+        return [f"starts anew: {facts['set_aside']} evaluations of an interrupted run are set aside in {facts['old']}"]
+    return []
 
 
 def default_output(model: str | Path) -> Path:

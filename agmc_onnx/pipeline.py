@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import onnx
 
 from agmc_onnx.channels.groups import Channels, analyse
 from agmc_onnx.config import CompressOptions
-from agmc_onnx.errors import BudgetError, ModelError, UsageError
+from agmc_onnx.errors import AgmcError, BudgetError, ModelError, UsageError, VerificationError
 from agmc_onnx.measure.accuracy import Evaluator, Score
 from agmc_onnx.measure.data import Samples, load_card, open_data
 from agmc_onnx.measure.latency import Latency, compare, ratio
@@ -33,15 +34,18 @@ from agmc_onnx.pruning.importance import importance_of
 from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.search.environment import Environment
-from agmc_onnx.search.loop import Record, SearchResult, search
-from agmc_onnx.search.policies import LEARNED, make_policy
-from agmc_onnx.search.problem import Curves
+from agmc_onnx.search.journal import EvaluateAll, Journal, Recorder, digest, run_folder
+from agmc_onnx.search.loop import Record, SearchResult, one_by_one, search
+from agmc_onnx.search.policies import LEARNED, TAKE_BATCHES, make_policy
+from agmc_onnx.search.problem import Curves, Outcome
 from agmc_onnx.search.rewards import reward_named
+from agmc_onnx.search.workers import Workers
 from agmc_onnx.verification import Verification, norms_of, verify
 
 IntArray = npt.NDArray[np.int64]
 CURVE_SAMPLES, CURVE_POSITIONS = 256, 8000  # of the calibration role, for error curves: 3 s for ResNet-20
 REPORT_FORMAT = "agmc-onnx/report@1"
+NOT_IN_JOURNAL = ("resume", "workers", "latency_seconds")  # options that do not change what a search finds
 Progress = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -106,7 +110,8 @@ def compress(
     Args:
         model: An .onnx file.
         output: Where to write the compressed model; None writes nothing. `X.plan.json`, `X.report.json` and
-            `X.report.html` lie beside X.onnx.
+            `X.report.html` lie beside X.onnx. While it runs, and after an interruption, the folder X.run has the journal
+            that `resume` goes on with.
         data: A data card, an .npz, a folder, or "digits"; None works on weights and synthetic inputs.
         progress: Called with a stage ("analysed", "episode", "measured", ...) and its facts.
         options: Fields of `agmc_onnx.config.CompressOptions`; one of flops and params is needed.
@@ -143,7 +148,26 @@ def _compress(
     n_macs = environment.macs(environment.n_units)
     tell("analysed", {"groups": len(analysis.channels.groups), "macs": n_macs, "share": share, "kind": kind})
     environment = _lower_floor(environment, cost, budget, kind, analysis, data_of, settings)
-    found = _search(environment, cost, budget, settings, tell)
+    with _journal(analysis, data_of, settings, output, tell) as journal:
+        return _searched(
+            analysis, environment, data_of, settings, (kind, share, cost, budget), output, journal, start, tell
+        )
+
+
+def _searched(
+    analysis: Analysis,
+    environment: Environment,
+    data_of: _Data,
+    settings: CompressOptions,
+    target: tuple[str, float, Cost, int],
+    output: str | Path | None,
+    journal: Journal | None,
+    start: float,
+    tell: Progress,
+) -> Result:
+    """Search, then recover, verify, measure and write what was found; `target` is the kind, share, cost and budget."""
+    kind, share, cost, budget = target
+    found = _search(analysis, environment, cost, budget, settings, data_of, journal, tell)
     best = environment.kept(found.kept)
     as_cut = environment.candidate(found.kept)
     tell("recovering", {"recover": settings.recover})
@@ -161,15 +185,61 @@ def _compress(
     )
     tell("measuring", {})
     report = _report(
-        analysis, as_cut, compressed, data_of, settings, found, checked, kind, share, cost(found.kept) / full
+        analysis,
+        as_cut,
+        compressed,
+        data_of,
+        settings,
+        found,
+        checked,
+        kind,
+        share,
+        cost(found.kept) / cost(environment.n_units),
     )
+    report["resumed"] = 0 if journal is None else journal.n_resumed
     report["output"] = None if output is None else str(output)
     report["wall_s"] = round(time.perf_counter() - start, 3)
     result = Result(compressed, plan, report, checked)
     if output is not None:
         write_result(result, output)
+    if journal is not None:
+        journal.end(finished=not found.interrupted)
     tell("done", report)
     return result
+
+
+@contextmanager
+def _journal(
+    analysis: Analysis, data: _Data, settings: CompressOptions, output: str | Path | None, tell: Progress
+) -> Iterator[Journal | None]:
+    """Open the journal of a run; whatever ends the run says how it goes on, unless going on would end as it did."""
+    if output is None:
+        if settings.resume:
+            raise UsageError(
+                "resume: got no output; expected that of the interrupted run, whose journal lies beside it."
+            )
+        yield None
+        return
+    versions = environment_versions(settings.provider)
+    identity = {
+        "model": {"sha256": analysis.file.sha256},
+        "data": {"sha256": data.digest(), "metric": data.metric, **data.sizes()},
+        "settings": {name: value for name, value in asdict(settings).items() if name not in NOT_IN_JOURNAL},
+        "versions": {name: versions[name] for name in ("agmc_onnx", "onnx", "onnxruntime", "torch")},
+    }
+    journal = Journal(run_folder(output), identity, settings.resume)
+    facts = {"resumed": journal.n_resumed, "set_aside": journal.n_set_aside}
+    tell("journal", {"path": str(journal.path), "old": str(journal.old_path), **facts})
+    try:
+        yield journal
+    except VerificationError:
+        journal.end(finished=True)
+        raise
+    except (AgmcError, KeyboardInterrupt) as error:
+        error.args = (f"{error} {journal.hint()}".strip(), *error.args[1:])
+        raise
+    finally:
+        journal.end(finished=False)
 
 
 @contextmanager
@@ -285,6 +355,16 @@ class _Data:
         threads, provider = self._settings.threads, self._settings.provider
         return Evaluator(self._roles[role], self.metric, reference=reference, threads=threads, provider=provider)
 
+    def digest(self) -> str:
+        """Return the SHA-256 of all that a search sees of the data."""
+        reward, calibration = self._roles["reward"], self._roles["calibration"].take(self._settings.search_samples)
+        feeds = [
+            *reward.feeds(100),
+            *(feed for feed, _ in calibration.batches(100)),
+        ]  # 100: as the evaluator keeps them
+        arrays = [(name, feed[name]) for feed in feeds for name in sorted(feed)]
+        return digest([*arrays, ("labels", None if reward.labels is None else np.asarray(reward.labels))])
+
     def verification_feeds(self) -> list[dict[str, np.ndarray]]:
         return self._roles["calibration"].take(3).feeds(1)
 
@@ -373,18 +453,70 @@ def _budget(analysis: Analysis, settings: CompressOptions) -> tuple[str, float, 
 
 
 def _search(
-    environment: Environment, cost: Cost, budget: int, settings: CompressOptions, tell: Progress
+    analysis: Analysis,
+    environment: Environment,
+    cost: Cost,
+    budget: int,
+    settings: CompressOptions,
+    data: _Data,
+    journal: Journal | None,
+    tell: Progress,
 ) -> SearchResult:
-    problem = environment.problem(cost, budget)
-    rng = np.random.default_rng(settings.seed)
     options = replace(settings.search(), n_episodes=settings.episodes)
-    policy = make_policy(problem, options, rng)
-    n_episodes = min(settings.episodes, policy.n_episodes)
+    reward = reward_named(options.reward)
 
-    def on_episode(record: Record) -> None:
-        tell("episode", {**record, "n_episodes": n_episodes})
+    def reward_of(kept: IntArray, outcome: Outcome) -> float:
+        return float(reward(outcome.metric, int(environment.macs(kept)), int(environment.params(kept))))
 
-    return search(problem, policy, reward_named(options.reward), n_episodes, rng, on_episode)
+    with _evaluators(analysis, environment, data, settings) as evaluate_all:
+        recorder = Recorder(evaluate_all, reward_of, journal)
+        problem = replace(environment.problem(cost, budget), evaluate=recorder)
+        rng = np.random.default_rng(settings.seed)
+        policy = make_policy(problem, options, rng)
+        n_episodes = min(settings.episodes, policy.n_episodes)
+        batch = settings.batch or 1
+        if batch > 1 and n_episodes > 1 and settings.policy not in TAKE_BATCHES:
+            raise UsageError(
+                f"--batch: policy {settings.policy} learns from every candidate before it proposes the next, got {batch};"
+                f" expected 1. Leave out --batch and --workers, or take a policy of {', '.join(sorted(TAKE_BATCHES))}."
+            )
+
+        def on_episode(record: Record) -> None:
+            tell("episode", {**record, "n_episodes": n_episodes})
+
+        return search(problem, policy, reward, n_episodes, rng, on_episode, batch=batch, evaluate_all=recorder.all)
+
+
+@contextmanager
+def _evaluators(
+    analysis: Analysis, environment: Environment, data: _Data, settings: CompressOptions
+) -> Iterator[EvaluateAll]:
+    """Give what evaluates candidates: this process, or several others."""
+    if settings.workers == 1:
+        yield one_by_one(environment.evaluate)
+        return
+    file = analysis.file
+    workers = Workers(
+        settings.workers, partial(_worker_evaluator, file.path.absolute(), file.sha256, data.source, settings)
+    )
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+def _worker_evaluator(
+    path: Path, sha256: str, data: str | None, settings: CompressOptions
+) -> Callable[[IntArray], Outcome]:
+    """Return the evaluator of candidates in a worker process, the same as that of the process which asks."""
+    if settings.recover != "none":
+        import torch
+
+        torch.set_num_threads(settings.threads)
+    analysis = analyse_model(path)
+    if analysis.file.sha256 != sha256:
+        raise ModelError(f"{path}: changed while it was being compressed. Start again.")
+    return _environment(analysis, _Data(analysis, data, settings), settings).evaluate
 
 
 def _report(

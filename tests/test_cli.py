@@ -302,7 +302,10 @@ def test_interrupted_writes_nothing(capsys, out, monkeypatch, stage):
     monkeypatch.setattr("agmc_onnx.cli.Episodes.__call__", stop)
     argv = ["compress", str(DIGITS), "--flops", "0.5", "-o", str(out / "small.onnx"), *QUICK]
     assert main(argv) == 130
-    assert capsys.readouterr().err == "agmc-onnx: interrupted; nothing was written.\n"
+    kept = f" 1 evaluation is kept in {out / 'small.run'}; the same command with --resume goes on."
+    said = f"agmc-onnx: interrupted; nothing was written.{kept if stage == 'verifying' else ''}\n"
+    assert capsys.readouterr().err == said
+    assert (out / "small.run").exists() is (stage == "verifying")
     assert (out / "small.report.json").read_text() == "mine"
 
 
@@ -325,8 +328,11 @@ def test_errors_of_the_system_are_one_line(capsys, out, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("agmc_onnx.output._exchange", full)
-    line = compress_fails(capsys, out, DIGITS, "--flops", "0.5", *QUICK)
+    argv = ["compress", DIGITS, "--flops", "0.5", *QUICK, "-o", out / "small.onnx"]
+    line = fails(capsys, argv)
     assert "small.onnx: cannot be written (No space left on device)" in line
+    assert line.endswith(f"1 evaluation is kept in {out / 'small.run'}; the same command with --resume goes on.")
+    assert sorted(path.name for path in out.iterdir()) == ["small.report.json", "small.run"]
 
 
 def test_a_defect_is_one_line_too(capsys, monkeypatch):
