@@ -159,6 +159,51 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
            a = Conv(x, wa) b = Conv<group = 4>(a, wb) c = Conv<group = 2>(b, wc) d = Sigmoid(c) out = ConvTranspose(d, wd) }""",
         {"wa": (4, 3, 1, 1), "wb": (8, 1, 1, 1), "wc": (6, 4, 1, 1), "wd": (6, 2, 1, 1)},
     ),
+    "patches unfolded through an open dim": (
+        """g (float[N, 3, 4, 4] x) => (float[N, 16, 2] out) {
+           a = Conv(x, wa) h = Shape(a) n = Slice(h, i0, i1) m = Mul(n, i16) t1 = Concat<axis = 0>(m, i2, i2, i2)
+           r = Reshape(a, t1) s = Transpose<perm = [0, 2, 1, 3]>(r) t2 = Concat<axis = 0>(n, i8, i4, i4) u = Reshape(s, t2)
+           v = Transpose<perm = [0, 3, 2, 1]>(u) t3 = Concat<axis = 0>(n, i16, i8) z = Reshape(v, t3) b = MatMul(z, wb)
+           y = Relu(b) c = MatMul(y, wc) d = Add(c, z) out = MatMul(d, wd) }""",
+        {
+            "wa": (8, 3, 1, 1), "wb": (8, 6), "wc": (6, 8), "wd": (8, 2),
+            **{f"i{n}": i64(n) for n in (0, 1, 2, 4, 8, 16)},
+        },
+    ),
+    "class token expanded to an open batch": (
+        """g (float[N, 5, 6] x) => (float[N, 6, 3] out) {
+           a = MatMul(x, wa) h = Shape(x) n = Slice(h, i0, i1) t = Concat<axis = 0>(n, m1, m1) k = Equal(t, m3)
+           to = Where(k, ones, t) e = Expand(token, to) c = Concat<axis = 1>(e, a) out = MatMul(c, wz) }""",
+        {
+            "wa": (6, 8), "wz": (8, 3), "token": (1, 1, 8), "i0": i64(0), "i1": i64(1), "m1": i64(-1),
+            "m3": i64(-1, -1, -1), "ones": i64(1, 1, 1),
+        },
+    ),
+    "positions tiled to an open batch": (
+        """g (float[N, 5, 6] x) => (float[N, 5, 3] out) {
+           a = MatMul(x, wa) h = Shape(x) n = Slice(h, i0, i1) t = Concat<axis = 0>(n, i1, i1) e = Tile(p, t)
+           s = Add(a, e) out = MatMul(s, wz) }""",
+        {"wa": (6, 8), "wz": (8, 3), "p": (1, 5, 8), "i0": i64(0), "i1": i64(1)},
+    ),
+    "linear attention with heads of two scales and padded values": (
+        """g (float[N, 3, 2, 2] x) => (float[N, 4, 2, 2] out) {
+           a = Conv(x, wa) b = Conv<group = 6>(a, wb) c = Concat<axis = 1>(a, b) r = Reshape(c, to)
+           q = Slice(r, i0, i4, i2) k = Slice(r, i4, i8, i2) v = Slice(r, i8, i12, i2) vp = Pad(v, pads, one)
+           qr = Relu(q) qt = Transpose<perm = [0, 1, 3, 2]>(qr) kt = Relu(k) vt = Transpose<perm = [0, 1, 3, 2]>(vp)
+           kv = MatMul(kt, vt) o = MatMul(qt, kv) num = Slice(o, i0, i4, i3) den = Slice(o, i4, i5, i3) d1 = Add(den, one)
+           d = Div(num, d1) dt = Transpose<perm = [0, 1, 3, 2]>(d) f = Reshape(dt, back) out = Conv(f, wo) }""",
+        {
+            "wa": (24, 3, 1, 1), "wb": (24, 4, 1, 1), "wo": (4, 16, 1, 1), "to": i64(0, 4, 12, 4), "back": i64(0, 16, 2, 2),
+            "pads": i64(0, 0, 0, 0, 0, 0, 1, 0), "one": np.array(1, np.float32),
+            **{f"i{n}": i64(n) for n in (0, 2, 3, 4, 5, 8, 12)},
+        },
+    ),
+    "grouped over a concat of unlike parts": (
+        """g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] out) {
+           a = Conv(x, wa) b = Conv(x, wb) c = Concat<axis = 1>(a, b) d = Conv<group = 2>(c, wc) e = Relu(d)
+           out = Conv(e, wd) }""",
+        {"wa": (8, 3, 1, 1), "wb": (16, 3, 1, 1), "wc": (8, 12, 1, 1), "wd": (2, 8, 1, 1)},
+    ),
 }  # fmt: skip
 
 

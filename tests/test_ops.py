@@ -64,6 +64,17 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
     "transpose": ("t = Transpose<perm = [0, 2, 3, 1]>(a) y = Add(t, k)", {"k": (4,)}, "a t k y"),
     "reshape that merges space": ("y = Reshape(a, to)", {"to": ints(0, 4, -1)}, "a y"),
     "reshape into rows": ("y = Reshape(a, to)", {"to": ints(0, 2, 2, 16)}, "a y"),
+    "reshape into an open dim and back": (
+        """h = Shape(x) n = Slice(h, i0, i1) m = Mul(n, i8) t = Concat<axis = 0>(m, i2, i2, i2) r = Reshape(a, t)
+           s = Transpose<perm = [0, 2, 1, 3]>(r) u = Concat<axis = 0>(n, i4, i4, i4) y = Reshape(s, u)""",
+        {f"i{n}": ints(n) for n in (0, 1, 2, 4, 8)},
+        "a r y",
+    ),
+    "pad of rows": (
+        "r = Reshape(a, to) y = Pad(r, amounts)",
+        {"to": ints(0, 2, 2, 16), "amounts": ints(0, 0, 0, 0, 0, 0, 1, 0)},
+        "r y",
+    ),
     "channel shuffle": (
         "r = Reshape(a, to) t = Transpose<perm = [0, 2, 1, 3, 4]>(r) y = Reshape(t, back)",
         {"to": ints(0, 2, 2, 4, 4), "back": ints(0, 4, 4, 4)},
@@ -75,6 +86,16 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
         "a s y",
     ),
     "expand": ("g = GlobalAveragePool(a) y = Expand(g, to)", {"to": ints(1, 4, 4, 4)}, "a y"),
+    "expand to an open batch": (
+        "h = Shape(x) n = Slice(h, i0, i1) t = Concat<axis = 0>(n, i1, i1) y = Expand(k, t)",
+        {"k": (1, 1, 4), "i0": ints(0), "i1": ints(1)},
+        "k y",
+    ),
+    "tile to an open batch": (
+        "h = Shape(x) n = Slice(h, i0, i1) t = Concat<axis = 0>(n, i1, i1) y = Tile(k, t)",
+        {"k": (1, 1, 4), "i0": ints(0), "i1": ints(1)},
+        "k y",
+    ),
     "tile": ("y = Tile(a, times)", {"times": ints(1, 2, 1, 1)}, "a y"),
     "depth to space": ("y = DepthToSpace<blocksize = 2>(a)", {}, "a"),
     "depth to space of six": ('y = DepthToSpace<blocksize = 2, mode = "CRD">(a8)', {}, "a8 y"),

@@ -208,6 +208,8 @@ class Ledger:
 
     def balance(self, ids: Ids) -> None:
         """Let every row of (..., size) ids keep equally many."""
+        if not ids.size:
+            return
         grid = ids.reshape(-1, ids.shape[-1])
         if grid.shape[0] > 1:
             self.balances.append(grid)

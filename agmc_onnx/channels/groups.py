@@ -12,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from agmc_onnx.channels.axes import Axis, Ledger, Shuffle, walk
+from agmc_onnx.channels.balances import join_uneven, merge, step_of
 from agmc_onnx.channels.ops import rule_of
 from agmc_onnx.model.graph import Graph
 
@@ -26,7 +27,8 @@ class Group:
         name: Readable and unique: the weight whose output channels these are.
         units: Unit numbers, in the order of the first axis they stand on.
         step: A kept count is a multiple of this (or all units).
-        partitions: Each an int array (n_units,) that puts the units into blocks, which all keep equally many.
+        partitions: Each an int array (n_units,) that puts the units into blocks, which all keep the same share. Blocks are
+            equally large, except where a single partition stands for rows that only together keep equally many.
         why_frozen: Why nothing of it can be cut, or None.
         normalised_by: Nodes that take statistics over its units; what stays then changes when some are cut.
     """
@@ -105,8 +107,8 @@ def analyse(graph: Graph) -> Channels:
     group_of = np.full(n_units, -1, np.int64)
     for index, units in enumerate(ordered):
         group_of[units] = index
-    ordered, group_of = _merge(ledger, unit_of, ordered, group_of)
-    partitions = _partitions(ledger, unit_of, ordered, group_of, why)
+    ordered, group_of = merge(ledger, unit_of, ordered, group_of)
+    ordered, group_of, partitions = join_uneven(ledger, unit_of, ordered, group_of, why)
     names = _names(graph, axes, ordered, group_of)
     norms: dict[int, set[str]] = {}
     for mark in ledger.normalised:
@@ -117,7 +119,7 @@ def analyse(graph: Graph) -> Channels:
     for index, units in enumerate(ordered):
         reasons = [why[unit] for unit in units.tolist() if unit in why]
         blocks = tuple(partitions.get(index, ()))
-        step = int(np.lcm.reduce([int(b.max()) + 1 for b in blocks])) if blocks else 1
+        step = step_of(blocks)
         reason = reasons[0] if reasons else None
         if reason is None and units.size <= step:
             reason = (
@@ -161,127 +163,6 @@ def _signatures(axes: dict[Axis, AxisUnits], n_units: int, graph: Graph) -> tupl
         first[units] = np.minimum(first[units], offset + at)
         offset += flat.size
     return signature, first
-
-
-def _merge(
-    ledger: Ledger, unit_of: IntArray, ordered: list[IntArray], group_of: IntArray
-) -> tuple[list[IntArray], IntArray]:
-    """Join groups that only together keep the rows of a balance equal: one decision for all of them.
-
-    The queries, keys and values of an attention that come from one product are such rows: where a query goes its key goes,
-    and as many values of another group.
-    """
-    parent = list(range(len(ordered)))
-    for ids in ledger.balances:
-        grid = unit_of[ids]
-        present = np.unique(group_of[grid]).tolist()
-        uneven = [g for g in present if _blocks(grid, ordered[g]) is None]
-        if len(uneven) < 2:
-            continue
-        union = np.concatenate([ordered[g] for g in uneven])
-        blocks = _blocks(grid, union)
-        if blocks is None or blocks.max() == 0:
-            continue
-        owner = np.repeat(np.arange(len(uneven)), [ordered[g].size for g in uneven])
-        if np.unique(np.stack([blocks, owner]), axis=1).shape[1] == blocks.max() + 1:  # no block holds two groups
-            for g in uneven[1:]:
-                parent[_root(parent, g)] = _root(parent, uneven[0])
-    members: dict[int, list[IntArray]] = {}
-    for index, units in enumerate(ordered):
-        members.setdefault(_root(parent, index), []).append(units)
-    merged = [np.concatenate(units) for units in members.values()]
-    group_of = np.full(group_of.size, -1, np.int64)
-    for index, units in enumerate(merged):
-        group_of[units] = index
-    return merged, group_of
-
-
-def _root(parent: list[int], index: int) -> int:
-    while parent[index] != index:
-        index = parent[index]
-    return index
-
-
-def _blocks(grid: IntArray, units: IntArray) -> IntArray | None:
-    """Return the blocks of units that must keep equally many so that every row of a balance does, or None.
-
-    Units in the same rows are a block. Blocks of equal size that share no row and leave none out work.
-
-    -1 marks units that stand in no row.
-
-    Args:
-        grid: Units (rows, size) of the balance.
-        units: The units that are decided together.
-
-    Returns:
-        Block of every unit, (n_units,); all zero where every unit stands in every row equally often.
-    """
-    rows = grid.shape[0]
-    position = np.full(int(max(grid.max(), units.max())) + 1, -1, np.int64)
-    position[units] = np.arange(units.size)
-    at = position[grid]
-    row_of = np.broadcast_to(np.arange(rows)[:, None], grid.shape)[at >= 0]
-    counts = np.zeros((rows, units.size), np.int64)
-    np.add.at(counts, (row_of, at[at >= 0]), 1)
-    if (counts == counts[0]).all():
-        return np.zeros(units.size, np.int64)
-    present = counts.any(axis=0)
-    patterns, block = np.unique(counts[:, present], axis=1, return_inverse=True)
-    block = block.ravel()
-    used = patterns > 0
-    disjoint = (used.sum(axis=1) == 1).all()
-    sizes = np.bincount(block)
-    if not disjoint or (sizes != sizes[0]).any() or np.unique(patterns[used]).size > 1:
-        return None
-    found = np.full(units.size, -1, np.int64)
-    found[present] = block
-    return found
-
-
-def _partitions(
-    ledger: Ledger, unit_of: IntArray, ordered: list[IntArray], group_of: IntArray, why: dict[int, str]
-) -> dict[int, list[IntArray]]:
-    """Turn balances into blocks of the units of each group; what cannot be balanced group by group is frozen."""
-    found: dict[int, list[IntArray]] = {}
-    for ids in ledger.balances:
-        grid = unit_of[ids]
-        for index in np.unique(group_of[grid]).tolist():
-            units = ordered[index]
-            blocks = _blocks(grid, units)
-            if blocks is None:
-                for unit in units.tolist():
-                    why.setdefault(
-                        unit, f"its units lie unevenly in {grid.shape[0]} blocks that must keep equally many"
-                    )
-                continue
-            if blocks.max() > 0:
-                found[index] = _add_partition(found.get(index, []), blocks)
-    for index, partitions in found.items():
-        uneven = any((np.bincount(p[p >= 0]) != (p == 0).sum()).any() or (p < 0).any() for p in partitions)
-        if uneven or len(partitions) > 2:
-            for unit in ordered[index].tolist():
-                why.setdefault(unit, f"{len(partitions)} divisions into blocks meet here that cannot all be balanced")
-    return found
-
-
-def _add_partition(known: list[IntArray], blocks: IntArray) -> list[IntArray]:
-    """Return partitions that also keep `blocks` equal, as few as possible.
-
-    Blocks inside the blocks of a known partition refine it; a partition that is implied by a known one adds nothing; any
-    other stands beside.
-    """
-    for at, other in enumerate(known):
-        pairs, joined = np.unique(np.stack([other, blocks]), axis=1, return_inverse=True)
-        n_other, n_blocks = np.unique(other).size, np.unique(blocks).size
-        if pairs.shape[1] == n_other and (blocks >= 0).all():
-            return known
-        inside = all(np.unique(pairs[0, pairs[1] == b]).size == 1 for b in np.unique(blocks) if b >= 0)
-        whole = all(
-            (pairs[1, pairs[0] == o] >= 0).all() or (pairs[1, pairs[0] == o] < 0).all() for o in np.unique(other)
-        )
-        if (inside and whole) or pairs.shape[1] == n_blocks:
-            return [*known[:at], joined.ravel(), *known[at + 1 :]]
-    return [*known, blocks]
 
 
 def _names(graph: Graph, axes: dict[Axis, AxisUnits], ordered: list[IntArray], group_of: IntArray) -> list[str]:

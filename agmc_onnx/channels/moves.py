@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from agmc_onnx.channels.axes import Entries, Handler, Ids, Ledger, Shuffle
+from agmc_onnx.channels.axes import Entries, Handler, Ledger
+from agmc_onnx.channels.reshapes import reshape
 from agmc_onnx.model.graph import Node
 from agmc_onnx.model.shapes import Shape
 
 IntArray = npt.NDArray[np.int64]
-Block = tuple[list[int], list[int]]  # consecutive dims before and after a reshape that hold the same entries
-_LARGEST_GRID = 1 << 23  # ids of a reshaped block; beyond that the block is left whole
 
 
 def carry(
@@ -46,7 +45,11 @@ def carry(
         if entries is None:
             continue
         entries = _pick_rows(ledger, source, entries, picked)
-        places = {**dims, **{row: row if picked_dim == -1 else picked_dim for row in picked}}
+        places = {
+            d: place
+            for d, place in {**dims, **{row: row if picked_dim == -1 else picked_dim for row in picked}}.items()
+            if d in picked or place is None or ledger.size(source, d) == ledger.size(target, place)
+        }
         kept = ledger.collapse(entries, [row for row in entries.rows if places.get(row) is None])
         moved = kept.permuted({row: place for row, place in places.items() if place is not None})
         ledger.set(target, to, moved.ids, moved.rows)
@@ -73,223 +76,6 @@ def transpose(ledger: Ledger, node: Node) -> None:
     rank = ledger.shape(x).rank
     perm = node.attribute("perm") or list(range(rank))[::-1]
     carry(ledger, node, x, node.outputs[0], {source: target for target, source in enumerate(perm)})
-
-
-def reshape(ledger: Ledger, node: Node) -> None:
-    """Reshape, Flatten, Squeeze, Unsqueeze: blocks of dims with the same number of entries become one another.
-
-    A flat axis split into (R, C/R) varies from row to row and every row keeps equally many; a channel shuffle
-    (split, transpose, merge) is one permutation, whatever is kept.
-    """
-    x, y = node.inputs[0], node.outputs[0]
-    if node.op_type == "Reshape" and _shuffle(ledger, node):
-        return
-    before, after = ledger.shape(x), ledger.shape(y)
-    if x in ledger.graph.tensors and ledger.graph.is_float(x):
-        for dim in range(before.rank):
-            ledger.axis(node, x, dim)
-    if not ledger.labelled(x):
-        return
-    blocks = match_blocks(before, after)
-    if blocks is None:
-        return
-    open_sizes = sum(not after.is_fixed(dim) for dim in range(after.rank))
-    if node.op_type == "Reshape" and open_sizes > 1 and ledger.graph.value(node.inputs[1]) is None:
-        return  # a target computed at run time with two open sizes cannot be written anew
-    for dims, to in blocks:
-        labelled = [dim for dim in dims if (x, dim) in ledger.entries]
-        if len(labelled) == 1:
-            _reshape_block(ledger, node, labelled[0], (dims, to), blocks)
-
-
-def _reshape_block(ledger: Ledger, node: Node, dim: int, block: Block, blocks: list[Block]) -> None:
-    """Carry the ids of `dim` from its block of input dims to the block of output dims it becomes."""
-    x, y = node.inputs[0], node.outputs[0]
-    before, after = ledger.shape(x), ledger.shape(y)
-    wide = [d for d in block[0] if before.other[d] > 1]
-    wide_to = [d for d in block[1] if after.other[d] > 1]
-    entries = ledger.axis(node, x, dim)
-    assert entries is not None
-    if wide == [dim] and len(wide_to) == 1:
-        ids, rows = _move_rows(ledger, entries, blocks, before, after)
-        ledger.set(y, wide_to[0], ids, rows)
-        return
-    if not all(before.is_fixed(d) for d in wide) and _with_open_batch(ledger, node, dim, wide, wide_to):
-        return
-    sizes = [before.other[d] for d in wide]
-    if math.prod(sizes) > _LARGEST_GRID or not all(before.is_fixed(d) for d in wide):
-        ledger.freeze(entries.ids, f"{node.label}: mixes dimension {dim} of {x} with an open size")
-        return
-    # Rows inside the block stay apart only where they are whole and lie outside of `dim`: merging (R, C) in that order
-    # keeps the entries' order whatever each row keeps, merging (C, R) does not.
-    inside = [r for r in entries.rows if r in wide]
-    lost = [r for r in inside if r > dim or before.other[r] != entries.ids.shape[entries.rows.index(r)]]
-    entries = ledger.collapse(entries, lost)
-    inside = [r for r in entries.rows if r in wide]
-    outside = Entries(entries.ids, entries.rows)
-    ids, rows = _move_rows(ledger, outside, blocks, before, after, skip=inside)
-    n_outside = len(rows)
-    lead = ids.shape[:n_outside]
-    places = [before.other[d] if d in inside or d == dim else 1 for d in wide]
-    grid = np.broadcast_to(ids.reshape(*lead, *places), (*lead, *sizes))
-    grid = grid.reshape(*lead, *(after.other[d] for d in wide_to))
-    varies = [i for i in range(len(wide_to)) if (grid != grid.take([0], axis=n_outside + i)).any()]
-    if not varies:
-        ledger.freeze(entries.ids, f"{node.label}: dimension {dim} of {x} is cut apart in an unknown way")
-        return
-    index = tuple(slice(None) if i in varies else 0 for i in range(len(wide_to)))
-    grid = grid[(*(slice(None) for _ in lead), *index)]
-    found = Entries(grid, (*rows, *(wide_to[i] for i in varies[:-1])))
-    found = found.permuted({row: row for row in found.rows})
-    if len(varies) > 1:
-        ledger.balance(found.ids)
-    ledger.set(y, wide_to[varies[-1]], found.ids, found.rows)
-
-
-def _with_open_batch(ledger: Ledger, node: Node, dim: int, wide: list[int], wide_to: list[int]) -> bool:
-    """Carry ids through (batch, R*C) -> (batch*R, C) or back: how PyTorch's attention puts heads beside an open batch.
-
-    Rows of the first kind repeat along the joined dim with period R.
-    """
-    x, y = node.inputs[0], node.outputs[0]
-    entries = ledger.entries[x, dim]
-    size, last = ledger.size(x, dim), wide_to[-1]
-    new = ledger.size(y, last)
-    if wide[-1] != dim or len(wide_to) < 2 or not ledger.shape(y).is_fixed(last):
-        return False
-    if size % new == 0 and not entries.rows:
-        grid = entries.ids.reshape(size // new, new)
-        ledger.balance(grid)
-        ledger.set(y, last, grid, (wide_to[-2],))
-        return True
-    if entries.rows == (wide[-2],) and entries.ids.size == new:
-        ledger.set(y, last, entries.ids.ravel())
-        return True
-    return False
-
-
-def _move_rows(
-    ledger: Ledger, entries: Entries, blocks: list[Block], before: Shape, after: Shape, skip: Sequence[int] = ()
-) -> tuple[Ids, tuple[int, ...]]:
-    """Follow the row dims of entries through a reshape.
-
-    Args:
-        ledger: Where ties go, if rows must become one.
-        entries: Of the input.
-        blocks: Matched blocks of dims.
-        before: Shape of the input.
-        after: Shape of the output.
-        skip: Row dims to leave where they are: they come last in what is returned, before the entries themselves.
-
-    Returns:
-        Ids (*periods, *skipped, size), and the output dims of the first ones, ascending.
-    """
-    moved: dict[int, list[int]] = {}  # row dim -> output dims that its index is spread over
-    for row in [r for r in entries.rows if r not in skip]:
-        period = entries.ids.shape[entries.rows.index(row)]
-        dims, to = next(block for block in blocks if row in block[0])
-        wide, wide_to = ([d for d in part if shape.other[d] > 1] for part, shape in ((dims, before), (to, after)))
-        stride = math.prod(before.other[d] for d in wide if d > row)
-        same = [d for d in wide_to if math.prod(after.other[t] for t in wide_to if t > d) == stride]
-        if same and after.other[same[-1]] % period == 0:
-            moved[row] = [same[-1]]
-        elif wide == [row] and period == before.other[row] and all(after.is_fixed(d) for d in wide_to):
-            moved[row] = wide_to
-        else:
-            entries = ledger.collapse(entries, [row])
-    if len({d for dims in moved.values() for d in dims}) != sum(len(dims) for dims in moved.values()):
-        entries, moved = ledger.collapse(entries, list(moved)), {}  # two rows became one dim
-    sizes: list[int] = []
-    rows: list[int] = []
-    kept: list[int] = []
-    order_rows = [r for r in entries.rows if r not in skip] + [r for r in entries.rows if r in skip]
-    ids = entries.ids.transpose([*(entries.rows.index(r) for r in order_rows), len(order_rows)])
-    for row, period in zip(order_rows, ids.shape, strict=False):
-        if row in skip:
-            kept.append(period)
-        elif len(moved[row]) == 1:
-            sizes.append(period)
-            rows += moved[row]
-        else:
-            sizes += [after.other[d] for d in moved[row]]
-            rows += moved[row]
-    ids = ids.reshape(*sizes, *kept, ids.shape[-1])
-    order = np.argsort(rows, kind="stable").tolist()
-    ids = ids.transpose([*order, *range(len(rows), ids.ndim)])
-    return ids, tuple(sorted(rows))
-
-
-def match_blocks(before: Shape, after: Shape) -> list[Block] | None:
-    """Return the smallest blocks of consecutive dims that hold the same entries on both sides, or None."""
-    blocks: list[Block] = []
-    i = j = 0
-    while i < before.rank or j < after.rank:
-        dims, to = [i] if i < before.rank else [], [j] if j < after.rank else []
-        i, j = i + len(dims), j + len(to)
-        while True:
-            left = [math.prod(shape[d] for d in dims) for shape in (before.dims, before.other)]
-            right = [math.prod(shape[d] for d in to) for shape in (after.dims, after.other)]
-            if left == right:
-                break
-            if left[1] < right[1] or (left[1] == right[1] and left[0] < right[0]):
-                if i == before.rank:
-                    return None
-                dims.append(i)
-                i += 1
-            else:
-                if j == after.rank:
-                    return None
-                to.append(j)
-                j += 1
-        blocks.append((dims, to))
-    return blocks
-
-
-def _shuffle(ledger: Ledger, node: Node) -> bool:
-    """Treat Reshape, Transpose, Reshape as one permutation of a single dim, if that is what they are."""
-    graph = ledger.graph
-    chain = [node]
-    for op in ("Transpose", "Reshape"):
-        users = graph.consumers.get(chain[-1].outputs[0], [])
-        if len(users) != 1 or users[0][0].op_type != op or users[0][1] != 0 or chain[-1].outputs[0] in graph.outputs:
-            return False
-        chain.append(users[0][0])
-    x, y = node.inputs[0], chain[2].outputs[0]
-    shapes = [graph.shape(v) for v in (x, node.outputs[0], chain[1].outputs[0], y)]
-    if any(shape is None for shape in shapes):
-        return False
-    start, split, _, end = (s for s in shapes if s is not None)
-    found = shuffle_dim(start.other, split.other, chain[1].attribute("perm"), end.other)
-    if found is None or ledger.labelled(x) != [found[0]]:
-        return False
-    dim, rows = found
-    ids = ledger.flat(node, x, dim)
-    assert ids is not None
-    ledger.set(y, dim, ids.reshape(rows, -1).T.ravel())
-    ledger.skipped.update(n.index for n in chain[1:])
-    ledger.shuffles[node.index] = Shuffle(tuple(chain), dim, rows)
-    return True
-
-
-def shuffle_dim(
-    start: Sequence[int], split: Sequence[int], perm: Sequence[int] | None, end: Sequence[int]
-) -> tuple[int, int] | None:
-    """Return (dim, rows) where a split, transpose and merge permute one dim, else None.
-
-    Args:
-        start: Sizes before.
-        split: Sizes after the first reshape.
-        perm: Permutation of the transpose.
-        end: Sizes after the second reshape.
-    """
-    if tuple(start) != tuple(end) or len(split) != len(start) + 1 or perm is None:
-        return None
-    for dim in range(len(start)):
-        swapped = [*range(dim), dim + 1, dim, *range(dim + 2, len(split))]
-        same = tuple(split[:dim]) == tuple(start[:dim]) and tuple(split[dim + 2 :]) == tuple(start[dim + 1 :])
-        if same and list(perm) == swapped and split[dim] * split[dim + 1] == start[dim]:
-            return dim, split[dim]
-    return None
 
 
 def concat(ledger: Ledger, node: Node) -> None:
@@ -441,9 +227,11 @@ def pad(ledger: Ledger, node: Node) -> None:
         if (before, after) == (0, 0):
             ledger.set(y, dim, entries.ids, entries.rows)
         elif mode == "constant" and min(before, after) >= 0:
-            ids = ledger.flat(node, x, dim)
-            assert ids is not None
-            ledger.set(y, dim, np.concatenate([ledger.fresh(before), ids, ledger.fresh(after)]))
+            lead = entries.ids.shape[:-1]
+            ends = [ledger.fresh(math.prod(lead) * n).reshape(*lead, n) for n in (before, after)]
+            for part in ends:
+                ledger.balance(part)
+            ledger.set(y, dim, np.concatenate([ends[0], entries.ids, ends[1]], axis=-1), entries.rows)
         else:
             ledger.freeze(entries.ids, f"{node.label}: {mode} padding along dimension {dim}")
 
@@ -472,25 +260,38 @@ def pad_amounts(ledger: Ledger, node: Node) -> list[tuple[int, int]] | None:
 def expand(ledger: Ledger, node: Node) -> None:
     """Expand: dims of the input pass, new or widened ones have no ids."""
     x, y = node.inputs[0], node.outputs[0]
-    shift = ledger.shape(y).rank - ledger.shape(x).rank
-    known = ledger.graph.value(node.inputs[1]) is not None
-    for dim in range(ledger.shape(x).rank):
-        if known or not ledger.labelled(x):
-            carry(ledger, node, x, y, {dim: dim + shift})
+    before, after = ledger.shape(x), ledger.shape(y)
+    shift = after.rank - before.rank
+    given = ledger.graph.shape(node.inputs[1])
+    if not can_name_expand(before, after) and (given is None or given.other != (after.rank,)):
+        return
+    carry(ledger, node, x, y, {dim: dim + shift for dim in range(before.rank)})
+
+
+def can_name_expand(before: Shape, after: Shape) -> bool:
+    """Whether the target of an Expand can be written anew: every open dim is one of the input's own."""
+    return all(
+        after.is_fixed(dim)
+        or (
+            (own := dim - after.rank + before.rank) >= 0
+            and (before.dims[own], before.other[own]) == (after.dims[dim], after.other[dim])
+        )
+        for dim in range(after.rank)
+    )
 
 
 def tile(ledger: Ledger, node: Node) -> None:
-    """Tile: ids repeat with the entries."""
+    """Tile: ids repeat with the entries; along dims of fixed sizes these tell how often."""
     x, y = node.inputs[0], node.outputs[0]
-    repeats = ledger.graph.value(node.inputs[1])
-    if repeats is None:
-        return
-    for dim, times in enumerate(repeats.ravel().tolist()):
-        if ledger.size(x, dim) == 1:
-            continue
-        ids = ledger.flat(node, x, dim)
-        if ids is not None:
-            ledger.set(y, dim, np.tile(ids, int(times)))
+    before, after = ledger.shape(x), ledger.shape(y)
+    for dim in range(before.rank):
+        if after.is_fixed(dim) and before.other[dim] > 1 and after.other[dim] % before.other[dim] == 0:
+            entries = ledger.axis(node, x, dim)
+            if entries is None:
+                continue
+            entries = ledger.collapse(entries, [row for row in entries.rows if before.other[row] != after.other[row]])
+            times = after.other[dim] // before.other[dim]
+            ledger.set(y, dim, np.concatenate([entries.ids] * times, axis=-1), entries.rows)
 
 
 def resize(ledger: Ledger, node: Node) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agmc_onnx.channels.axes import Ledger
+from agmc_onnx.channels.moves import can_name_expand
 from agmc_onnx.model.graph import Node
-from agmc_onnx.model.shapes import Shape
 
 SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
     # op: inputs that are sizes, bounds or counts
@@ -135,12 +135,5 @@ def _can_name(ledger: Ledger, user: Node, position: int) -> bool:
         return sum(not shape.is_fixed(dim) for dim in range(shape.rank)) <= 1
     if user.op_type == "Expand":
         source = graph.shape(user.inputs[0])
-        return source is not None and all(
-            shape.is_fixed(dim) or _same_size(source, dim - shape.rank + source.rank, shape, dim)
-            for dim in range(shape.rank)
-        )
+        return source is not None and can_name_expand(source, shape)
     return False
-
-
-def _same_size(one: Shape, dim: int, other: Shape, other_dim: int) -> bool:
-    return dim >= 0 and one.dims[dim] == other.dims[other_dim] and one.other[dim] == other.other[other_dim]

@@ -78,8 +78,8 @@ def select(group: Group, scores: FloatArray, n_kept: int) -> IntArray:
         return np.sort(order[:n_kept])
     if len(group.partitions) == 1:
         block = group.partitions[0][order]
-        per_block = n_kept // (int(block.max()) + 1)
-        return np.sort(np.concatenate([order[block == b][:per_block] for b in range(int(block.max()) + 1)]))
+        per_block = np.bincount(block) * n_kept // group.n_units  # the same share of each
+        return np.sort(np.concatenate([order[block == b][:n] for b, n in enumerate(per_block.tolist())]))
     # Two divisions into blocks: choose units so that every block of both keeps its number. The matrix of such a transport
     # problem is totally unimodular, so the linear programme has a solution of zeros and ones.
     rows = [partition == b for partition in group.partitions for b in range(int(partition.max()) + 1)]

@@ -118,7 +118,7 @@ def kept_units(channels: Channels, plan: Plan) -> list[IntArray]:
             )
         for blocks in group.partitions:
             counts = np.bincount(blocks[keep], minlength=int(blocks.max()) + 1)
-            if (counts != counts[0]).any():
+            if (counts * group.n_units != np.bincount(blocks) * keep.size).any():
                 raise PlanError(
                     f"plan: group {group.name} keeps {counts.tolist()} in its blocks; expected equally many."
                 )

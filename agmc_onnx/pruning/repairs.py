@@ -82,20 +82,21 @@ def _shuffle(editor: Editor, proto: onnx.NodeProto, shuffle: Shuffle) -> None:
 
 
 def expand(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
-    """Expand: a constant target names the new sizes."""
+    """Expand: the target names the new sizes; 1 keeps the input's own size."""
     cut, y = editor.cut, node.outputs[0]
-    target = editor.graph.value(node.inputs[1])
     source, shape = editor.graph.shape(node.inputs[0]), editor.graph.shape(y)
     if not (cut.is_cut(y) or editor.reads_cut_size(node)) or source is None or shape is None:
         return
-    if target is None and not editor.reads_cut_size(node):
-        return  # computed from sizes that are right after the cut too
-    new = []
+    new: list[int | None] = []
     for dim in range(shape.rank):
         own = dim - shape.rank + source.rank
         same = own >= 0 and (source.dims[own], source.other[own]) == (shape.dims[dim], shape.other[dim])
-        new.append(1 if same else shape.other[dim])  # 1 keeps the input's own size
-    editor.constant(proto, 1, new)
+        new.append(1 if same else shape.other[dim] if shape.is_fixed(dim) else None)
+    given = editor.graph.shape(node.inputs[1])
+    if None not in new:
+        editor.constant(proto, 1, [size for size in new if size is not None])
+    elif given is not None and given.other == (shape.rank,):
+        editor.mix(proto, 1, new)
 
 
 def split(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:

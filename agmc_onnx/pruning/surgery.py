@@ -164,6 +164,7 @@ class Editor:
         self.graph = cut.graph
         self._replaced: set[str] = set()
         self._dropped: set[str] = set()
+        self._added: list[tuple[str, list[onnx.NodeProto]]] = []  # before the node that makes this value
 
     def constant(self, proto: onnx.NodeProto, position: int, values: Sequence[int] | IntArray) -> None:
         """Let an input of a node be a new constant: int64, or as given where it is floating."""
@@ -179,6 +180,20 @@ class Editor:
             proto.input.append("")
         if proto.input[position]:
             self._replaced.add(proto.input[position])
+        proto.input[position] = name
+
+    def mix(self, proto: onnx.NodeProto, position: int, values: Sequence[int | None]) -> None:
+        """Let an input, sizes computed at run time, have these numbers where they are not None."""
+        source, name = proto.input[position], f"{proto.output[0]}__agmc_{position}"
+        add = [0 if value is None else value for value in values]
+        keep = [1 if value is None else 0 for value in values]
+        for part, numbers in (("keep", keep), ("add", add)):
+            self.model.graph.initializer.append(numpy_helper.from_array(np.array(numbers, np.int64), f"{name}_{part}"))
+        nodes = [
+            onnx.helper.make_node("Mul", [source, f"{name}_keep"], [f"{name}_kept"], f"{name}_kept"),
+            onnx.helper.make_node("Add", [f"{name}_kept", f"{name}_add"], [name], name),
+        ]
+        self._added.append((proto.output[0], nodes))
         proto.input[position] = name
 
     def attribute(self, proto: onnx.NodeProto, name: str, value: int | Sequence[int] | None) -> None:
@@ -238,8 +253,12 @@ class Editor:
         return next(p for p in self.model.graph.node if tuple(p.output) == node.outputs)
 
     def finish(self) -> None:
-        """Remove nodes and constants that fed only what repairs replaced."""
+        """Add the nodes that repairs made; remove nodes and constants that fed only what repairs replaced."""
         graph = self.model.graph
+        for output, nodes in self._added:
+            at = next(i for i, p in enumerate(graph.node) if output in p.output)
+            for offset, made in enumerate(nodes):
+                graph.node.insert(at + offset, made)
         dead = {i for i, p in enumerate(graph.node) if p.op_type != "Gather" and self._dropped.intersection(p.output)}
         pending = set(self._replaced)
         if not pending:
