@@ -66,6 +66,7 @@ class AgmcOptions:
             0 is the paper).
         n_candidates: Noisy action vectors drawn per episode, of which the critic's favourite is evaluated; 1 is the paper.
         mutation_share: Chance of each group to get noise in such a vector (two groups always do); 1 is the paper.
+        clamp: Clamp every action of the actor to what lets the later groups meet the budget, as AMC does (`amc`'s ablation).
         known: Give the decoder the static features of the groups, and the critic the refit error of every action where there
             are error curves (ours).
     """
@@ -103,6 +104,7 @@ class AgmcOptions:
     elite_share: float = 0.75
     n_candidates: int = 8
     mutation_share: float = 1.0
+    clamp: bool = False
     known: bool = True
 
 

@@ -7,7 +7,8 @@ from scipy import stats
 
 from agmc_onnx.config import AgmcOptions
 from agmc_onnx.search.policies.agmc import paper_options
-from agmc_onnx.search.policies.ddpg import DdpgAgent, GraphTensors, LinearBudget, truncated_normal
+from agmc_onnx.search.policies.ddpg import DdpgAgent, LinearBudget, truncated_normal
+from agmc_onnx.search.policies.states import GraphStates, GraphTensors
 
 SMALL = AgmcOptions(hidden_size=32, n_updates=1)
 
@@ -18,7 +19,7 @@ def make_agent(options=SMALL, n=5, seed=0):
     members = torch.arange(n)
     graph = GraphTensors(x, edges, torch.zeros(n - 1, dtype=torch.long), 1, members, members)
     budget = LinearBudget(torch.ones(n), torch.full((n,), 0.5))
-    agent = DdpgAgent(graph, budget, options, torch.Generator().manual_seed(seed))
+    agent = DdpgAgent(lambda: GraphStates(graph, n, options), budget, options, torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(1)
     for _ in range(30):
         actions = budget.rescale(torch.rand(n, generator=generator))
@@ -58,7 +59,12 @@ def test_rescaled_actions_are_on_the_linear_budget_and_keep_their_proportions():
 def test_encoder_and_decoder_learn_unless_frozen(reward_on):
     for frozen in (False, True):
         agent = make_agent(dataclasses.replace(SMALL, reward_on=reward_on, frozen_encoder=frozen))
-        modules = agent.networks.encoder, agent.networks.decoder, agent.networks.actor, agent.networks.critic
+        modules = (
+            agent.networks.represent.encoder,
+            agent.networks.represent.decoder,
+            agent.networks.actor,
+            agent.networks.critic,
+        )
         before = [parameters(module) for module in modules]
         agent.update()
         agent.update()
@@ -70,7 +76,7 @@ def test_encoder_and_decoder_get_gradients_from_the_actor_alone():
     agent = make_agent()
     states = agent.networks.states(torch.rand(2, 5))
     agent.networks.actor(states).sum().backward()
-    for module in (agent.networks.encoder, agent.networks.decoder):
+    for module in (agent.networks.represent.encoder, agent.networks.represent.decoder):
         assert sum(float(p.grad.abs().sum()) for p in module.parameters() if p.grad is not None) > 0
 
 

@@ -12,6 +12,7 @@ import onnx
 
 from agmc_onnx.channels.groups import Channels
 from agmc_onnx.hierarchy import arrays, build
+from agmc_onnx.hierarchy.level1 import kernel_shape, op_macs
 from agmc_onnx.pruning.cost import Cost, macs_cost, params_cost
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.surgery import Surgeon
@@ -112,6 +113,7 @@ class Environment:
             group_nodes=encoded.group_nodes,
             evaluate=self.evaluate,
             is_joined=self._is_joined(),
+            layers=self._layers(members),
             scores=[np.sort(self.scores[group.units])[::-1].astype(np.float64) for group in self.channels.groups],
             curves=self.curves,
         )
@@ -125,6 +127,35 @@ class Environment:
         for (value, _), axis in self.channels.axes.items():
             groups = np.unique(group_of[axis.units])
             found.append((value, groups[groups >= 0].tolist()))
+        return found
+
+    def _layers(self, members: list[set[str]]) -> npt.NDArray[np.float32]:
+        """Return AMC's static features (n_groups, 8) of the first node with weights that makes a value of each group.
+
+        t, n and c (channels out and in), h, w (of the output), stride, k, MACs; He et al. 2018, arXiv:1802.03494, eq. 1.
+        """
+        graph = self.channels.graph
+        found = np.zeros((len(members), 8), np.float32)
+        for t, values in enumerate(members):
+            found[t, 0] = t
+            makers = [
+                node
+                for node in graph.nodes
+                if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and not values.isdisjoint(node.outputs)
+            ]
+            if not makers:
+                continue
+            node = makers[0]
+            outer, inner = graph.shape(node.outputs[0]), graph.shape(node.inputs[0])
+            if outer is None or inner is None:
+                continue
+            is_conv = node.op_type.startswith("Conv")
+            dim = 1 if is_conv else -1
+            size = [*outer.dims[2:], 1, 1][:2] if is_conv else [1, 1]
+            kernel = kernel_shape(graph, node) if is_conv else (1,)
+            stride = node.attribute("strides") or [1]
+            n, c, k = outer.dims[dim], inner.dims[dim], kernel[0] if kernel else 1
+            found[t, 1:] = (n, c, *size, stride[0], k, op_macs(graph, node))
         return found
 
     def _is_joined(self) -> npt.NDArray[np.bool_]:

@@ -31,12 +31,14 @@ class SearchResult:
             learning), where episodes of one batch share the time until their evaluations are done; `cached` says that
             an earlier episode had the same candidate.
         interrupted: Whether Ctrl-C ended the search early.
+        n_extra: Evaluations that the policy made beside the episodes, of networks that are no candidates.
     """
 
     kept: IntArray
     reward: float
     history: list[Record]
     interrupted: bool = False
+    n_extra: int = 0
 
 
 def search(
@@ -116,7 +118,7 @@ def search(
         if not history:
             raise
         interrupted = True
-    return SearchResult(best_kept, best_reward, history, interrupted)
+    return SearchResult(best_kept, best_reward, history, interrupted, getattr(policy, "n_extra", 0))
 
 
 def _key(met: Rescaled) -> tuple[int, ...]:

@@ -82,6 +82,8 @@ class Problem:
         group_nodes: Graph nodes that belong to each group, int arrays, possibly empty.
         evaluate: Measures the candidate with these kept counts.
         is_joined: bool (n_groups,), whether a sum (a shortcut) joins the units of the group; None where not known.
+        layers: float32 (n_groups, 8), AMC's static features: t, n, c, h, w, stride, k, MACs of the node that makes the group;
+            None where not known.
         scores: For each group the importance of its units, descending; None where not known.
         curves: Makes the refit-error curves, prior knowledge that costs no evaluation; None without data. It is costly
             once, and cached.
@@ -100,6 +102,7 @@ class Problem:
     group_nodes: Sequence[IntArray]
     evaluate: Callable[[IntArray], Outcome]
     is_joined: npt.NDArray[np.bool_] | None = None
+    layers: npt.NDArray[np.float32] | None = None
     scores: Sequence[npt.NDArray[np.float64]] | None = None
     curves: Callable[[], Curves] | None = None
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from agmc_onnx.config import SearchOptions
 from agmc_onnx.errors import UsageError
-from agmc_onnx.search.policies import handcrafted
+from agmc_onnx.search.policies import handcrafted, searching
 from agmc_onnx.search.prior import prior_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
@@ -70,6 +70,13 @@ def _agmc(problem: Problem, options: SearchOptions, rng: np.random.Generator) ->
     return AgmcPolicy(problem, options, rng)
 
 
+def _amc(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
+    """Return AMC's features in the AGMC policy."""
+    from agmc_onnx.search.policies.amc import AmcPolicy
+
+    return AmcPolicy(problem, options, rng)
+
+
 def _greedy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
     """Return the greedy policy."""
     from agmc_onnx.search.policies.greedy import greedy
@@ -84,14 +91,20 @@ POLICIES: dict[str, PolicyFactory] = {
     "deep": handcrafted.deep,
     "random": handcrafted.random,
     "greedy": _greedy,
+    "amc": _amc,
+    "global": searching.global_ranking,
+    "sensitivity": searching.sensitivity,
+    "local": searching.local,
+    "tpe": searching.tpe,
+    "cmaes": searching.cmaes,
 }
 
 
-LEARNED = frozenset({"agmc", "greedy"})  # the rows that use torch
+LEARNED = frozenset({"agmc", "amc", "greedy", "sensitivity"})  # the rows that use torch
 # the rows whose `observe` needs no more than its arguments: they may propose again before they observe
-TAKE_BATCHES = frozenset({"agmc", "uniform", "shallow", "deep", "random"})
+TAKE_BATCHES = frozenset({"agmc", "amc", "uniform", "shallow", "deep", "random"})
 # the rows that search, and may begin with the prior's candidates
-PRIMED = frozenset({"agmc"})
+PRIMED = frozenset({"agmc", "amc", "local", "tpe", "cmaes"})
 
 
 def make_policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:

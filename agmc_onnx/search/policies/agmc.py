@@ -10,13 +10,8 @@ from torch import Tensor
 from agmc_onnx.config import AgmcOptions, SearchOptions
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search.budget import meet_target
-from agmc_onnx.search.policies.ddpg import (
-    DdpgAgent,
-    GraphTensors,
-    Known,
-    LinearBudget,
-    truncated_normal,
-)
+from agmc_onnx.search.policies.ddpg import DdpgAgent, Known, LinearBudget, truncated_normal
+from agmc_onnx.search.policies.states import GraphStates, GraphTensors, States
 from agmc_onnx.search.prior import best_curves
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
@@ -75,7 +70,15 @@ class AgmcPolicy:
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.budget = _linear_budget(problem)
         known = _known(problem, self.budget, options.agmc) if options.agmc.known else None
-        self.agent = DdpgAgent(_graph_tensors(problem), self.budget, options.agmc, self.generator, known)
+        self.agent = DdpgAgent(
+            lambda: self.make_states(problem, options.agmc, known), self.budget, options.agmc, self.generator, known
+        )
+
+    def make_states(self, problem: Problem, options: AgmcOptions, known: Known | None) -> States:
+        """Return what the agent sees: encoder and decoder here."""
+        return GraphStates(
+            _graph_tensors(problem), problem.n_groups, options, None if known is None else known.features
+        )
 
     def propose(self, rng: np.random.Generator) -> FloatArray:
         """Return float64 (n_groups,) keep ratios; the first of all, if nothing was observed, is the uniform one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from agmc_onnx.config import AgmcOptions
-from agmc_onnx.search.policies.networks import Actor, Critic, Decoder, DiffPoolEncoder, GCNEncoder
+from agmc_onnx.search.policies.networks import Actor, Critic
+from agmc_onnx.search.policies.states import States
 
+CLAMP_FLOOR = 0.2  # lowest keep ratio that AMC's clamp counts on (its lbound)
 REWARD_CLIP = 3.0  # normalised rewards are cut here: one collapsed candidate must not fill the critic
 
 
@@ -30,27 +32,6 @@ def single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(n_threads)
-
-
-@dataclass(frozen=True)
-class GraphTensors:
-    """The one graph the agent works on.
-
-    Attributes:
-        x: float32 (n_nodes, n_features), standardised.
-        edge_index: int64 (2, n_edges).
-        edge_type: int64 (n_edges,).
-        n_edge_types: Size of the vocabulary.
-        member_group: int64 (n_members,), group of each entry of `member_node`.
-        member_node: int64 (n_members,), the nodes of all groups, one after the other.
-    """
-
-    x: Tensor
-    edge_index: Tensor
-    edge_type: Tensor
-    n_edge_types: int
-    member_group: Tensor
-    member_node: Tensor
 
 
 @dataclass(frozen=True)
@@ -71,6 +52,19 @@ class LinearBudget:
         target = (self.weight * (1.0 - self.keep_ratio)).sum()
         factor = target / (self.weight * prune).sum(dim=-1, keepdim=True).clamp(min=1e-6)
         return (1.0 - factor * prune).clamp(0.0, 1.0)
+
+    def clamp(self, before: list[Tensor], action: Tensor) -> Tensor:
+        """Return the next action (n, 1), at most what lets the later groups still meet the budget.
+
+        AMC (He et al. 2018, arXiv:1802.03494, algorithm 1): later groups are taken at the lowest ratio, `CLAMP_FLOOR`.
+        """
+        t = len(before)
+        target = (self.weight * (1.0 - self.keep_ratio)).sum()
+        earlier = torch.cat(before, dim=1) if before else action[:, :0]
+        removed = ((1.0 - earlier) * self.weight[:t]).sum(dim=1, keepdim=True)
+        later = self.weight[t + 1 :].sum() * (1.0 - CLAMP_FLOOR)
+        most = 1.0 - (target - removed - later) / self.weight[t]
+        return torch.minimum(action, most).clamp(CLAMP_FLOOR, 1.0)
 
 
 @dataclass(frozen=True)
@@ -108,65 +102,18 @@ def truncated_normal(mean: Tensor, sigma: Tensor | float, generator: torch.Gener
 
 
 class _Networks(nn.Module):
-    """Encoder, decoder, actor and critic."""
+    """What makes states, actor and critic."""
 
-    def __init__(
-        self, graph: GraphTensors, n_groups: int, options: AgmcOptions, first_action: float, known: Known | None
-    ) -> None:
+    def __init__(self, states: States, options: AgmcOptions, first_action: float, has_table: bool) -> None:
         super().__init__()
-        d = options.embedding_size
-        self.encoder: nn.Module
-        if options.encoder == "diffpool":
-            self.encoder = DiffPoolEncoder(
-                graph.x.shape[1],
-                graph.n_edge_types,
-                d,
-                options.diffpool_clusters,
-                edge_embedding_size=options.edge_embedding_size,
-                max_nodes=options.diffpool_max_nodes,
-            )
-        else:
-            self.encoder = GCNEncoder(
-                graph.x.shape[1],
-                graph.n_edge_types,
-                d,
-                options.n_encoder_layers,
-                edge_embedding_size=options.edge_embedding_size,
-            )
-        self.features = None if known is None else known.features
-        width = (d if options.group_embedding else 0) + options.identity_size
-        width += 0 if known is None else known.features.shape[1]
-        self.decoder = Decoder(d, width, options.carry_state)
-        self.identity = nn.Embedding(n_groups, options.identity_size) if options.identity_size else None
-        self.actor = Actor(d, options.hidden_size, first_action)
-        has_table = known is not None and known.table is not None
-        self.critic = Critic(
-            d, options.hidden_size, n_known=int(has_table), known_weight=float(options.reward_on == "share")
-        )
-        self.graph = graph
-        self.group_embedding = options.group_embedding
-
-    def embed(self, n_groups: int) -> tuple[Tensor, Tensor | None]:
-        """Return g (1, d) and the groups' embeddings (1, n_groups, d) or None."""
-        graph = self.graph
-        g, h = self.encoder(graph.x, graph.edge_index, graph.edge_type)
-        parts: list[Tensor] = []
-        if self.group_embedding:
-            members = torch.ones(len(graph.member_group), 1)
-            count = torch.zeros(n_groups, 1).index_add(0, graph.member_group, members)
-            total = torch.zeros(n_groups, h.shape[1]).index_add(0, graph.member_group, h[graph.member_node])
-            parts.append(total / count.clamp(min=1))
-        if self.identity is not None:
-            parts.append(self.identity.weight)
-        if self.features is not None:
-            parts.append(self.features)
-        return g, torch.cat(parts, dim=1)[None] if parts else None
+        self.represent = states
+        self.actor = Actor(states.size, options.hidden_size, first_action)
+        weight = float(options.reward_on == "share")
+        self.critic = Critic(states.size, options.hidden_size, n_known=int(has_table), known_weight=weight)
 
     def states(self, actions: Tensor) -> Tensor:
         """Return the states (batch, n_groups, d) of whole episodes with these actions (batch, n_groups)."""
-        g, context = self.embed(actions.shape[1])
-        expanded = None if context is None else context.expand(len(actions), -1, -1)
-        return self.decoder(g.expand(len(actions), -1), actions, expanded)
+        return self.represent.states(actions)
 
 
 class DdpgAgent:
@@ -178,23 +125,31 @@ class DdpgAgent:
 
     def __init__(
         self,
-        graph: GraphTensors,
+        make_states: Callable[[], States],
         budget: LinearBudget,
         options: AgmcOptions,
         generator: torch.Generator,
         known: Known | None = None,
     ) -> None:
-        """Make the networks; `generator` is the only source of randomness."""
+        """Make the networks.
+
+        Args:
+            make_states: Makes the module that makes states; called with torch's generator seeded.
+            budget: The linear budget.
+            options: Of the agent.
+            generator: The only source of randomness.
+            known: What is known of the groups, if anything.
+        """
         self.options, self.budget, self.generator, self.known = options, budget, generator, known
         self.n_groups = len(budget.keep_ratio)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             first_action = float(budget.keep_ratio.mean().clamp(0.05, 0.95))
-            self.networks = _Networks(graph, self.n_groups, options, first_action, known)
+            has_table = known is not None and known.table is not None
+            self.networks = _Networks(make_states(), options, first_action, has_table)
         self.targets = copy.deepcopy(self.networks).requires_grad_(False)
-        represent: list[nn.Parameter] = [*self.networks.encoder.parameters(), *self.networks.decoder.parameters()]
-        if self.networks.identity is not None:
-            represent.extend(self.networks.identity.parameters())
+        owned = {id(p) for part in (self.networks.actor, self.networks.critic) for p in part.parameters()}
+        represent = [p for p in self.networks.parameters() if id(p) not in owned]
         if options.frozen_encoder:
             for parameter in represent:
                 parameter.requires_grad_(False)
@@ -217,15 +172,14 @@ class DdpgAgent:
     @torch.no_grad()
     def rollout(self, n: int, sigma: float) -> Tensor:
         """Return actions (n, n_groups) of n episodes of the actor, with noise (eq. 9) unless sigma is 0."""
-        g, context = self.networks.embed(self.n_groups)
-        state = self.networks.decoder.initial(g.expand(n, -1))
-        action, actions = torch.ones(n, 1), []
+        walk = self.networks.represent.walk(n)
+        action, actions = torch.ones(n, 1), list[Tensor]()
         for t in range(self.n_groups):
-            inputs = None if context is None else context[:, t].expand(n, -1)
-            s, state = self.networks.decoder.step(state, action, inputs)
-            action = self.networks.actor(s)[:, None]
+            action = self.networks.actor(walk.step(t, action))[:, None]
             if sigma:
                 action = truncated_normal(action, sigma, self.generator)
+            if self.options.clamp:
+                action = self.budget.clamp(actions, action)
             actions.append(action)
         return torch.cat(actions, dim=1)
 
