@@ -551,7 +551,7 @@ def _report(
         "data": {"source": data.source, "metric": data.metric, "roles": data.sizes()} if data.real else None,
         "target": {"kind": kind, "keep": share, "reached": reached},
         "policy": settings.policy, "seed": settings.seed, "episodes": len(found.history),
-        "evaluations": sum(not record["cached"] for record in found.history),
+        "evaluations": found.n_extra + sum(not record["cached"] for record in found.history),
         "interrupted": found.interrupted,
         "wall_s": 0.0,
         "inference_s": sum(record["inference_s"] for record in found.history if not record["cached"]),
