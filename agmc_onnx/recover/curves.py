@@ -29,6 +29,7 @@ from agmc_onnx.recover.sites import find_sites
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+_STEPS = 64  # of an elimination: more than that many units go several at a time
 _RIDGE = 1e-4  # of the covariance, as a share of its mean diagonal: directions without any signal are not free
 
 
@@ -236,32 +237,33 @@ def moment_importance(
 
 
 def _eliminate(parts: Sequence[_Part], units: IntArray) -> list[int]:
-    """Return the units in the order in which greedy elimination removes them."""
+    """Return the units in the order in which greedy elimination removes them, a 64th of a large group at a time."""
     states = []
     for weight, covariance, own in parts:
         factor = solve_triangular(cholesky(covariance, lower=True), np.eye(len(covariance)), lower=True)
         states.append([weight.copy(), factor.T @ factor, own])
-    left = units.tolist()
-    gone = []
-    while left:
-        cost = np.zeros(len(left))
+    left = units
+    gone: list[int] = []
+    at_once = -(-units.size // _STEPS)
+    while left.size:
+        cost = np.zeros(left.size)
         for weight, inverse, own in states:
             cost += _removal_costs(weight, inverse, own, left)
-        unit = left.pop(int(np.argmin(cost)))
-        gone.append(unit)
+        order = np.argsort(cost, kind="stable")[:at_once]
+        gone.extend(left[order].tolist())
+        left = np.delete(left, order)
         for state in states:
             weight, inverse, own = state
-            mine = np.flatnonzero(own == unit)
+            is_mine = np.isin(own, gone[-order.size :])
+            mine, rest = np.flatnonzero(is_mine), np.flatnonzero(~is_mine)
             if mine.size:
-                rest = np.flatnonzero(own != unit)
-                ratio = np.linalg.solve(inverse[np.ix_(mine, mine)], inverse[mine])
-                weight = weight - weight[:, mine] @ ratio
-                inverse = inverse - inverse[:, mine] @ ratio
-                state[:] = weight[:, rest], inverse[np.ix_(rest, rest)], own[rest]
+                ratio = np.linalg.solve(inverse[np.ix_(mine, mine)], inverse[np.ix_(mine, rest)])
+                weight = weight[:, rest] - weight[:, mine] @ ratio
+                state[:] = weight, inverse[np.ix_(rest, rest)] - inverse[np.ix_(rest, mine)] @ ratio, own[rest]
     return gone
 
 
-def _removal_costs(weight: FloatArray, inverse: FloatArray, own: IntArray, units: Sequence[int]) -> FloatArray:
+def _removal_costs(weight: FloatArray, inverse: FloatArray, own: IntArray, units: IntArray) -> FloatArray:
     """Return trace(W_i (S^-1_ii)^-1 W_i^T) of every unit, (len(units),)."""
     order = np.argsort(own, kind="stable")
     sorted_own = own[order]
