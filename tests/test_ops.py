@@ -31,6 +31,8 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
     "conv": ("y = Conv(a, w, c)", {"w": (2, 4, 1, 1), "c": (2,)}, "a w c y"),
     "conv depthwise": ("y = Conv<group = 4>(a, w)", {"w": (8, 1, 1, 1)}, "a w y"),
     "conv grouped": ("y = Conv<group = 2>(a, w)", {"w": (6, 2, 1, 1)}, "a w y"),
+    "conv to one channel": ("y = Conv(a, w, c)", {"w": (1, 4, 1, 1), "c": (1,)}, "a w c y"),
+    "conv by a computed weight": ("s = ReduceMean<keepdims = 0>(x4) t = Add(k, s) y = Conv(a, t)", {"k": (4, 4, 1, 1)}, "a y"),
     "conv transpose": ("y = ConvTranspose(a, w, c)", {"w": (4, 2, 1, 1), "c": (2,)}, "a w c y"),
     "conv transpose grouped": ("y = ConvTranspose<group = 2>(a, w)", {"w": (4, 3, 1, 1)}, "a w y"),
     "batch norm": (

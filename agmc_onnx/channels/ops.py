@@ -65,6 +65,10 @@ def conv(ledger: Ledger, node: Node) -> None:
     out = ledger.flat(node, w, 0)
     source = ledger.flat(node, x, 1)
     if out is None:
+        if source is not None and groups == 1 and ledger.size(w, 0) == 1:  # a single output channel stays
+            _contract(ledger, node, source, w, 1)
+        elif source is not None:
+            ledger.freeze(source, f"{node.label}: its weight {w} cannot be cut")
         return
     if groups == 1:
         _contract(ledger, node, source, w, 1)
@@ -96,10 +100,12 @@ def conv_transpose(ledger: Ledger, node: Node) -> None:
             return
     elif ledger.size(w, 0) == groups and ledger.size(w, 1) == 1:  # depthwise
         out = ledger.flat(node, w, 0)
-        if out is None:
-            return
-        if source is None:
-            ledger.freeze(out, f"{node.label}: depthwise on {x}, which cannot be cut")
+        if out is None or source is None:
+            for ids in (out, source):
+                if ids is not None:
+                    ledger.freeze(ids, f"{node.label}: depthwise on {x}, which cannot be cut")
+            if out is None:
+                return
         else:
             ledger.tie(source, out)
     else:

@@ -1,0 +1,340 @@
+"""Random small graphs drawn from the op table, cut at random, equal to the masked original in onnxruntime.
+
+The default run draws few; `AGMC_GRAPHS=2000 pytest tests/test_random_graphs.py` draws as many as it says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from agmc_onnx.channels.groups import analyse
+from agmc_onnx.model.graph import view
+from agmc_onnx.model.normalize import normalize
+from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
+from agmc_onnx.pruning.importance import choose
+from agmc_onnx.pruning.plan import make_plan
+from agmc_onnx.pruning.surgery import Surgeon
+from agmc_onnx.verification import norms_of, verify
+
+N_GRAPHS = int(os.environ.get("AGMC_GRAPHS", "60"))
+WIDTHS = (2, 3, 4, 6, 8, 12)
+Shape = tuple[int, int, int]
+
+
+class Builder:
+    """Grows a graph of (N, channels, height, width) values, N open."""
+
+    def __init__(self, number: int) -> None:
+        self.rng = np.random.default_rng(number)
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: list[onnx.TensorProto] = []
+        self.values: list[tuple[str, Shape]] = [("x", (3, 4, 4))]
+        self.n_names = 0
+
+    def name(self) -> str:
+        self.n_names += 1
+        return f"v{self.n_names}"
+
+    def op(self, op_type: str, *inputs: str, n_outputs: int = 1, **attributes: Any) -> str:
+        outputs = [self.name() for _ in range(n_outputs)]
+        self.nodes.append(helper.make_node(op_type, list(inputs), outputs, **attributes))
+        return outputs[0]
+
+    def weight(self, *shape: int) -> str:
+        fan_in = max(int(np.prod(shape[1:])), 1)
+        return self.tensor((self.rng.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32))
+
+    def tensor(self, array: np.ndarray) -> str:
+        self.tensors.append(numpy_helper.from_array(array, self.name()))
+        return self.tensors[-1].name
+
+    def ints(self, *values: int) -> str:
+        return self.tensor(np.array(values, np.int64))
+
+    def pick(self) -> tuple[str, Shape]:
+        """Return a value, the newest ones more often."""
+        back = min(int(self.rng.geometric(0.5)), len(self.values))
+        return self.values[-back]
+
+    def mate(self, name: str, shape: Shape, same_width: bool = True) -> str | None:
+        """Return another value of the same shape, made by a convolution where there is none."""
+        found = [v for v, s in self.values if s == shape and v != name]
+        if found and self.rng.random() < 0.7:
+            return found[int(self.rng.integers(len(found)))]
+        source = [v for v, s in self.values if s[1:] == shape[1:]]
+        start = source[int(self.rng.integers(len(source)))]
+        width = dict(self.values)[start][0]
+        return self.op("Conv", start, self.weight(shape[0], width, 1, 1))
+
+    def add(self, name: str, shape: Shape) -> None:
+        self.values.append((name, shape))
+
+    def model(self) -> onnx.ModelProto:
+        parts = [self.values[-1], self.pick()]
+        flat = []
+        for name, shape in parts:
+            pooled = self.op("Flatten", self.op("GlobalAveragePool", name), axis=1)
+            flat.append(self.op("MatMul", pooled, self.weight(shape[0], 3)))
+        self.nodes.append(helper.make_node("Add", flat, ["out"]))
+        graph = helper.make_graph(
+            self.nodes,
+            "drawn",
+            [helper.make_tensor_value_info("x", 1, ["N", 3, 4, 4])],
+            [helper.make_tensor_value_info("out", 1, ["N", 3])],
+            self.tensors,
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def conv(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    out, side = int(b.rng.choice(WIDTHS)), int(b.rng.choice([1, 3]))
+    inputs = [x, b.weight(out, c, side, side)] + ([b.weight(out)] if b.rng.random() < 0.5 else [])
+    b.add(b.op("Conv", *inputs, pads=[side // 2] * 4), (out, h, w))
+
+
+def conv_grouped(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    groups = int(b.rng.choice([g for g in range(1, c + 1) if c % g == 0]))
+    out = groups * int(b.rng.integers(1, 4))
+    b.add(b.op("Conv", x, b.weight(out, c // groups, 1, 1), b.weight(out), group=groups), (out, h, w))
+
+
+def conv_transpose(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    groups = int(b.rng.choice([g for g in range(1, c + 1) if c % g == 0]))
+    per_group = int(b.rng.integers(1, 4))
+    y = b.op("ConvTranspose", x, b.weight(c, per_group, 1, 1), group=groups)
+    b.add(y, (groups * per_group, h, w))
+
+
+def batch_norm(b: Builder) -> None:
+    x, shape = b.pick()
+    variance = b.tensor(b.rng.uniform(0.5, 1.5, shape[0]).astype(np.float32))
+    b.add(b.op("BatchNormalization", x, *(b.weight(shape[0]) for _ in range(3)), variance), shape)
+
+
+def unary(b: Builder) -> None:
+    x, shape = b.pick()
+    b.add(b.op(str(b.rng.choice(["Relu", "Sigmoid", "Tanh", "HardSwish", "Abs", "Neg", "Softplus", "Erf"])), x), shape)
+
+
+def binary(b: Builder) -> None:
+    x, shape = b.pick()
+    other = b.mate(x, shape)
+    if other is not None:
+        b.add(b.op(str(b.rng.choice(["Add", "Sub", "Mul", "Max", "Min"])), x, other), shape)
+
+
+def with_constant(b: Builder) -> None:
+    x, shape = b.pick()
+    kinds = [(shape[0], 1, 1), (1, shape[0], 1, 1), (1,), shape]
+    b.add(b.op(str(b.rng.choice(["Add", "Mul", "PRelu"])), x, b.weight(*kinds[int(b.rng.integers(4))])), shape)
+
+
+def gate(b: Builder) -> None:
+    x, shape = b.pick()
+    c = shape[0]
+    pooled = b.op("GlobalAveragePool", x) if b.rng.random() < 0.5 else b.op("ReduceMean", x, axes=[2, 3])
+    hidden = b.op("Relu", b.op("Conv", pooled, b.weight(2, c, 1, 1)))
+    b.add(b.op("Mul", x, b.op("Sigmoid", b.op("Conv", hidden, b.weight(c, 2, 1, 1)))), shape)
+
+
+def concat(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    others = [(v, s) for v, s in b.values if s[1:] == (h, w)]
+    other, shape = others[int(b.rng.integers(len(others)))]
+    if c + shape[0] <= 32:
+        b.add(b.op("Concat", x, other, axis=1), (c + shape[0], h, w))
+
+
+def split(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    if c >= 2:
+        first = int(b.rng.integers(1, c))
+        y = b.op("Split", x, b.ints(first, c - first), n_outputs=2, axis=1)
+        b.add(y, (first, h, w))
+        b.add(f"v{b.n_names}", (c - first, h, w))
+
+
+def slice_(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    start, step = int(b.rng.integers(0, c)), int(b.rng.choice([1, 1, 2, -1]))
+    stop = int(b.rng.integers(start + 1, c + 1)) if step > 0 else -c - 1
+    size = len(range(c)[slice(start, stop if step > 0 else None, step)])
+    b.add(b.op("Slice", x, b.ints(start), b.ints(stop), b.ints(1), b.ints(step)), (size, h, w))
+
+
+def gather(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    index = b.rng.integers(0, c, int(b.rng.integers(1, 7)))
+    b.add(b.op("Gather", x, b.tensor(index), axis=1), (index.size, h, w))
+
+
+def pad(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    before, after = (int(n) for n in b.rng.integers(0, 3, 2))
+    b.add(b.op("Pad", x, b.ints(0, before, 0, 0, 0, after, 0, 0)), (c + before + after, h, w))
+
+
+def shuffle(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    rows = [g for g in range(2, c) if c % g == 0]
+    if rows:
+        g = int(b.rng.choice(rows))
+        y = b.op("Transpose", b.op("Reshape", x, b.ints(0, g, c // g, h, w)), perm=[0, 2, 1, 3, 4])
+        b.add(b.op("Reshape", y, b.ints(-1, c, h, w)), (c, h, w))
+
+
+def rows(b: Builder) -> None:
+    """Split channels into rows, do something there, merge them again."""
+    x, (c, h, w) = b.pick()
+    divisors = [g for g in range(2, c) if c % g == 0]
+    if not divisors:
+        return
+    g = int(b.rng.choice(divisors))
+    y = b.op("Reshape", x, b.ints(0, g, c // g, h * w))
+    kind = int(b.rng.integers(4))
+    if kind == 0:
+        y = b.op("Mul", y, b.weight(1, g, 1, 1))
+    elif kind == 1:
+        y = b.op("Softmax", y, axis=1)
+    elif kind == 2:
+        y = b.op("Add", y, b.weight(c // g, 1))
+    else:
+        y = b.op("Concat", y, b.op("Relu", y), axis=1)
+        g, c = 2 * g, 2 * c
+    b.add(b.op("Reshape", y, b.ints(0, c, h, w)), (c, h, w))
+
+
+def attention(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    heads, size = int(b.rng.integers(1, 4)), int(b.rng.integers(1, 4))
+    seq = b.op("Transpose", b.op("Reshape", x, b.ints(0, c, h * w)), perm=[0, 2, 1])
+    if b.rng.random() < 0.5:
+        made = b.op("MatMul", seq, b.weight(c, 3 * heads * size))
+        made = b.op("Transpose", b.op("Reshape", made, b.ints(0, h * w, 3, heads, size)), perm=[2, 0, 3, 1, 4])
+        q, k, v = (b.op("Gather", made, b.tensor(np.array(i, np.int64)), axis=0) for i in range(3))
+    else:
+        q, k, v = (
+            b.op(
+                "Transpose",
+                b.op("Reshape", b.op("MatMul", seq, b.weight(c, heads * size)), b.ints(0, h * w, heads, size)),
+                perm=[0, 2, 1, 3],
+            )
+            for _ in range(3)
+        )
+    scores = b.op("Softmax", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    found = b.op("Transpose", b.op("MatMul", scores, v), perm=[0, 2, 1, 3])
+    y = b.op("MatMul", b.op("Reshape", found, b.ints(0, h * w, heads * size)), b.weight(heads * size, c))
+    y = b.op("Add", y, seq)
+    b.add(b.op("Reshape", b.op("Transpose", y, perm=[0, 2, 1]), b.ints(0, c, h, w)), (c, h, w))
+
+
+def layer_norm(b: Builder) -> None:
+    x, shape = b.pick()
+    y = b.op("Transpose", x, perm=[0, 2, 3, 1])
+    y = b.op("LayerNormalization", y, b.weight(shape[0]), b.weight(shape[0]), axis=-1)
+    if b.rng.random() < 0.5:
+        y = b.op("Gemm", b.op("Reshape", y, b.ints(-1, shape[0])), b.weight(5, shape[0]), b.weight(5), transB=1)
+        y = b.op("Reshape", y, b.ints(-1, shape[1], shape[2], 5))
+        shape = (5, *shape[1:])
+    b.add(b.op("Transpose", y, perm=[0, 3, 1, 2]), shape)
+
+
+def reduced(b: Builder) -> None:
+    x, shape = b.pick()
+    kind = str(b.rng.choice(["ReduceMean", "ReduceSum", "ReduceL2"]))
+    y = b.op(kind, x, b.ints(1)) if kind == "ReduceSum" else b.op(kind, x, axes=[1])
+    b.add(b.op("Mul", x, b.op("Sigmoid", y)), shape)
+
+
+def flatten(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    out = int(b.rng.choice(WIDTHS))
+    y = b.op("Gemm", b.op("Flatten", x), b.weight(c * h * w, out))
+    b.add(b.op("Unsqueeze", y, b.ints(2, 3)), (out, 1, 1))
+
+
+def space(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    if c % 4 == 0 and h <= 4 and b.rng.random() < 0.5:
+        mode = str(b.rng.choice(["DCR", "CRD"]))
+        b.add(b.op("DepthToSpace", x, blocksize=2, mode=mode), (c // 4, 2 * h, 2 * w))
+    elif h % 2 == 0 and c <= 6:
+        b.add(b.op("SpaceToDepth", x, blocksize=2), (4 * c, h // 2, w // 2))
+
+
+def tile(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    if c <= 8:
+        b.add(b.op("Tile", x, b.ints(1, 2, 1, 1)), (2 * c, h, w))
+
+
+def expand(b: Builder) -> None:
+    x, shape = b.pick()
+    target = b.op("Shape", x) if b.rng.random() < 0.5 else b.ints(1, *shape)
+    b.add(b.op("Expand", b.op("GlobalMaxPool", x), target), shape)
+
+
+def where(b: Builder) -> None:
+    x, shape = b.pick()
+    other = b.mate(x, shape)
+    if other is not None:
+        b.add(b.op("Where", b.op("Greater", x, b.tensor(np.array(0.1, np.float32))), x, other), shape)
+
+
+OPS: dict[str, Callable[[Builder], None]] = {
+    f.__name__: f
+    for f in (
+        conv, conv_grouped, conv_transpose, batch_norm, unary, binary, with_constant, gate, concat, split, slice_, gather,
+        pad, shuffle, rows, attention, layer_norm, reduced, flatten, space, tile, expand, where,
+    )
+}  # fmt: skip
+
+
+def drawn(ops: list[str], number: int) -> onnx.ModelProto:
+    builder = Builder(number)
+    conv(builder)
+    for name in ops:
+        OPS[name](builder)
+    return builder.model()
+
+
+def check(ops: list[str], number: int) -> float:
+    """Check one graph with two random plans; return the share of its MACs that some group changes."""
+    model = normalize(drawn(ops, number))
+    onnx.checker.check_model(model, full_check=True)
+    channels = analyse(view(model))
+    macs, params, surgeon, rng = (
+        macs_cost(channels),
+        params_cost(channels),
+        Surgeon(channels),
+        np.random.default_rng(number),
+    )
+    for _ in range(2):
+        counts = [int(rng.integers(1, g.n_units // g.step + 1)) * g.step for g in channels.groups]
+        kept = choose(channels, rng.random(channels.n_units), counts)
+        pruned = surgeon.cut(kept)
+        found = verify(model, pruned, make_plan(channels, kept, "0" * 64), norms=norms_of(channels, kept))
+        assert found.masked_equivalence in (True, None)
+        assert sum(count_macs(view(pruned)).values()) == macs(counts)
+        assert count_params(view(pruned)) == params(counts)
+    return macs.prunable_share([g.n_units for g in channels.groups])
+
+
+@seed(20)
+@settings(
+    max_examples=N_GRAPHS, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], print_blob=False
+)
+@given(st.lists(st.sampled_from(sorted(OPS)), min_size=2, max_size=10), st.integers(0, 2**32 - 1))
+def test_cut_equals_masked(ops: list[str], number: int) -> None:
+    check(ops, number)
