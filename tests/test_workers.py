@@ -185,6 +185,26 @@ def test_workers_end_with_a_killed_run(tmp_path):
     assert not any(is_alive(pid) for pid in pids)
 
 
+@pytest.mark.parametrize("n_evaluations", [0, 1])
+def test_ctrl_c_reaches_the_run_and_not_its_workers(tmp_path, n_evaluations):
+    """Before the first evaluation, while the workers start, and after it."""
+    argv = arguments(tmp_path, "x", "--workers", "2", *PLAIN, "--episodes", "999")
+    command = [sys.executable, "-m", "agmc_onnx", *argv]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    journal, end = tmp_path / "x.run" / "journal.jsonl", time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        n_lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
+        if len(workers_of(process.pid)) == 2 and n_lines > n_evaluations:
+            break
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130
+    assert said.startswith("agmc-onnx: interrupted")
+    assert said.count("\n") == 1
+    assert journal.exists() or n_lines <= 1
+
+
 def is_alive(pid):
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()

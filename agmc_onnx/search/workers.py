@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search.problem import IntArray, Outcome
@@ -47,8 +47,9 @@ class Workers:
             pool = self._started()
             places: dict[Future[Outcome], int] = {}
             try:
-                for place in sorted(left):
-                    places[pool.submit(_evaluate, candidates[place])] = place
+                with _ctrl_c_later():  # submitting starts processes, which inherit what is held back, and keep it so
+                    for place in sorted(left):
+                        places[pool.submit(_evaluate, candidates[place])] = place
                 waiting = set(places)
                 while waiting:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -85,6 +86,19 @@ class Workers:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.n_workers, context, _start, (self._prepare,))
         return self._pool
+
+
+@contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment, where the system can."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _prepare: Callable[[], Evaluate] | None = None
