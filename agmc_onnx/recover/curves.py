@@ -30,7 +30,9 @@ from agmc_onnx.recover.sites import find_sites
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 _STEPS = 64  # of an elimination: more than that many units go several at a time
-_RIDGE = 1e-4  # of the covariance, as a share of its mean diagonal: directions without any signal are not free
+# Ridge of the covariance as a share of its mean diagonal: at least _RIDGE, more where samples are few beside the width, or
+# units would seem to be made up for by others that merely fit the samples.
+_RIDGE, _THIN, _MOST = 1e-4, 0.1, 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,6 @@ def measure_consumers(channels: Channels, samples: Samples, options: RecoverOpti
             units = _units_of(channels, site.x, site.channel_dim, g, width)
             if units is None or not prunable[units[units >= 0]].any() or _is_elementwise(g, n, weight.shape):
                 continue
-            # up to the target where that needs no more memory, so that its variance and the patches take one pass
             stream.advance(site.node.index)
             generator = np.random.default_rng([options.seed, number])
             moments = Moments.empty(g, width, n)
@@ -116,7 +117,8 @@ def measure_consumers(channels: Channels, samples: Samples, options: RecoverOpti
             covariance = (moments.uu / moments.n - mean[:, :, None] * mean[:, None, :]).numpy()
             first, second = (total / moments.n).numpy()
             scaled = matrix.numpy() * site.scale.reshape(g, n, 1)
-            found.append(Consumer(site.node.label, scaled, _ridged(covariance), units, float((second - first**2).sum())))
+            variance = float((second - first**2).sum())
+            found.append(Consumer(site.node.label, scaled, _ridged(covariance, moments.n), units, variance))
     return found
 
 
@@ -137,10 +139,11 @@ def _units_of(channels: Channels, x: str, dim: int, n_groups: int, width: int) -
     return np.tile(per_group, (1, width // per_group.shape[2], 1)).reshape(n_groups, width)
 
 
-def _ridged(covariance: FloatArray) -> FloatArray:
+def _ridged(covariance: FloatArray, n: int) -> FloatArray:
+    ridge = min(max(_RIDGE, _THIN * covariance.shape[1] / n), _MOST)
     scale = np.trace(covariance, axis1=1, axis2=2) / covariance.shape[1]
     scale = np.where(scale > 0, scale, 1.0)
-    return covariance + _RIDGE * scale[:, None, None] * np.eye(covariance.shape[1])
+    return covariance + ridge * scale[:, None, None] * np.eye(covariance.shape[1])
 
 
 def error_curves(
