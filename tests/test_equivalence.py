@@ -198,6 +198,24 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
             **{f"i{n}": i64(n) for n in (0, 2, 3, 4, 5, 8, 12)},
         },
     ),
+    "lstm and gru of two directions": (
+        """g (float[5, N, 6] x) => (float[5, N, 3] out) {
+           t = MatMul(x, wt) y, h, c = LSTM<hidden_size = 4>(t, w, r, b) s = Squeeze(y, i1)
+           z = GRU<hidden_size = 3, direction = "bidirectional", linear_before_reset = 1>(s, w2, r2, b2)
+           p = Transpose<perm = [0, 2, 1, 3]>(z) f = Reshape(p, to) out = MatMul(f, wo) }""",
+        {
+            "wt": (6, 5), "w": (1, 16, 5), "r": (1, 16, 4), "b": (1, 32), "w2": (2, 9, 4), "r2": (2, 9, 3), "b2": (2, 18),
+            "wo": (6, 3), "i1": i64(1), "to": i64(0, 0, -1),
+        },
+    ),
+    "attention by einsum": (
+        """g (float[N, 5, 6] x) => (float[N, 5, 3] out) {
+           q = Einsum<equation = "bnc,chd->bnhd">(x, wq) k = Einsum<equation = "bnc,chd->bnhd">(x, wk)
+           v = Einsum<equation = "bnc,chd->bnhd">(x, wv) s = Einsum<equation = "bnhd,bmhd->bhnm">(q, k)
+           e = Softmax<axis = -1>(s) o = Einsum<equation = "bhnm,bmhd->bnhd">(e, v)
+           y = Einsum<equation = "bnhd,hdc->bnc">(o, wo) out = MatMul(y, wz) }""",
+        {**dict.fromkeys(("wq", "wk", "wv"), (6, 2, 4)), "wo": (2, 4, 6), "wz": (6, 3)},
+    ),
     "grouped over a concat of unlike parts": (
         """g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] out) {
            a = Conv(x, wa) b = Conv(x, wb) c = Concat<axis = 1>(a, b) d = Conv<group = 2>(c, wc) e = Relu(d)

@@ -32,7 +32,11 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
     "conv depthwise": ("y = Conv<group = 4>(a, w)", {"w": (8, 1, 1, 1)}, "a w y"),
     "conv grouped": ("y = Conv<group = 2>(a, w)", {"w": (6, 2, 1, 1)}, "a w y"),
     "conv to one channel": ("y = Conv(a, w, c)", {"w": (1, 4, 1, 1), "c": (1,)}, "a w c y"),
-    "conv by a computed weight": ("s = ReduceMean<keepdims = 0>(x4) t = Add(k, s) y = Conv(a, t)", {"k": (4, 4, 1, 1)}, "a y"),
+    "conv by a computed weight": (
+        "s = ReduceMean<keepdims = 0>(x4) t = Add(k, s) y = Conv(a, t)",
+        {"k": (4, 4, 1, 1)},
+        "a y",
+    ),
     "conv transpose": ("y = ConvTranspose(a, w, c)", {"w": (4, 2, 1, 1), "c": (2,)}, "a w c y"),
     "conv transpose grouped": ("y = ConvTranspose<group = 2>(a, w)", {"w": (4, 3, 1, 1)}, "a w y"),
     "batch norm": (
@@ -111,7 +115,24 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
     ),
     "where": ("p = Greater(a, zero) y = Where(p, a, zero)", {"zero": np.array(0, np.float32)}, "a p y"),
     "size read as data": ("h = Shape(a) f = Cast<to = 1>(h) q = ReduceSum<keepdims = 0>(f) y = Div(a, q)", {}, "a"),
-    "unknown op": ('y = Einsum<equation = "abcd->abcd">(a)', {}, "a"),
+    "unknown op": ("y = Unique(a)", {}, "a"),
+    "einsum": ('y = Einsum<equation = "bchw,co->bohw">(a, w)', {"w": (4, 2)}, "a w y"),
+    "einsum over rows": (
+        'r = Reshape(a, to) y = Einsum<equation = "bgchw,gco->bgohw">(r, w)',
+        {"to": ints(0, 2, 2, 4, 4), "w": (2, 2, 3)},
+        "r w y",
+    ),
+    "quantised": ("y = QuantizeLinear(a, s, z)", {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8)}, "a"),
+    "lstm": (
+        "t = MatMul(seq, wt) y, h = LSTM<hidden_size = 2>(t, w, r, c)",
+        {"wt": (6, 3), "w": (1, 8, 3), "r": (1, 8, 2), "c": (1, 16)},
+        "t w r c y h",
+    ),
+    "gru of two directions": (
+        'y = GRU<hidden_size = 2, direction = "bidirectional">(seq, w, r, , , s)',
+        {"w": (2, 6, 6), "r": (2, 6, 2), "s": (2, 5, 2)},
+        "w r s y",
+    ),
     "weight computed by a node": ("t = Transpose<perm = [1, 0, 2, 3]>(w) y = Conv(a, t)", {"w": (4, 2, 1, 1)}, "a w y"),
     "attention": (
         """q = MatMul(seq, wq) k = MatMul(seq, wk) v = MatMul(seq, wv)
@@ -179,4 +200,4 @@ def test_every_case_has_one_line() -> None:
 
 
 def test_every_rule_names_its_op_once() -> None:
-    assert all(domain == "" and op[0].isupper() for domain, op in RULES)
+    assert all(domain in ("", "com.microsoft") and op[0].isupper() for domain, op in RULES)

@@ -12,6 +12,8 @@ import numpy as np
 
 from agmc_onnx.channels import moves, sizes
 from agmc_onnx.channels.axes import Axis, Entries, Handler, Ids, Ledger
+from agmc_onnx.channels.einsum import einsum
+from agmc_onnx.channels.recurrent import GATES, recurrent
 from agmc_onnx.model.graph import Node
 
 
@@ -268,6 +270,13 @@ def group_norm(ledger: Ledger, node: Node) -> None:
                 _tie_or_freeze(ledger, node, ids, name, 0)
 
 
+def quantised(ledger: Ledger, node: Node) -> None:
+    """Ops of quantised graphs: scales and zero points belong to the weights as they are."""
+    for name in node.inputs:
+        if name:
+            ledger.freeze_value(name, f"{node.label}: quantised; compress the float model, then quantise the result")
+
+
 def _contract(ledger: Ledger, node: Node, source: Ids | None, weight: str, dim: int) -> None:
     """Tie contracted input channels to a dim of the weight; channels that cannot be cut leave the weight whole."""
     if source is not None:
@@ -330,84 +339,20 @@ def _pass_through(ledger: Ledger, node: Node, dims: set[int]) -> None:
     moves.carry(ledger, node, x, node.outputs[0], {dim: dim for dim in range(ledger.shape(x).rank) if dim in dims})
 
 
-_ELEMENTWISE = [
-    "Abs",
-    "Acos",
-    "Acosh",
-    "Add",
-    "And",
-    "Asin",
-    "Asinh",
-    "Atan",
-    "Atanh",
-    "BitShift",
-    "BitwiseAnd",
-    "BitwiseNot",
-    "BitwiseOr",
-    "BitwiseXor",
-    "Cast",
-    "Ceil",
-    "Celu",
-    "Clip",
-    "Cos",
-    "Cosh",
-    "Div",
-    "Dropout",
-    "Elu",
-    "Equal",
-    "Erf",
-    "Exp",
-    "Floor",
-    "Gelu",
-    "Greater",
-    "GreaterOrEqual",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "IsInf",
-    "IsNaN",
-    "LeakyRelu",
-    "Less",
-    "LessOrEqual",
-    "Log",
-    "Max",
-    "Mean",
-    "Min",
-    "Mish",
-    "Mod",
-    "Mul",
-    "Neg",
-    "Not",
-    "Or",
-    "PRelu",
-    "Pow",
-    "Reciprocal",
-    "Relu",
-    "Round",
-    "Selu",
-    "Shrink",
-    "Sigmoid",
-    "Sign",
-    "Sin",
-    "Sinh",
-    "Softplus",
-    "Softsign",
-    "Sqrt",
-    "Sub",
-    "Sum",
-    "Swish",
-    "Tan",
-    "Tanh",
-    "ThresholdedRelu",
-    "Where",
-    "Xor",
-]
+_ELEMENTWISE = """
+    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil
+    Celu Clip Cos Cosh Div Dropout Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish
+    Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow
+    Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh
+    ThresholdedRelu Where Xor
+"""
+_QUANTISED = "ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul QuantizeLinear"
 _REDUCE = (
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
 )
 
 RULES: dict[tuple[str, str], Handler] = {
-    **{("", op): elementwise for op in _ELEMENTWISE},
+    **{("", op): elementwise for op in _ELEMENTWISE.split()},
     **{("", op): reduce for op in _REDUCE.split()},
     **{("", op): moves.RULES[op] for op in moves.RULES},
     **{
@@ -425,6 +370,10 @@ RULES: dict[tuple[str, str], Handler] = {
     ("", "LayerNormalization"): layer_norm,
     ("", "RMSNormalization"): layer_norm,
     ("", "MatMul"): matmul,
+    ("", "Einsum"): einsum,
+    **{("", op): recurrent for op in GATES},
+    **{("", op): quantised for op in _QUANTISED.split()},
+    **{("com.microsoft", op): elementwise for op in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")},
     ("", "Shape"): sizes.shape_of,
     ("", "Size"): sizes.shape_of,
     **{("", op): softmax for op in ("Softmax", "LogSoftmax", "Hardmax")},

@@ -17,10 +17,10 @@ from scipy.sparse import csr_array
 
 from agmc_onnx.channels.axes import Axis
 from agmc_onnx.channels.groups import Channels
+from agmc_onnx.channels.recurrent import GATES
 from agmc_onnx.model.graph import Graph, Node
 
 IntArray = npt.NDArray[np.int64]
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +152,12 @@ def params_cost(channels: Channels) -> Cost:
 
 def count_macs(graph: Graph) -> dict[str, int]:
     """Return the multiply-adds of every node of a graph that has some, by the name of its first output."""
-    counted = ((node, product) for node in graph.nodes for product in _macs_of(graph, node))
-    return {node.outputs[0] or node.label: math.prod(dims) for node, (dims, _) in counted}
+    counted: dict[str, int] = {}
+    for node in graph.nodes:
+        for dims, _ in _macs_of(graph, node):
+            name = node.outputs[0] or node.label
+            counted[name] = counted.get(name, 0) + math.prod(dims)
+    return counted
 
 
 def count_params(graph: Graph) -> int:
@@ -165,7 +169,7 @@ Product = tuple[tuple[int, ...], list["Axis | None"]]  # sizes, and the axis tha
 
 
 def _macs_of(graph: Graph, node: Node) -> list[Product]:
-    """Return the product that counts a node, as a list of one, or nothing for ops that do not multiply."""
+    """Return the products whose sum counts a node: one, two for recurrent nodes, none for ops that do not multiply."""
     if node.domain or node.op_type not in _MAC_OPS:
         return []
     x, w = node.inputs[:2]
@@ -188,8 +192,12 @@ def _macs_of(graph: Graph, node: Node) -> list[Product]:
     if node.op_type == "Einsum":
         return _einsum_macs(graph, node)
     steps, batch = (dims[x][1], dims[x][0]) if node.attribute("layout", 0) else (dims[x][0], dims[x][1])
-    hidden = node.attribute("hidden_size")
-    return [((steps, batch, dims[w][0], _GATES[node.op_type], hidden, dims[x][2] + hidden), [None] * 6)]
+    r = node.inputs[2]
+    shape = graph.shape(r)
+    if shape is None:
+        return []
+    dims[r] = shape.dims
+    return [((steps, batch, *dims[v]), [None, None, *axes(v)]) for v in (w, r)]
 
 
 def _einsum_macs(graph: Graph, node: Node) -> list[Product]:
@@ -206,4 +214,4 @@ def _einsum_macs(graph: Graph, node: Node) -> list[Product]:
     return [(tuple(sizes.values()), list(axes.values()))]
 
 
-_MAC_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *_GATES})
+_MAC_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *GATES})

@@ -9,6 +9,7 @@ import onnx
 
 from agmc_onnx.channels.axes import Ledger, Shuffle
 from agmc_onnx.channels.moves import pad_amounts, slice_bounds
+from agmc_onnx.channels.recurrent import GATES
 from agmc_onnx.model.graph import Node
 from agmc_onnx.pruning.surgery import Editor, Mask
 
@@ -205,7 +206,14 @@ def resize(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
         editor.constant(proto, 3, [cut.size(y, d) if cut.mask(y, d) is not None else s for d, s in enumerate(given)])
 
 
+def recurrent(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """LSTM, GRU, RNN: the number of hidden units."""
+    if editor.cut.mask(node.inputs[2], 2) is not None:
+        editor.attribute(proto, "hidden_size", editor.cut.size(node.inputs[2], 2))
+
+
 REPAIRS: dict[str, Repair] = {
+    **dict.fromkeys(GATES, recurrent),
     "Conv": conv,
     "ConvTranspose": conv,
     "Expand": expand,
