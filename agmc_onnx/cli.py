@@ -332,11 +332,11 @@ def _compress(arguments: argparse.Namespace) -> int:
 
 def journal_lines(facts: Mapping[str, Any]) -> list[str]:
     """Return what is to be said of the journal that a run begins with; of a new one nothing."""
+    n = facts["resumed"] or facts["set_aside"]
+    what = f"{n} evaluation{'s' if n > 1 else ''} of an interrupted run"
     if facts["resumed"]:
-        return [f"resumed: {facts['resumed']} evaluations are taken from {facts['path']}"]
-    if facts["set_aside"]:
-        return [f"starts anew: {facts['set_aside']} evaluations of an interrupted run are set aside in {facts['old']}"]
-    return []
+        return [f"resumed: {what}, from {facts['path']}"]
+    return [f"starts anew: {what} set aside in {facts['old']}"] if n else []
 
 
 def default_output(model: str | Path) -> Path:

@@ -254,7 +254,7 @@ def test_ctrl_c_keeps_the_journal_and_resume_goes_on(tmp_path, capsys, monkeypat
     assert "belongs to another run, got settings seed 1 (journal: 0); expected" in capsys.readouterr().err
     assert main(arguments(tmp_path, "torn", "--resume")) == 0
     said = capsys.readouterr().out
-    assert f"resumed: 5 evaluations are taken from {tmp_path / 'torn.run' / 'journal.jsonl'}" in said
+    assert f"resumed: 5 evaluations of an interrupted run, from {tmp_path / 'torn.run' / 'journal.jsonl'}" in said
     assert outcome(tmp_path, "torn") == outcome(tmp_path, "whole")
     assert json.loads((tmp_path / "torn.report.json").read_text())["resumed"] == 5
     assert not (tmp_path / "torn.run").exists()
@@ -289,7 +289,7 @@ def test_without_resume_a_run_starts_anew_and_says_so(tmp_path, capsys):
     journal.add(np.array([1, 2]), Outcome(1.0), 0.0)
     journal.end(finished=False)
     assert main(arguments(tmp_path, "x", policy="uniform")) == 0
-    said = f"starts anew: 1 evaluations of an interrupted run are set aside in {folder / 'journal.old.jsonl'}"
+    said = f"starts anew: 1 evaluation of an interrupted run set aside in {folder / 'journal.old.jsonl'}"
     assert said in capsys.readouterr().out
     assert not folder.exists()
 
