@@ -77,6 +77,13 @@ def _amc(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> 
     return AmcPolicy(problem, options, rng)
 
 
+def _gnn_rl(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
+    """Return the GNN-RL policy."""
+    from agmc_onnx.search.policies.gnn_rl import GnnRlPolicy
+
+    return GnnRlPolicy(problem, options, rng)
+
+
 def _greedy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
     """Return the greedy policy."""
     from agmc_onnx.search.policies.greedy import greedy
@@ -92,6 +99,7 @@ POLICIES: dict[str, PolicyFactory] = {
     "random": handcrafted.random,
     "greedy": _greedy,
     "amc": _amc,
+    "gnn-rl": _gnn_rl,
     "global": searching.global_ranking,
     "sensitivity": searching.sensitivity,
     "local": searching.local,
@@ -100,11 +108,11 @@ POLICIES: dict[str, PolicyFactory] = {
 }
 
 
-LEARNED = frozenset({"agmc", "amc", "greedy", "sensitivity"})  # the rows that use torch
+LEARNED = frozenset({"agmc", "amc", "gnn-rl", "greedy", "sensitivity"})  # the rows that use torch
 # the rows whose `observe` needs no more than its arguments: they may propose again before they observe
 TAKE_BATCHES = frozenset({"agmc", "amc", "uniform", "shallow", "deep", "random"})
 # the rows that search, and may begin with the prior's candidates
-PRIMED = frozenset({"agmc", "amc", "local", "tpe", "cmaes"})
+PRIMED = frozenset({"agmc", "amc", "gnn-rl", "local", "tpe", "cmaes"})
 
 
 def make_policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
