@@ -199,7 +199,7 @@ def n_lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def wait_for(process, path, n, limit_s=60):
+def wait_for(process, path, n, limit_s=300):
     """Wait until a journal has n lines or its run has ended."""
     end = time.monotonic() + limit_s
     while process.poll() is None and n_lines(path) < n:
