@@ -4,7 +4,7 @@
                              [--data FOLDER] [--seconds 240] [--keep FOLDER] [--report docs/coverage.md]
 
 Every model is tried in a process of its own, so that a crash or a time limit costs one row. Rows that are in the file
-already are not repeated. With `--report` the table is written from the file; with `--limit 0` nothing is run before.
+already are not repeated, but for those that failed. With `--report` the table is written from the file; with `--limit 0` nothing is run before.
 
 Needs torch, torchvision 0.28 and timm 1.0 (an extra of their own); weights are random, nothing is downloaded.
 """
@@ -330,7 +330,7 @@ def main() -> None:
     jobs = [(n, "file" if n.startswith("light:") or n.endswith(".onnx") else e) for n, e in jobs][: args.limit]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for name, exporter in jobs:
-        known = any((r["name"], r["exporter"]) == (name, exporter) for r in rows)
+        known = any((r["name"], r["exporter"]) == (name, exporter) and "error" not in r for r in rows)
         if known and not args.again:
             continue
         row = run_apart(name, args, exporter)

@@ -13,7 +13,7 @@ the same ones. Groups of a convolution and heads of an attention are such rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -245,6 +245,7 @@ def walk(graph: Graph, rules: Callable[[Node], Handler | None]) -> Ledger:
         if node.index in ledger.skipped:
             continue
         rule = rules(node)
+        node = _without_unused(graph, node)
         unknown = next((v for v in (*node.inputs, *node.outputs) if v and graph.shape(v) is None), None)
         if rule is None or unknown is not None:
             why = (
@@ -266,6 +267,18 @@ def walk(graph: Graph, rules: Callable[[Node], Handler | None]) -> Ledger:
     for value, holder in graph.captured.items():
         ledger.freeze_value(value, f"{holder.label}: used inside its subgraph")
     return ledger
+
+
+def _without_unused(graph: Graph, node: Node) -> Node:
+    """Return a node without its further outputs that nobody uses: inference may not know their shapes (Dropout's mask)."""
+
+    def is_used(value: str) -> bool:
+        return value in graph.consumers or value in graph.outputs or value in graph.captured
+
+    if all(graph.shape(value) is not None or is_used(value) for value in node.outputs[1:] if value):
+        return node
+    used = [value if graph.shape(value) is not None or is_used(value) else "" for value in node.outputs[1:]]
+    return replace(node, outputs=(node.outputs[0], *used))
 
 
 def _spread(entries: Entries, rows: tuple[int, ...]) -> Ids:
