@@ -46,6 +46,7 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
     ),
     "instance norm": ("y = InstanceNormalization(a, s, t)", {"s": (4,), "t": (4,)}, "a s t y"),
     "dropout with a mask nobody uses": ("y, mask = Dropout(a)", {}, "a y"),
+    "local response norm": ("y = LRN<size = 3>(a)", {}, "a y"),
     "relu": ("y = Relu(a)", {}, "a y"),
     "add of two": ("b = Conv(x, wb) y = Add(a, b)", WB, "a b y"),
     "add of a constant per channel": ("y = Add(a, k)", {"k": (4, 1, 1)}, "a k y"),

@@ -190,8 +190,16 @@ def batch_norm(ledger: Ledger, node: Node) -> None:
 
 
 def pool(ledger: Ledger, node: Node) -> None:
-    """Pooling, LRN, Resize and the like: channels (dim 1) pass, spatial dims must be whole."""
+    """Pooling and the like: channels (dim 1) pass, spatial dims must be whole."""
     _pass_through(ledger, node, {0, 1})
+
+
+def local_norm(ledger: Ledger, node: Node) -> None:
+    """LRN: channels pass; each is divided by the energy of its neighbours, which are others after a cut."""
+    _pass_through(ledger, node, {0, 1})
+    entries = ledger.axis(node, node.inputs[0], 1)
+    if entries is not None:
+        ledger.normalise(entries.ids, node)
 
 
 def reduce(ledger: Ledger, node: Node) -> None:
@@ -369,6 +377,7 @@ RULES: dict[tuple[str, str], Handler] = {
     ("", "GroupNormalization"): group_norm,
     ("", "LayerNormalization"): layer_norm,
     ("", "RMSNormalization"): layer_norm,
+    ("", "LRN"): local_norm,
     ("", "MatMul"): matmul,
     ("", "Einsum"): einsum,
     **{("", op): recurrent for op in GATES},
