@@ -110,7 +110,7 @@ POLICIES: dict[str, PolicyFactory] = {
 
 LEARNED = frozenset({"agmc", "amc", "gnn-rl", "greedy", "sensitivity"})  # the rows that use torch
 # the rows whose `observe` needs no more than its arguments: they may propose again before they observe
-TAKE_BATCHES = frozenset({"agmc", "amc", "uniform", "shallow", "deep", "random"})
+TAKE_BATCHES = frozenset({"agmc", "amc", "uniform", "shallow", "deep", "random", "greedy", "global", "local"})
 # the rows that search, and may begin with the prior's candidates
 PRIMED = frozenset({"agmc", "amc", "gnn-rl", "local", "tpe", "cmaes"})
 
