@@ -4,7 +4,8 @@
                              [--data FOLDER] [--seconds 240] [--keep FOLDER] [--report docs/coverage.md]
 
 Every model is tried in a process of its own, so that a crash or a time limit costs one row. Rows that are in the file
-already are not repeated, but for those that failed. With `--report` the table is written from the file; with `--limit 0` nothing is run before.
+already are not repeated, but for those that failed. With `--report` the table is written from the file; with
+`--limit 0` nothing is run before.
 
 Needs torch, torchvision 0.28 and timm 1.0 (an extra of their own); weights are random, nothing is downloaded.
 """
@@ -40,7 +41,7 @@ from agmc_onnx.verification import norms_of, verify
 
 NAMES = Path(__file__).with_name("architectures.txt")
 EXPORTERS = {"torchscript": {"exporter": "torchscript"}, "dynamo": {"exporter": "dynamo", "opset": 18}}
-LARGEST_BYTES = 1 << 31
+SMALL = "every group is cut; first and last layer, steps or attention products that shrink along one factor weigh much"
 Row = dict[str, Any]
 
 
@@ -264,8 +265,8 @@ def summary(rows: list[Row]) -> list[str]:
     ]
 
 
-def report(rows: list[Row]) -> str:
-    """Return docs/coverage.md."""
+def report(rows: list[Row], note: str) -> str:
+    """Return docs/coverage.md; the note says what a reader of these rows must know."""
     lines = [
         "# Coverage",
         "",
@@ -273,6 +274,10 @@ def report(rows: list[Row]) -> str:
         "(zero tensors too), the batch is open, half of every group is cut by L2 norm, nothing is recovered.",
         "Equal: to the original whose removed entries are zero, and whose normalisations take their statistics over the kept",
         "entries; where a normalisation cannot be written that way, with only those groups cut that it does not see.",
+        "",
+        f"What was run: {len(rows)} rows; {len({r['name'] for r in rows} & set(architectures()))} of the "
+        f"{len(architectures())} names in `tools/architectures.txt` are among them. The rest has not been run yet.",
+        *([note] if note else []),
     ]
     for exporter in sorted({r["exporter"] for r in rows}):
         own = [r for r in rows if r["exporter"] == exporter]
@@ -282,9 +287,10 @@ def report(rows: list[Row]) -> str:
             "|---|---|---|---|---|---|---|---|",
         ]
         for r in sorted((r for r in own if "valid" in r), key=lambda r: r["name"]):
+            label = f"{r['name'].rpartition('/')[2]} | {r['nodes']} | {r['groups']}"
             equal = {True: f"{r.get('relative', 0):.0e}", False: "**no**", None: "-"}[r["equivalent"]]
             lines.append(
-                f"| {r['name']} | {r['nodes']} | {r['groups']} | {r['macs_left']:.3f} | {r.get('budget_reached', 1):.3f} | "
+                f"| {label} | {r['macs_left']:.3f} | {r.get('budget_reached', 1):.3f} | "
                 f"{'yes' if r['valid'] else '**no**'} | {equal} | {r['seconds']:.2f} |"
             )
         short = [
@@ -294,7 +300,9 @@ def report(rows: list[Row]) -> str:
             lines += ["", f"### What falls short ({exporter})", ""]
         for r in sorted(short, key=lambda r: r["name"]):
             reasons = "; ".join(f"{n} x {why}" for why, n in r["reasons"] if "graph output" not in why)
-            lines.append(f"- **{r['name']}** {r['macs_left']:.3f}: {r.get('note') or reasons[:400]}")
+            lines.append(
+                f"- **{r['name'].rpartition('/')[2]}** {r['macs_left']:.3f}: {reasons[:400] or r.get('note') or SMALL}"
+            )
         failed = [r for r in own if "error" in r]
         if failed:
             lines += ["", f"### Not analysed ({exporter})", ""]
@@ -317,6 +325,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for exported models, to export each only once")
     parser.add_argument("--again", action="store_true", help="replace rows that are in the file already")
     parser.add_argument("--report", type=Path)
+    parser.add_argument("--note", default="", help="a line for the report: what must be known about these rows")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -339,7 +348,7 @@ def main() -> None:
         facts = ("macs_left", "valid", "equivalent", "relative", "seconds", "error", "note")
         print(name, *(f"{k}={row[k]}" for k in facts if row.get(k) not in (None, "")), flush=True)
     if args.report:
-        args.report.write_text(report(rows))
+        args.report.write_text(report(rows, args.note))
 
 
 if __name__ == "__main__":
