@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +18,18 @@ import onnx
 from agmc_onnx.channels.groups import Channels, analyse
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import AgmcError, BudgetError, ModelError, UsageError, VerificationError
-from agmc_onnx.measure.accuracy import Evaluator, Score
-from agmc_onnx.measure.data import Samples, load_card, open_data
-from agmc_onnx.measure.latency import Latency, compare, ratio
-from agmc_onnx.measure.random_inputs import runnable
-from agmc_onnx.measure.session import make_session, model_inputs, provider_of, run_model
+from agmc_onnx.measure.roles import Roles
 from agmc_onnx.model.files import ModelFile, read_model
 from agmc_onnx.model.graph import Graph, view
 from agmc_onnx.model.normalize import normalize
 from agmc_onnx.output import check_output, output_files, write_files
-from agmc_onnx.pruning.cost import Cost, count_macs, count_params, macs_cost, params_cost
+from agmc_onnx.pruning.cost import Cost, macs_cost, params_cost
 from agmc_onnx.pruning.importance import importance_of
 from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
 from agmc_onnx.pruning.surgery import Surgeon
+from agmc_onnx.report.record import compose, environment_versions, sizes_of, verified_facts
 from agmc_onnx.search.environment import Environment
-from agmc_onnx.search.journal import EvaluateAll, Journal, Recorder, digest, run_folder
+from agmc_onnx.search.journal import EvaluateAll, Journal, Recorder, run_folder
 from agmc_onnx.search.loop import Record, SearchResult, one_by_one, search
 from agmc_onnx.search.policies import LEARNED, TAKE_BATCHES, make_policy
 from agmc_onnx.search.problem import Curves, Outcome
@@ -44,7 +39,6 @@ from agmc_onnx.verification import Verification, norms_of, verify
 
 IntArray = npt.NDArray[np.int64]
 CURVE_SAMPLES, CURVE_POSITIONS = 256, 8000  # of the calibration role, for error curves: 3 s for ResNet-20
-REPORT_FORMAT = "agmc-onnx/report@1"
 NOT_IN_JOURNAL = ("resume", "workers", "latency_seconds")  # options that do not change what a search finds
 Progress = Callable[[str, Mapping[str, Any]], None]
 
@@ -140,7 +134,7 @@ def _compress(
     if output is not None:
         check_output(output, model)
     analysis = analyse_model(model)
-    data_of = _Data(analysis, data, settings)
+    data_of = Roles(analysis.file.proto, data, settings)
     environment = _environment(analysis, data_of, settings)
     kind, share, cost = _budget(analysis, settings)
     full = cost(environment.n_units)
@@ -157,7 +151,7 @@ def _compress(
 def _searched(
     analysis: Analysis,
     environment: Environment,
-    data_of: _Data,
+    data_of: Roles,
     settings: CompressOptions,
     target: tuple[str, float, Cost, int],
     output: str | Path | None,
@@ -184,8 +178,9 @@ def _searched(
         seed=settings.seed,
     )
     tell("measuring", {})
-    report = _report(
-        analysis,
+    report = compose(
+        analysis.file,
+        analysis.channels,
         as_cut,
         compressed,
         data_of,
@@ -210,7 +205,7 @@ def _searched(
 
 @contextmanager
 def _journal(
-    analysis: Analysis, data: _Data, settings: CompressOptions, output: str | Path | None, tell: Progress
+    analysis: Analysis, data: Roles, settings: CompressOptions, output: str | Path | None, tell: Progress
 ) -> Iterator[Journal | None]:
     """Open the journal of a run; whatever ends the run says how it goes on, unless going on would end as it did."""
     if output is None:
@@ -273,9 +268,9 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None)
     made = make_plan(analysis.channels, kept, analysis.file.sha256)
     checked = verify(analysis.model, pruned, made, norms=norms_of(analysis.channels, kept))
     report = {
-        "original": _sizes(analysis.file.proto),
-        "compressed": _sizes(pruned),
-        "verified": _verified(checked, False),
+        "original": sizes_of(analysis.file.proto),
+        "compressed": sizes_of(pruned),
+        "verified": verified_facts(checked, False),
     }
     if output is not None:
         write_files(pruned, {}, output)
@@ -319,57 +314,7 @@ def write_result(result: Result, output: str | Path) -> None:
     write_files(result.model, texts, output)
 
 
-class _Data:
-    """The three roles, or their synthetic stand-ins."""
-
-    def __init__(self, analysis: Analysis, source: str | Path | None, settings: CompressOptions) -> None:
-        self.real = source is not None
-        self.source = None if source is None else str(source)
-        self._model = analysis.file.proto
-        inputs = model_inputs(self._model)
-        if source is not None:
-            dataset = open_data(load_card(source), inputs)
-            self.metric = dataset.metric
-            self._roles = {name: dataset.role(name) for name in ("calibration", "reward", "test")}
-            self._roles["reward"] = self._roles["reward"].take(settings.reward_samples)
-        else:
-            self.metric = "agreement"
-            self._roles = {
-                name: runnable(self._model, n, settings.seed + i)
-                for i, (name, n) in enumerate((("calibration", 64), ("reward", 64), ("test", 64)))
-            }
-        feed = self._roles["test"].take(1).feeds(1)[0]
-        run_model(
-            make_session(self._model, settings.threads), feed
-        )  # the original must run before anything else is done
-        self._settings = settings
-
-    def role(self, name: str) -> Samples:
-        return self._roles[name]
-
-    def sizes(self) -> dict[str, int]:
-        return {name: samples.n for name, samples in self._roles.items()}
-
-    def evaluator(self, role: str) -> Evaluator:
-        reference = self._model if self.metric == "agreement" else None
-        threads, provider = self._settings.threads, self._settings.provider
-        return Evaluator(self._roles[role], self.metric, reference=reference, threads=threads, provider=provider)
-
-    def digest(self) -> str:
-        """Return the SHA-256 of all that a search sees of the data."""
-        reward, calibration = self._roles["reward"], self._roles["calibration"].take(self._settings.search_samples)
-        feeds = [
-            *reward.feeds(100),
-            *(feed for feed, _ in calibration.batches(100)),
-        ]  # 100: as the evaluator keeps them
-        arrays = [(name, feed[name]) for feed in feeds for name in sorted(feed)]
-        return digest([*arrays, ("labels", None if reward.labels is None else np.asarray(reward.labels))])
-
-    def verification_feeds(self) -> list[dict[str, np.ndarray]]:
-        return self._roles["calibration"].take(3).feeds(1)
-
-
-def _environment(analysis: Analysis, data: _Data, settings: CompressOptions, floor: float | None = None) -> Environment:
+def _environment(analysis: Analysis, data: Roles, settings: CompressOptions, floor: float | None = None) -> Environment:
     if not analysis.channels.groups:
         reasons = sorted({group.why_frozen or "" for group in analysis.channels.frozen})
         why = reasons[0] if reasons else "no op of it is understood"
@@ -396,7 +341,7 @@ def _environment(analysis: Analysis, data: _Data, settings: CompressOptions, flo
 
 
 def _curves(
-    analysis: Analysis, scores: npt.NDArray[np.float64], data: _Data, settings: CompressOptions
+    analysis: Analysis, scores: npt.NDArray[np.float64], data: Roles, settings: CompressOptions
 ) -> Callable[[], Curves]:
     """Return what makes the refit-error curves, for the policies that ask."""
 
@@ -411,7 +356,7 @@ def _curves(
 
 
 def _recovered(
-    analysis: Analysis, kept: list[IntArray], as_cut: onnx.ModelProto, data: _Data, settings: CompressOptions
+    analysis: Analysis, kept: list[IntArray], as_cut: onnx.ModelProto, data: Roles, settings: CompressOptions
 ) -> onnx.ModelProto:
     """Recover the chosen candidate with all that the calibration role has; candidates were recovered with a part of it."""
     if settings.recover == "none":
@@ -428,7 +373,7 @@ def _lower_floor(
     budget: int,
     kind: str,
     analysis: Analysis,
-    data: _Data,
+    data: Roles,
     settings: CompressOptions,
 ) -> Environment:
     """Give up the floor of every group where the budget needs it."""
@@ -458,7 +403,7 @@ def _search(
     cost: Cost,
     budget: int,
     settings: CompressOptions,
-    data: _Data,
+    data: Roles,
     journal: Journal | None,
     tell: Progress,
 ) -> SearchResult:
@@ -489,7 +434,7 @@ def _search(
 
 @contextmanager
 def _evaluators(
-    analysis: Analysis, environment: Environment, data: _Data, settings: CompressOptions
+    analysis: Analysis, environment: Environment, data: Roles, settings: CompressOptions
 ) -> Iterator[EvaluateAll]:
     """Give what evaluates candidates: this process, or several others."""
     if settings.workers == 1:
@@ -516,126 +461,7 @@ def _worker_evaluator(
     analysis = analyse_model(path)
     if analysis.file.sha256 != sha256:
         raise ModelError(f"{path}: changed while it was being compressed. Start again.")
-    return _environment(analysis, _Data(analysis, data, settings), settings).evaluate
-
-
-def _report(
-    analysis: Analysis,
-    as_cut: onnx.ModelProto,
-    compressed: onnx.ModelProto,
-    data: _Data,
-    settings: CompressOptions,
-    found: SearchResult,
-    checked: Verification,
-    kind: str,
-    share: float,
-    reached: float,
-) -> dict[str, Any]:
-    evaluator = data.evaluator("test")
-    original = analysis.file.proto
-    before, after = evaluator(original).score, evaluator(compressed).score
-    cut = after if settings.recover == "none" else evaluator(as_cut).score
-    feeds = data.role("test").take(8).feeds(1)
-    threads, seconds, provider = settings.threads, settings.latency_seconds, settings.provider
-    times = compare([original, compressed], feeds, threads=threads, seconds=seconds, provider=provider)
-    return {
-        "format": REPORT_FORMAT,
-        "model": {"path": str(analysis.file.path), "sha256": analysis.file.sha256},
-        "original": {**_sizes(original), **_measured(before, times[0])},
-        "compressed": {
-            **_sizes(compressed), **_measured(after, times[1]),
-            "metric_before_recovery": cut.value, "weight_density": _density(view(compressed)),
-        },
-        "latency_ratio": asdict(ratio(times[1], times[0])),
-        "accuracy_measured": data.real,
-        "data": {"source": data.source, "metric": data.metric, "roles": data.sizes()} if data.real else None,
-        "target": {"kind": kind, "keep": share, "reached": reached},
-        "policy": settings.policy, "seed": settings.seed, "episodes": len(found.history),
-        "evaluations": found.n_extra + sum(not record["cached"] for record in found.history),
-        "interrupted": found.interrupted,
-        "wall_s": 0.0,
-        "inference_s": sum(record["inference_s"] for record in found.history if not record["cached"]),
-        "history": found.history,
-        "verified": _verified(checked, settings.recover != "none"),
-        "groups": _groups(analysis.channels, found.kept.tolist()),
-        "settings": asdict(settings),
-        "environment": environment_versions(provider_of(make_session(compressed, settings.threads, settings.provider))),
-    }  # fmt: skip
-
-
-def environment_versions(provider: str) -> dict[str, str]:
-    """Return the versions a result depends on."""
-
-    def version(*names: str) -> str:
-        for name in names:
-            try:
-                return metadata.version(name)
-            except metadata.PackageNotFoundError:
-                continue
-        return "not installed"
-
-    return {
-        "agmc_onnx": version("agmc-onnx"), "onnx": version("onnx"), "onnxruntime": version("onnxruntime-gpu", "onnxruntime"),
-        "provider": provider, "torch": version("torch"), "python": platform.python_version(), "cpu": _cpu_name(),
-    }  # fmt: skip
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _sizes(model: onnx.ModelProto) -> dict[str, int]:
-    graph = view(model)
-    return {"macs": sum(count_macs(graph).values()), "params": count_params(graph), "file_bytes": model.ByteSize()}
-
-
-def _measured(score: Score, times: Latency) -> dict[str, Any]:
-    return {
-        "metric": {"name": score.name, "value": score.value, "n": score.n, "interval": score.interval},
-        "latency_ms": {
-            "p50": times.p50, "p90": times.p90, "min": times.minimum, "cpu": times.mean_cpu_ms,
-            "batch": times.batch, "threads": times.threads,
-        },
-    }  # fmt: skip
-
-
-def _density(graph: Graph) -> float:
-    """Return the share of non-zero entries of all weights of two or more dims."""
-    arrays = [graph.array(name) for name, t in graph.tensors.items() if len(t.dims) > 1 and graph.is_float(name)]
-    total = sum(array.size for array in arrays)
-    return float(sum(np.count_nonzero(array) for array in arrays) / total) if total else 1.0
-
-
-def _groups(channels: Channels, kept: list[int]) -> list[dict[str, Any]]:
-    """Return every group with what is kept of it, frozen ones included, in the order of the network."""
-    counts = {id(group): n for group, n in zip(channels.groups, kept, strict=True)}
-    first: dict[int, int] = {}
-    for place, axis in enumerate(channels.axes.values()):
-        for unit in np.unique(axis.units).tolist():
-            first.setdefault(unit, place)
-    ordered = sorted(
-        (*channels.groups, *channels.frozen), key=lambda group: min(first[unit] for unit in group.units.tolist())
-    )
-    return [
-        {"name": g.name, "units": g.n_units, "kept": counts.get(id(g), g.n_units), "why_frozen": g.why_frozen}
-        for g in ordered
-    ]
-
-
-def _verified(checked: Verification, recovered: bool) -> dict[str, Any]:
-    return {
-        "masked_equivalence": checked.masked_equivalence, "max_abs_diff": _number(checked.max_abs_diff),
-        "max_abs_output": _number(checked.max_abs_output), "tolerance": _number(checked.tolerance),
-        "checker": checked.checker, "n_samples": checked.n_samples, "note": checked.note, "recovered": recovered,
-    }  # fmt: skip
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else value
+    return _environment(analysis, Roles(analysis.file.proto, data, settings), settings).evaluate
 
 
 def _weights_kept(original: Graph, pruned: Graph, plan: Plan) -> bool:

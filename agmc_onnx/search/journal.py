@@ -8,7 +8,6 @@ been written (the report has the whole history); it stays when the run was inter
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,8 +15,6 @@ from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any
-
-import numpy as np
 
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search.problem import IntArray, Outcome
@@ -35,17 +32,6 @@ def run_folder(output: str | Path) -> Path:
     path = Path(output)
     stem = path.with_suffix("") if path.suffix == ".onnx" else path
     return stem.with_name(stem.name + ".run")
-
-
-def digest(arrays: Iterable[tuple[str, np.ndarray | None]]) -> str:
-    """Return the SHA-256 of named arrays, hexadecimal: of their names, types, shapes and entries, in the order given."""
-    found = hashlib.sha256()
-    for name, array in arrays:
-        found.update(f"{name} {None if array is None else (array.dtype.str, array.shape)}".encode())
-        if array is not None:
-            has_bytes = array.dtype.kind not in "OV"
-            found.update(np.ascontiguousarray(array).data if has_bytes else repr(array.tolist()).encode())
-    return found.hexdigest()
 
 
 class Journal:

@@ -1,0 +1,96 @@
+"""The data of a run: calibration, reward and test, which never mix."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from agmc_onnx.config import CompressOptions
+from agmc_onnx.measure.accuracy import Evaluator
+from agmc_onnx.measure.data import Samples, load_card, open_data
+from agmc_onnx.measure.random_inputs import runnable
+from agmc_onnx.measure.session import make_session, model_inputs, run_model
+
+
+class Roles:
+    """The three roles of the data, or their synthetic stand-ins.
+
+    Attributes:
+        real: Whether there is data.
+        source: What the user named it, or None.
+        metric: What is measured.
+    """
+
+    def __init__(self, model: onnx.ModelProto, source: str | Path | None, settings: CompressOptions) -> None:
+        """Open the data, and run the original once: it must run before anything else is done.
+
+        Args:
+            model: The original.
+            source: A card, an .npz, a folder, "digits", or None.
+            settings: Of the run.
+
+        Raises:
+            DataError: If the data cannot be used with this model.
+            ModelError: If onnxruntime cannot run the model.
+        """
+        self.real = source is not None
+        self.source = None if source is None else str(source)
+        self._model = model
+        inputs = model_inputs(self._model)
+        if source is not None:
+            dataset = open_data(load_card(source), inputs)
+            self.metric = dataset.metric
+            self._roles = {name: dataset.role(name) for name in ("calibration", "reward", "test")}
+            self._roles["reward"] = self._roles["reward"].take(settings.reward_samples)
+        else:
+            self.metric = "agreement"
+            self._roles = {
+                name: runnable(self._model, n, settings.seed + i)
+                for i, (name, n) in enumerate((("calibration", 64), ("reward", 64), ("test", 64)))
+            }
+        feed = self._roles["test"].take(1).feeds(1)[0]
+        run_model(make_session(self._model, settings.threads), feed)
+        self._settings = settings
+
+    def role(self, name: str) -> Samples:
+        """Return "calibration", "reward" or "test"."""
+        return self._roles[name]
+
+    def sizes(self) -> dict[str, int]:
+        """Return the number of samples of every role."""
+        return {name: samples.n for name, samples in self._roles.items()}
+
+    def evaluator(self, role: str) -> Evaluator:
+        """Return what scores models on a role."""
+        reference = self._model if self.metric == "agreement" else None
+        threads, provider = self._settings.threads, self._settings.provider
+        return Evaluator(self._roles[role], self.metric, reference=reference, threads=threads, provider=provider)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all that a search sees of the data."""
+        reward, calibration = self._roles["reward"], self._roles["calibration"].take(self._settings.search_samples)
+        feeds = [
+            *reward.feeds(100),
+            *(feed for feed, _ in calibration.batches(100)),
+        ]  # 100: as the evaluator keeps them
+        arrays = [(name, feed[name]) for feed in feeds for name in sorted(feed)]
+        return digest([*arrays, ("labels", None if reward.labels is None else np.asarray(reward.labels))])
+
+    def verification_feeds(self) -> list[dict[str, np.ndarray]]:
+        """Return a few inputs to compare models on."""
+        return self._roles["calibration"].take(3).feeds(1)
+
+
+def digest(arrays: Iterable[tuple[str, np.ndarray | None]]) -> str:
+    """Return the SHA-256 of named arrays, hexadecimal: of their names, types, shapes and entries, in the order given."""
+    found = hashlib.sha256()
+    for name, array in arrays:
+        found.update(f"{name} {None if array is None else (array.dtype.str, array.shape)}".encode())
+        if array is not None:
+            has_bytes = array.dtype.kind not in "OV"
+            found.update(np.ascontiguousarray(array).data if has_bytes else repr(array.tolist()).encode())
+    return found.hexdigest()

@@ -1,0 +1,163 @@
+"""The report of a run as data: `agmc-onnx/report@1` of the contract."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from agmc_onnx.channels.groups import Channels
+from agmc_onnx.config import CompressOptions
+from agmc_onnx.measure.accuracy import Score
+from agmc_onnx.measure.latency import Latency, compare, ratio
+from agmc_onnx.measure.roles import Roles
+from agmc_onnx.measure.session import make_session, provider_of
+from agmc_onnx.model.files import ModelFile
+from agmc_onnx.model.graph import Graph, view
+from agmc_onnx.pruning.cost import count_macs, count_params
+from agmc_onnx.search.loop import SearchResult
+from agmc_onnx.verification import Verification
+
+REPORT_FORMAT = "agmc-onnx/report@1"
+
+
+def compose(
+    source: ModelFile,
+    channels: Channels,
+    as_cut: onnx.ModelProto,
+    compressed: onnx.ModelProto,
+    data: Roles,
+    settings: CompressOptions,
+    found: SearchResult,
+    checked: Verification,
+    kind: str,
+    share: float,
+    reached: float,
+) -> dict[str, Any]:
+    """Measure the original and the result on the test role, and return the report of the contract.
+
+    Args:
+        source: The original's file.
+        channels: Its analysis.
+        as_cut: The chosen candidate before recovery.
+        compressed: The result.
+        data: The roles.
+        settings: Of the run.
+        found: Of the search.
+        checked: How the result was verified.
+        kind: "flops" or "params".
+        share: Share to keep.
+        reached: Share kept.
+    """
+    evaluator = data.evaluator("test")
+    original = source.proto
+    before, after = evaluator(original).score, evaluator(compressed).score
+    cut = after if settings.recover == "none" else evaluator(as_cut).score
+    feeds = data.role("test").take(8).feeds(1)
+    threads, seconds, provider = settings.threads, settings.latency_seconds, settings.provider
+    times = compare([original, compressed], feeds, threads=threads, seconds=seconds, provider=provider)
+    return {
+        "format": REPORT_FORMAT,
+        "model": {"path": str(source.path), "sha256": source.sha256},
+        "original": {**sizes_of(original), **_measured(before, times[0])},
+        "compressed": {
+            **sizes_of(compressed), **_measured(after, times[1]),
+            "metric_before_recovery": cut.value, "weight_density": _density(view(compressed)),
+        },
+        "latency_ratio": asdict(ratio(times[1], times[0])),
+        "accuracy_measured": data.real,
+        "data": {"source": data.source, "metric": data.metric, "roles": data.sizes()} if data.real else None,
+        "target": {"kind": kind, "keep": share, "reached": reached},
+        "policy": settings.policy, "seed": settings.seed, "episodes": len(found.history),
+        "evaluations": found.n_extra + sum(not record["cached"] for record in found.history),
+        "interrupted": found.interrupted,
+        "wall_s": 0.0,
+        "inference_s": sum(record["inference_s"] for record in found.history if not record["cached"]),
+        "history": found.history,
+        "verified": verified_facts(checked, settings.recover != "none"),
+        "groups": _groups(channels, found.kept.tolist()),
+        "settings": asdict(settings),
+        "environment": environment_versions(provider_of(make_session(compressed, settings.threads, settings.provider))),
+    }  # fmt: skip
+
+
+def environment_versions(provider: str) -> dict[str, str]:
+    """Return the versions a result depends on."""
+
+    def version(*names: str) -> str:
+        for name in names:
+            try:
+                return metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+        return "not installed"
+
+    return {
+        "agmc_onnx": version("agmc-onnx"), "onnx": version("onnx"), "onnxruntime": version("onnxruntime-gpu", "onnxruntime"),
+        "provider": provider, "torch": version("torch"), "python": platform.python_version(), "cpu": _cpu_name(),
+    }  # fmt: skip
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def sizes_of(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the multiply-adds, parameters and bytes of a model."""
+    graph = view(model)
+    return {"macs": sum(count_macs(graph).values()), "params": count_params(graph), "file_bytes": model.ByteSize()}
+
+
+def _measured(score: Score, times: Latency) -> dict[str, Any]:
+    return {
+        "metric": {"name": score.name, "value": score.value, "n": score.n, "interval": score.interval},
+        "latency_ms": {
+            "p50": times.p50, "p90": times.p90, "min": times.minimum, "cpu": times.mean_cpu_ms,
+            "batch": times.batch, "threads": times.threads,
+        },
+    }  # fmt: skip
+
+
+def _density(graph: Graph) -> float:
+    """Return the share of non-zero entries of all weights of two or more dims."""
+    arrays = [graph.array(name) for name, t in graph.tensors.items() if len(t.dims) > 1 and graph.is_float(name)]
+    total = sum(array.size for array in arrays)
+    return float(sum(np.count_nonzero(array) for array in arrays) / total) if total else 1.0
+
+
+def _groups(channels: Channels, kept: list[int]) -> list[dict[str, Any]]:
+    """Return every group with what is kept of it, frozen ones included, in the order of the network."""
+    counts = {id(group): n for group, n in zip(channels.groups, kept, strict=True)}
+    first: dict[int, int] = {}
+    for place, axis in enumerate(channels.axes.values()):
+        for unit in np.unique(axis.units).tolist():
+            first.setdefault(unit, place)
+    ordered = sorted(
+        (*channels.groups, *channels.frozen), key=lambda group: min(first[unit] for unit in group.units.tolist())
+    )
+    return [
+        {"name": g.name, "units": g.n_units, "kept": counts.get(id(g), g.n_units), "why_frozen": g.why_frozen}
+        for g in ordered
+    ]
+
+
+def verified_facts(checked: Verification, recovered: bool) -> dict[str, Any]:
+    """Return a verification as the report has it."""
+    return {
+        "masked_equivalence": checked.masked_equivalence, "max_abs_diff": _number(checked.max_abs_diff),
+        "max_abs_output": _number(checked.max_abs_output), "tolerance": _number(checked.tolerance),
+        "checker": checked.checker, "n_samples": checked.n_samples, "note": checked.note, "recovered": recovered,
+    }  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value
