@@ -36,13 +36,6 @@ _HOMES = {
     "verify": ("agmc_onnx.pipeline", "verify_files"),
 }
 
-# Importing a subpackage puts it into its parent under its name, once. `agmc_onnx.measure` must be the verb whatever was
-# imported before, so the (empty) subpackage of that name is imported here and its name taken out again;
-# `from agmc_onnx.measure.data import ...` finds it all the same.
-importlib.import_module("agmc_onnx.measure")
-globals().pop("measure", None)
-
-
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

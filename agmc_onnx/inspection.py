@@ -14,11 +14,11 @@ from agmc_onnx.channels.groups import Channels
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import UsageError
 from agmc_onnx.hierarchy import build, describe
-from agmc_onnx.measure.accuracy import Evaluator
-from agmc_onnx.measure.card import InputSpec
-from agmc_onnx.measure.data import load_card, open_data, synthetic
-from agmc_onnx.measure.latency import compare, ratio
-from agmc_onnx.measure.session import model_inputs
+from agmc_onnx.measuring.accuracy import Evaluator
+from agmc_onnx.measuring.card import InputSpec
+from agmc_onnx.measuring.data import load_card, open_data, synthetic
+from agmc_onnx.measuring.latency import compare, ratio
+from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.model.files import ModelFile, read_model
 from agmc_onnx.model.graph import view
 from agmc_onnx.pipeline import analyse_model

@@ -18,7 +18,7 @@ import onnx
 from agmc_onnx.channels.groups import Channels, analyse
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import AgmcError, BudgetError, ModelError, UsageError, VerificationError
-from agmc_onnx.measure.roles import Roles
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.model.files import ModelFile, read_model
 from agmc_onnx.model.graph import Graph, view
 from agmc_onnx.model.normalize import normalize

@@ -16,11 +16,11 @@ from onnx import numpy_helper
 
 from agmc_onnx.channels.groups import Channels
 from agmc_onnx.errors import AgmcError, PlanError, VerificationError
-from agmc_onnx.measure.random_inputs import runnable
-from agmc_onnx.measure.session import make_session, run_model
+from agmc_onnx.measuring.random_inputs import runnable
+from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.model.graph import Graph, view
+from agmc_onnx.pruning.editor import Cut
 from agmc_onnx.pruning.plan import Plan
-from agmc_onnx.pruning.surgery import Cut
 
 Feed = dict[str, np.ndarray]
 _SAMPLES = 3

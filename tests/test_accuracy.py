@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.stats import binomtest
 
 from agmc_onnx.errors import AgmcError, DataError, ModelError, UsageError
-from agmc_onnx.measure import session as session_module
-from agmc_onnx.measure.accuracy import METRICS, Evaluator, agreement, class_scores, wilson
-from agmc_onnx.measure.card import NEEDS_LABELS
-from agmc_onnx.measure.data import InputSpec, Samples, load_card, open_data, synthetic
-from agmc_onnx.measure.session import make_session, model_inputs, provider_of, run_model
+from agmc_onnx.measuring import session as session_module
+from agmc_onnx.measuring.accuracy import METRICS, Evaluator, agreement, class_scores, wilson
+from agmc_onnx.measuring.card import NEEDS_LABELS
+from agmc_onnx.measuring.data import InputSpec, Samples, load_card, open_data, synthetic
+from agmc_onnx.measuring.session import make_session, model_inputs, provider_of, run_model
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -7,8 +7,8 @@ import torch
 
 from agmc_onnx.channels.groups import Channels, analyse
 from agmc_onnx.errors import BudgetError
-from agmc_onnx.measure.data import Samples, synthetic
-from agmc_onnx.measure.session import make_session, model_inputs, run_model
+from agmc_onnx.measuring.data import Samples, synthetic
+from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 from agmc_onnx.model.graph import view
 from agmc_onnx.pruning.cost import macs_cost
 from agmc_onnx.pruning.importance import choose, l2_norm

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from agmc_onnx.errors import AgmcError, DataError, ModelError, UsageError
-from agmc_onnx.measure.card import default_roles
-from agmc_onnx.measure.data import InputSpec, Samples, load_card, open_data, synthetic
-from agmc_onnx.measure.session import model_inputs
+from agmc_onnx.measuring.card import default_roles
+from agmc_onnx.measuring.data import InputSpec, Samples, load_card, open_data, synthetic
+from agmc_onnx.measuring.session import model_inputs
 
 FLOAT = np.dtype(np.float32)
 NCHW = [InputSpec("input", FLOAT, (None, 3, 4, 4))]

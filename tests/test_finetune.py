@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from agmc_onnx.errors import ModelError, UsageError
-from agmc_onnx.measure.data import Samples, synthetic
-from agmc_onnx.measure.session import make_session, model_inputs, run_model
+from agmc_onnx.measuring.data import Samples, synthetic
+from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 from agmc_onnx.recover.finetune import CHECKPOINT, _augmented, distill
 from agmc_onnx.recover.options import RecoverOptions
 from tests import nets

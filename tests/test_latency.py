@@ -10,8 +10,8 @@ import onnx.parser
 import pytest
 
 from agmc_onnx.errors import UsageError
-from agmc_onnx.measure import latency
-from agmc_onnx.measure.latency import Latency, compare, ratio
+from agmc_onnx.measuring import latency
+from agmc_onnx.measuring.latency import Latency, compare, ratio
 
 FEED = {"x": np.ones((3, 4), np.float32)}
 

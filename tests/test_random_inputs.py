@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agmc_onnx.errors import DataError
-from agmc_onnx.measure.random_inputs import runnable
+from agmc_onnx.measuring.random_inputs import runnable
 from tests.nets import model
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agmc_onnx.errors import ModelError
-from agmc_onnx.measure.session import make_session, run_model
+from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.model.graph import view
 from agmc_onnx.recover.torch_graph import OPS, TorchGraph, prepare, replace_constants, run_node, to_model
 from tests import nets

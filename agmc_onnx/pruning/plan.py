@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from agmc_onnx.channels.groups import Channels
 from agmc_onnx.errors import PlanError
-from agmc_onnx.pruning.surgery import Cut, Mask
+from agmc_onnx.pruning.editor import Cut, Mask
 
 IntArray = npt.NDArray[np.int64]
 FORMAT = "agmc-onnx/plan@1"

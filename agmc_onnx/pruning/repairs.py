@@ -11,7 +11,7 @@ from agmc_onnx.channels.axes import Ledger, Shuffle
 from agmc_onnx.channels.moves import pad_amounts, slice_bounds
 from agmc_onnx.channels.recurrent import GATES
 from agmc_onnx.model.graph import Node
-from agmc_onnx.pruning.surgery import Editor, Mask
+from agmc_onnx.pruning.editor import Editor, Mask
 
 Repair = Callable[[Editor, Node, onnx.NodeProto], None]
 

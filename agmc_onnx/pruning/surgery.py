@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,62 +10,11 @@ import onnx
 from onnx import numpy_helper
 
 from agmc_onnx.channels.groups import Channels
-from agmc_onnx.channels.sizes import SHAPE_INPUTS
 from agmc_onnx.model.graph import Graph
-from agmc_onnx.model.graph import Node as GraphNode
+from agmc_onnx.pruning.editor import Cut, Editor, Mask
+from agmc_onnx.pruning.repairs import REPAIRS
 
 IntArray = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
-
-class Cut:
-    """What stays of every axis for one choice of units.
-
-    Attributes:
-        channels: The analysis.
-        gone: bool (n_units,), true where a unit goes.
-    """
-
-    def __init__(self, channels: Channels, kept: Sequence[IntArray]) -> None:
-        self.channels = channels
-        self.gone = channels.removed(list(kept))
-
-    @property
-    def graph(self) -> Graph:
-        """The graph that is cut."""
-        return self.channels.graph
-
-    def mask(self, value: str, dim: int) -> Mask | None:
-        """Return which entries of an axis stay: bool (size,) or (rows, size); None where all of them do."""
-        axis = self.channels.axes.get((value, dim))
-        if axis is None:
-            return None
-        gone = self.gone[axis.units]
-        return ~gone if gone.any() else None
-
-    def size(self, value: str, dim: int) -> int:
-        """Return the size of an axis after the cut."""
-        mask = self.mask(value, dim)
-        if mask is None:
-            shape = self.graph.shape(value)
-            assert shape is not None
-            return shape.other[dim]
-        return int(mask.sum()) if mask.ndim == 1 else int(mask[0].sum())
-
-    def is_cut(self, value: str) -> bool:
-        """Whether any axis of a value is cut."""
-        shape = self.graph.shape(value)
-        return shape is not None and any(self.mask(value, dim) is not None for dim in range(shape.rank))
-
-    def tensor_axes(self) -> dict[str, dict[int, Mask]]:
-        """Return the masks of every cut tensor, by name and dim."""
-        found: dict[str, dict[int, Mask]] = {}
-        for value, dim in self.channels.axes:
-            if value in self.graph.tensors:
-                mask = self.mask(value, dim)
-                if mask is not None:
-                    found.setdefault(value, {})[dim] = mask
-        return found
 
 
 def take(array: np.ndarray, masks: dict[int, Mask]) -> np.ndarray:
@@ -95,8 +42,6 @@ class Surgeon:
     """Cuts one analysed model again and again; what does not change between candidates is prepared once."""
 
     def __init__(self, channels: Channels) -> None:
-        from agmc_onnx.pruning.repairs import REPAIRS  # repairs use the editor below
-
         self.channels = channels
         model = channels.graph.model
         self._skeleton = onnx.ModelProto()
@@ -153,146 +98,6 @@ class Surgeon:
                 repair(editor, node, graph.node[at])
         editor.finish()
         return model
-
-
-class Editor:
-    """What a repair may do to the model that is being built."""
-
-    def __init__(self, model: onnx.ModelProto, cut: Cut) -> None:
-        self.model = model
-        self.cut = cut
-        self.graph = cut.graph
-        self._replaced: set[str] = set()
-        self._dropped: set[str] = set()
-        self._added: list[tuple[str, list[onnx.NodeProto]]] = []  # before the node that makes this value
-
-    def constant(self, proto: onnx.NodeProto, position: int, values: Sequence[int] | IntArray) -> None:
-        """Let an input of a node be a new constant: int64, or as given where it is floating."""
-        name = f"{proto.output[0]}__agmc_{position}"
-        values = np.asarray(values)
-        dtype = values.dtype if np.issubdtype(values.dtype, np.floating) else np.int64  # Resize has scales
-        tensor = numpy_helper.from_array(values.astype(dtype), name)
-        if len(proto.input) > position and proto.input[position] == name:  # pinned before
-            next(t for t in self.model.graph.initializer if t.name == name).CopyFrom(tensor)
-            return
-        self.model.graph.initializer.append(tensor)
-        while len(proto.input) <= position:
-            proto.input.append("")
-        if proto.input[position]:
-            self._replaced.add(proto.input[position])
-        proto.input[position] = name
-
-    def mix(self, proto: onnx.NodeProto, position: int, values: Sequence[int | None]) -> None:
-        """Let an input, sizes computed at run time, have these numbers where they are not None."""
-        source, name = proto.input[position], f"{proto.output[0]}__agmc_{position}"
-        add = [0 if value is None else value for value in values]
-        keep = [1 if value is None else 0 for value in values]
-        for part, numbers in (("keep", keep), ("add", add)):
-            self.model.graph.initializer.append(numpy_helper.from_array(np.array(numbers, np.int64), f"{name}_{part}"))
-        nodes = [
-            onnx.helper.make_node("Mul", [source, f"{name}_keep"], [f"{name}_kept"], f"{name}_kept"),
-            onnx.helper.make_node("Add", [f"{name}_kept", f"{name}_add"], [name], name),
-        ]
-        self._added.append((proto.output[0], nodes))
-        proto.input[position] = name
-
-    def attribute(self, proto: onnx.NodeProto, name: str, value: int | Sequence[int] | None) -> None:
-        """Set, or with None remove, an attribute."""
-        kept = [a for a in proto.attribute if a.name != name]
-        if value is not None:
-            kept.append(onnx.helper.make_attribute(name, value))
-        del proto.attribute[:]
-        proto.attribute.extend(kept)
-
-    def reads_cut_size(self, node: GraphNode) -> bool:
-        """Whether a node computes with the size of an axis that is cut."""
-        axes = self.cut.channels.sized.get(node.index, ())
-        return any(self.cut.mask(value, dim) is not None for value, dim in axes)
-
-    def pin(self, node: GraphNode, proto: onnx.NodeProto) -> None:
-        """Let a node that reads a cut size keep the numbers of the original; its repair then names what it cuts itself."""
-        if not self.reads_cut_size(node):
-            return
-        positions = SHAPE_INPUTS.get(node.op_type)
-        if positions is None:
-            values = [self.graph.value(output) for output in node.outputs]
-            assert len(values) == 1 and values[0] is not None
-            self._replaced.update(name for name in proto.input if name)
-            del proto.input[:]
-            del proto.attribute[:]
-            proto.op_type = "Constant"
-            tensor = numpy_helper.from_array(values[0], node.outputs[0])
-            proto.attribute.append(onnx.helper.make_attribute("value", tensor))
-            return
-        for position in positions:
-            if position < len(node.inputs) and node.inputs[position] not in self.graph.tensors:
-                value = self.graph.value(node.inputs[position]) if node.inputs[position] else None
-                if value is not None:
-                    self.constant(proto, position, value)
-
-    def gather(self, proto: onnx.NodeProto, output: str, dim: int, index: IntArray) -> None:
-        """Turn a node into a Gather of its first input."""
-        self._replaced.update(name for name in proto.input[1:] if name)
-        source = proto.input[0]
-        del proto.input[:]
-        del proto.output[:]
-        del proto.attribute[:]
-        proto.op_type = "Gather"
-        proto.input.append(source)
-        proto.output.append(output)
-        proto.attribute.append(onnx.helper.make_attribute("axis", dim))
-        self.constant(proto, 1, index)
-
-    def drop(self, node: GraphNode) -> None:
-        """Remove a node whose work another does now."""
-        self._dropped.update(node.outputs)
-        self._replaced.update(name for name in node.inputs if name)
-
-    def proto_of(self, node: GraphNode) -> onnx.NodeProto:
-        """Return the node of the new model that makes the same outputs."""
-        return next(p for p in self.model.graph.node if tuple(p.output) == node.outputs)
-
-    def finish(self) -> None:
-        """Add the nodes that repairs made; remove nodes and constants that fed only what repairs replaced."""
-        graph = self.model.graph
-        for output, nodes in self._added:
-            at = next(i for i, p in enumerate(graph.node) if output in p.output)
-            for offset, made in enumerate(nodes):
-                graph.node.insert(at + offset, made)
-        dead = {i for i, p in enumerate(graph.node) if p.op_type != "Gather" and self._dropped.intersection(p.output)}
-        pending = set(self._replaced)
-        if not pending:
-            return
-        outside = {o.name for o in graph.output} | set(self.graph.captured) | {i.name for i in graph.input}
-        users = Counter(name for i, p in enumerate(graph.node) if i not in dead for name in p.input)
-        maker = {name: i for i, p in enumerate(graph.node) for name in p.output}
-        unused = set()
-        while pending:
-            name = pending.pop()
-            if users[name] or name in outside:
-                continue
-            unused.add(name)
-            node = maker.get(name)
-            if (
-                node is not None
-                and node not in dead
-                and not any(users[o] or o in outside for o in graph.node[node].output)
-            ):
-                dead.add(node)
-                for source in graph.node[node].input:
-                    users[source] -= 1
-                    pending.add(source)
-        lost = {name for i in dead for name in graph.node[i].output} - {
-            o for i, p in enumerate(graph.node) if i not in dead for o in p.output
-        }
-        _delete(graph.node, dead)
-        _delete(graph.initializer, [i for i, t in enumerate(graph.initializer) if t.name in unused])
-        _delete(graph.value_info, [i for i, v in enumerate(graph.value_info) if v.name in lost])
-
-
-def _delete(items: Any, indices: Iterable[int]) -> None:
-    for index in sorted(indices, reverse=True):
-        del items[index]
 
 
 def _is_constant(proto: onnx.NodeProto, graph: Graph) -> bool:

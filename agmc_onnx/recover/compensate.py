@@ -22,9 +22,9 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from agmc_onnx.channels.groups import Channels
-from agmc_onnx.measure.data import Samples
+from agmc_onnx.measuring.data import Samples
 from agmc_onnx.model.graph import view
-from agmc_onnx.pruning.surgery import Cut
+from agmc_onnx.pruning.editor import Cut
 from agmc_onnx.recover.moments import Moments, Patches, Stream, read_batches, sample_positions, to_rows
 from agmc_onnx.recover.options import RecoverOptions
 from agmc_onnx.recover.sites import Site, find_sites

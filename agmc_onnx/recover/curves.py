@@ -22,7 +22,7 @@ from scipy.linalg import cholesky, solve_triangular
 
 from agmc_onnx.channels.groups import Channels
 from agmc_onnx.errors import BudgetError
-from agmc_onnx.measure.data import Samples
+from agmc_onnx.measuring.data import Samples
 from agmc_onnx.recover.moments import Moments, Patches, Stream, read_batches, sample_positions, to_rows
 from agmc_onnx.recover.options import RecoverOptions
 from agmc_onnx.recover.sites import find_sites

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agmc_onnx.errors import ModelError, UsageError
-from agmc_onnx.measure.data import Samples
+from agmc_onnx.measuring.data import Samples
 from agmc_onnx.model.files import write_atomically
 from agmc_onnx.model.graph import Graph, view
 from agmc_onnx.recover.options import RecoverOptions

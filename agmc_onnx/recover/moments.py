@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from agmc_onnx.measure.data import Samples
+from agmc_onnx.measuring.data import Samples
 from agmc_onnx.model.graph import Graph, Node
 from agmc_onnx.recover.options import RecoverOptions
 from agmc_onnx.recover.torch_graph import last_uses, prepare, run_node, to_tensor

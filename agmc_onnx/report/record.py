@@ -13,10 +13,10 @@ import onnx
 
 from agmc_onnx.channels.groups import Channels
 from agmc_onnx.config import CompressOptions
-from agmc_onnx.measure.accuracy import Score
-from agmc_onnx.measure.latency import Latency, compare, ratio
-from agmc_onnx.measure.roles import Roles
-from agmc_onnx.measure.session import make_session, provider_of
+from agmc_onnx.measuring.accuracy import Score
+from agmc_onnx.measuring.latency import Latency, compare, ratio
+from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.measuring.session import make_session, provider_of
 from agmc_onnx.model.files import ModelFile
 from agmc_onnx.model.graph import Graph, view
 from agmc_onnx.pruning.cost import count_macs, count_params

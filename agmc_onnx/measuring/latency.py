@@ -10,7 +10,7 @@ from time import perf_counter, process_time
 import numpy as np
 
 from agmc_onnx.errors import UsageError
-from agmc_onnx.measure.session import Model, make_session, provider_of, run_model
+from agmc_onnx.measuring.session import Model, make_session, provider_of, run_model
 
 ROUNDS = 100
 WARMUP = 5

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 
 from agmc_onnx.config import CompressOptions
-from agmc_onnx.measure.accuracy import Evaluator
-from agmc_onnx.measure.data import Samples, load_card, open_data
-from agmc_onnx.measure.random_inputs import runnable
-from agmc_onnx.measure.session import make_session, model_inputs, run_model
+from agmc_onnx.measuring.accuracy import Evaluator
+from agmc_onnx.measuring.data import Samples, load_card, open_data
+from agmc_onnx.measuring.random_inputs import runnable
+from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 
 
 class Roles:

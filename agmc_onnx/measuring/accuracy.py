@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agmc_onnx.errors import DataError, ModelError, UsageError
-from agmc_onnx.measure.card import NEEDS_LABELS, shape_text
-from agmc_onnx.measure.data import Samples
-from agmc_onnx.measure.session import Model, make_session, run_model
+from agmc_onnx.measuring.card import NEEDS_LABELS, shape_text
+from agmc_onnx.measuring.data import Samples
+from agmc_onnx.measuring.session import Model, make_session, run_model
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 MAX_ENTRIES = 65536  # of an output, per sample, that agreement compares

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx
 
 from agmc_onnx.errors import DataError, ModelError
-from agmc_onnx.measure.data import SYNTHETIC_DIM, Samples, synthetic
-from agmc_onnx.measure.session import make_session, model_inputs, run_model
+from agmc_onnx.measuring.data import SYNTHETIC_DIM, Samples, synthetic
+from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 
 SIZES = (SYNTHETIC_DIM, 64, 224, 256, 512, 576, 1024, 16000)  # tokens, small and usual images, audio windows
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from agmc_onnx.measure.card import DataCard, InputSpec, Size, bad_data, shape_text
+from agmc_onnx.measuring.card import DataCard, InputSpec, Size, bad_data, shape_text
 
 BGR = np.array([2, 1, 0])
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as PIL's convert("L")

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from agmc_onnx.errors import ModelError, UsageError
-from agmc_onnx.measure.card import InputSpec
+from agmc_onnx.measuring.card import InputSpec
 
 ort.set_default_logger_severity(4)  # asking for CUDA where there is none prints two lines and goes on without it
 

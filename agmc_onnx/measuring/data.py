@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agmc_onnx.errors import UsageError
-from agmc_onnx.measure.card import (
+from agmc_onnx.measuring.card import (
     NEEDS_LABELS,
     DataCard,
     InputSpec,
@@ -21,8 +21,8 @@ from agmc_onnx.measure.card import (
     load_card,
     shape_text,
 )
-from agmc_onnx.measure.images import convert, crop, decode_all, normalise, resize
-from agmc_onnx.measure.labels import check_labels, file_labels, is_sorted, list_files, spread
+from agmc_onnx.measuring.images import convert, crop, decode_all, normalise, resize
+from agmc_onnx.measuring.labels import check_labels, file_labels, is_sorted, list_files, spread
 
 __all__ = ["DataCard", "Dataset", "InputSpec", "Samples", "load_card", "open_data", "synthetic"]
 
