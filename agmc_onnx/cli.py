@@ -151,6 +151,7 @@ FLAGS = (
     Flag("resume", bool, "", "go on with an interrupted run of the same output, model, data and options"),
     Flag("workers", _whole, "N", "processes that evaluate candidates side by side, with --threads each"),
     Flag("batch", _whole, "N", "candidates proposed before the first is learned from", default="as many as --workers"),
+    Flag("finalists", _whole, "N", "best candidates recovered in full and measured on more samples at the end"),
     Flag("threads", _whole, "N", "threads of onnxruntime"),
     Flag("provider", str, "NAME", "where onnxruntime runs", _providers),
     Flag("latency_seconds", _seconds, "S", "time given to measuring latency"),

@@ -215,6 +215,7 @@ class CompressOptions:
     round_to: int = 4
     floor: float = 0.2
     reward_samples: int = 1000
+    finalists: int = 3
     batch: int | None = None
     workers: int = 1
     resume: bool = False
@@ -253,6 +254,7 @@ class CompressOptions:
             ("episodes", 1),
             ("round_to", 1),
             ("reward_samples", 1),
+            ("finalists", 1),
             ("threads", 1),
             ("seed", 0),
             ("workers", 1),

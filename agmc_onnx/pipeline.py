@@ -162,10 +162,10 @@ def _searched(
     """Search, then recover, verify, measure and write what was found; `target` is the kind, share, cost and budget."""
     kind, share, cost, budget = target
     found = _search(analysis, environment, cost, budget, settings, data_of, journal, tell)
-    best = environment.kept(found.kept)
-    as_cut = environment.candidate(found.kept)
     tell("recovering", {"recover": settings.recover})
-    compressed = _recovered(analysis, best, as_cut, data_of, settings)
+    compressed, n_kept, finalists = _best_finalist(analysis, environment, found, data_of, settings)
+    found = replace(found, kept=n_kept)
+    best, as_cut = environment.kept(n_kept), environment.candidate(n_kept)
     plan = make_plan(analysis.channels, best, analysis.file.sha256)
     tell("verifying", {})
     checked = verify(
@@ -191,6 +191,7 @@ def _searched(
         share,
         cost(found.kept) / cost(environment.n_units),
     )
+    report["finalists"] = finalists
     report["resumed"] = 0 if journal is None else journal.n_resumed
     report["output"] = None if output is None else str(output)
     report["wall_s"] = round(time.perf_counter() - start, 3)
@@ -353,6 +354,34 @@ def _curves(
         return error_curves(analysis.channels, scores, data.role("calibration"), few)
 
     return make
+
+
+def _best_finalist(
+    analysis: Analysis, environment: Environment, found: SearchResult, data: Roles, settings: CompressOptions
+) -> tuple[onnx.ModelProto, IntArray, list[dict[str, Any]]]:
+    """Recover the candidates with the highest rewards in full and measure them on more of the reward role.
+
+    Rewards of a search are measured on few samples after a quick refit; among the best of many their noise decides.
+
+    Returns:
+        The best finalist's model and kept counts, and what was measured of each.
+    """
+    rewarded = {tuple(record["kept"]): record["reward"] for record in reversed(found.history)}
+    ordered = sorted(rewarded, key=lambda kept: (kept != tuple(found.kept.tolist()), -rewarded[kept]))
+    n_finalists = 1 if found.interrupted or settings.recover == "none" else settings.finalists
+    evaluator = data.evaluator("reward", 4 * settings.reward_samples) if n_finalists > 1 else None
+    finalists: list[dict[str, Any]] = []
+    best: tuple[float, onnx.ModelProto, IntArray] | None = None
+    for kept in ordered[:n_finalists]:
+        n_kept = np.array(kept, np.int64)
+        units = environment.kept(n_kept)
+        model = _recovered(analysis, units, environment.candidate(n_kept), data, settings)
+        metric = 0.0 if evaluator is None else evaluator(model).score.value
+        finalists.append({"kept": list(kept), "reward": rewarded[kept], "metric": metric})
+        if best is None or metric > best[0]:
+            best = (metric, model, n_kept)
+    assert best is not None
+    return best[1], best[2], finalists if evaluator is not None else []
 
 
 def _recovered(

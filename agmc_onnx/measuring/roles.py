@@ -45,13 +45,15 @@ class Roles:
             dataset = open_data(load_card(source), inputs)
             self.metric = dataset.metric
             self._roles = {name: dataset.role(name) for name in ("calibration", "reward", "test")}
-            self._roles["reward"] = self._roles["reward"].take(settings.reward_samples)
+            self._whole_reward = self._roles["reward"]
+            self._roles["reward"] = self._whole_reward.take(settings.reward_samples)
         else:
             self.metric = "agreement"
             self._roles = {
                 name: runnable(self._model, n, settings.seed + i)
                 for i, (name, n) in enumerate((("calibration", 64), ("reward", 64), ("test", 64)))
             }
+            self._whole_reward = self._roles["reward"]
         feed = self._roles["test"].take(1).feeds(1)[0]
         run_model(make_session(self._model, settings.threads), feed)
         self._settings = settings
@@ -64,11 +66,17 @@ class Roles:
         """Return the number of samples of every role."""
         return {name: samples.n for name, samples in self._roles.items()}
 
-    def evaluator(self, role: str) -> Evaluator:
-        """Return what scores models on a role."""
+    def evaluator(self, role: str, n_reward: int | None = None) -> Evaluator:
+        """Return what scores models on a role.
+
+        Args:
+            role: Its name.
+            n_reward: Of the reward role, take so many samples instead of as many as a search does.
+        """
+        samples = self._roles[role] if n_reward is None else self._whole_reward.take(n_reward)
         reference = self._model if self.metric == "agreement" else None
         threads, provider = self._settings.threads, self._settings.provider
-        return Evaluator(self._roles[role], self.metric, reference=reference, threads=threads, provider=provider)
+        return Evaluator(samples, self.metric, reference=reference, threads=threads, provider=provider)
 
     def digest(self) -> str:
         """Return the SHA-256 of all that a search sees of the data."""
