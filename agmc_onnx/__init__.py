@@ -1,7 +1,7 @@
 """agmc-onnx: compress any ONNX model to an exact budget by channel pruning with a learned graph policy.
 
-The verbs of the command line under their own names: `compress`, `inspect`, `apply`, `verify`, `measure`. Nothing heavy is
-imported before one of them is used.
+The verbs of the command line under their own names: `compress`, `inspect`, `apply`, `verify`, `measure`, `finetune`.
+Nothing heavy is imported before one of them is used.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from agmc_onnx.errors import AgmcError, BudgetError, DataError, ModelError, Plan
 
 if TYPE_CHECKING:
     from agmc_onnx.config import CompressOptions
+    from agmc_onnx.finetuning import finetune
     from agmc_onnx.inspection import inspect, measure
     from agmc_onnx.pipeline import Result, apply, compress
     from agmc_onnx.pipeline import verify_files as verify
@@ -22,13 +23,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgmcError", "BudgetError", "CompressOptions", "DataError", "ModelError", "PlanError", "Result", "UsageError",
-    "Verification", "VerificationError", "apply", "compress", "inspect", "measure", "verify",
+    "Verification", "VerificationError", "apply", "compress", "finetune", "inspect", "measure", "verify",
 ]  # fmt: skip
 
 _HOMES = {
     "CompressOptions": ("agmc_onnx.config", "CompressOptions"),
     "Result": ("agmc_onnx.pipeline", "Result"),
     "Verification": ("agmc_onnx.verification", "Verification"),
+    "finetune": ("agmc_onnx.finetuning", "finetune"),
     "apply": ("agmc_onnx.pipeline", "apply"),
     "compress": ("agmc_onnx.pipeline", "compress"),
     "inspect": ("agmc_onnx.inspection", "inspect"),

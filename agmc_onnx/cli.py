@@ -143,6 +143,7 @@ FLAGS = (
     ),
     Flag("search_samples", _whole, "N", "calibration samples a candidate is refitted with"),
     Flag("search_positions", _whole, "N", "output positions sampled per node for that"),
+    Flag("distill_steps", _whole, "N", "optimiser steps of --recover distill"),
     Flag("round_to", _whole, "K", "kept channels are a multiple of K where the group allows"),
     Flag("floor", _share, "R", "smallest share kept of any group, unless the budget needs less"),
     Flag("importance", str, "NAME", "ranking of the channels of a group", _importances),
@@ -229,6 +230,20 @@ def _parser(wanted: str) -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("model", metavar="MODEL.onnx")
     one.add_argument("compressed", metavar="OUT.onnx")
     one.add_argument("--plan", metavar="PLAN.json", help="default: OUT.plan.json beside OUT.onnx")
+
+    one = verb("finetune", _finetune, "let a compressed model learn from its original, without labels")
+    one.add_argument("model", metavar="OUT.onnx")
+    one.add_argument("--teacher", metavar="MODEL.onnx", required=True, help="the original")
+    one.add_argument("--data", metavar="CARD", required=True, help="a data card, an .npz, a folder, or 'digits'")
+    one.add_argument("-o", "--output", metavar="TUNED.onnx", help="default: OUT.tuned.onnx beside OUT.onnx")
+    one.add_argument("--steps", type=_whole, metavar="N", default=1000, help="optimiser steps; default: %(default)s")
+    one.add_argument(
+        "--label-weight", type=_seconds, metavar="W", default=0.0, help="weight of labels; default: 0, learn without"
+    )
+    one.add_argument("--seed", type=_whole, metavar="S", default=0, help="default: %(default)s")
+    one.add_argument(
+        "--threads", type=_whole, metavar="N", default=CompressOptions.threads, help="default: %(default)s"
+    )
 
     one = verb("measure", _measure, "measure size, accuracy and latency of models side by side")
     one.add_argument("models", metavar="MODEL.onnx", nargs="+", help="ratios refer to the first")
@@ -433,6 +448,30 @@ def _verify(arguments: argparse.Namespace) -> int:
     from agmc_onnx.report.text import verified_line
 
     _tell(verified_line(asdict(verify_files(arguments.model, arguments.compressed, arguments.plan))))
+    return 0
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from agmc_onnx.finetuning import finetune
+    from agmc_onnx.report.text import finetuned
+
+    path = Path(arguments.model)
+    output = arguments.output or str(path.with_name(f"{path.name.removesuffix('.onnx')}.tuned.onnx"))
+    tuned = finetune(
+        path,
+        teacher=arguments.teacher,
+        data=arguments.data,
+        output=output,
+        steps=arguments.steps,
+        label_weight=arguments.label_weight,
+        seed=arguments.seed,
+        threads=arguments.threads,
+    )
+    for line in finetuned(tuned.report):
+        _tell(line)
+    _tell(f"wrote {output}")
     return 0
 
 

@@ -186,7 +186,10 @@ class CompressOptions:
         reward: Row of `agmc_onnx.search.rewards.REWARDS`.
         importance: Row of `agmc_onnx.pruning.importance.IMPORTANCE`; L2 (code).
         recover: "compensate": every candidate is refitted in closed form before it is measured, and the result with all
-            calibration samples; "none": measured as cut; None: "compensate" where there is data, else "none".
+            calibration samples; "distill": as that, and then the result learns from the original, without labels, on the
+            card's [train] images or else the calibration role; "none": measured as cut; None: "compensate" where there is
+            data, else "none".
+        distill_steps: Optimiser steps of "distill".
         search_samples: Calibration samples that a candidate is refitted with.
         search_positions: Output positions sampled per node for that.
         round_to: Kept counts are multiples of this where a group has that many units; 4, since onnxruntime leaves its fast
@@ -210,6 +213,7 @@ class CompressOptions:
     reward: str = "err"
     importance: str = "l2"
     recover: str | None = None
+    distill_steps: int = 1000
     search_samples: int = 128
     search_positions: int = 4000
     round_to: int = 4
@@ -255,6 +259,7 @@ class CompressOptions:
             ("round_to", 1),
             ("reward_samples", 1),
             ("finalists", 1),
+            ("distill_steps", 1),
             ("threads", 1),
             ("seed", 0),
             ("workers", 1),
@@ -279,4 +284,4 @@ class CompressOptions:
         return SearchOptions(policy=self.policy, reward=self.reward, n_episodes=self.episodes, seed=self.seed)
 
 
-RECOVER = ("none", "compensate")
+RECOVER = ("none", "compensate", "distill")

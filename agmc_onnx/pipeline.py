@@ -165,6 +165,8 @@ def _searched(
     tell("recovering", {"recover": settings.recover})
     compressed, n_kept, finalists = _best_finalist(analysis, environment, found, data_of, settings)
     found = replace(found, kept=n_kept)
+    if settings.recover == "distill":
+        compressed = _distilled(analysis, compressed, data_of, settings, output, tell)
     best, as_cut = environment.kept(n_kept), environment.candidate(n_kept)
     plan = make_plan(analysis.channels, best, analysis.file.sha256)
     tell("verifying", {})
@@ -329,7 +331,7 @@ def _environment(analysis: Analysis, data: Roles, settings: CompressOptions, flo
     scores = importance_of(settings.importance)(analysis.channels)
     least = settings.floor if floor is None else floor
     recover = None
-    if settings.recover == "compensate":
+    if settings.recover != "none":
         from agmc_onnx.recover.compensate import Compensator
         from agmc_onnx.recover.options import RecoverOptions
 
@@ -382,6 +384,32 @@ def _best_finalist(
             best = (metric, model, n_kept)
     assert best is not None
     return best[1], best[2], finalists if evaluator is not None else []
+
+
+def _distilled(
+    analysis: Analysis,
+    model: onnx.ModelProto,
+    data: Roles,
+    settings: CompressOptions,
+    output: str | Path | None,
+    tell: Progress,
+) -> onnx.ModelProto:
+    """Let the refitted result learn from the original; the reward role decides which state is kept."""
+    from agmc_onnx.recover.finetune import distill
+    from agmc_onnx.recover.options import RecoverOptions
+
+    evaluator = data.evaluator("reward")
+    steps = settings.distill_steps
+    return distill(
+        model,
+        analysis.model,
+        data.lessons,
+        RecoverOptions(n_steps=steps, seed=settings.seed, evaluate_every=max(1, min(200, steps // 5))),
+        lambda step, n, facts: tell("distilling", {"step": step, "n_steps": n, **facts}),
+        augment=data.augment,
+        reward=lambda candidate: evaluator(candidate).score.value,
+        folder=None if output is None else run_folder(output),
+    )
 
 
 def _recovered(

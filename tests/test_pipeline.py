@@ -158,3 +158,25 @@ def test_files_are_written_all_or_none(tmp_path, monkeypatch):
     write_files(model, {"plan": "new", "report": "new", "html": "new"}, output)
     assert (tmp_path / "m.plan.json").read_text() == "new"
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_distillation_follows_the_refit():
+    stages = []
+    options = {"data": "digits", "flops": 0.15, "policy": "uniform", "latency_seconds": 0.1}
+    refitted = agmc_onnx.compress(DIGITS, **options)
+    taught = agmc_onnx.compress(
+        DIGITS, **options, recover="distill", distill_steps=40, progress=lambda stage, facts: stages.append(stage)
+    )
+    assert stages.count("distilling") >= 40
+    assert taught.plan == refitted.plan
+    assert taught.verification.masked_equivalence is True
+    assert taught.report["compressed"]["metric"]["value"] >= refitted.report["compressed"]["metric"]["value"]
+
+
+def test_the_best_finalist_is_the_result():
+    report = agmc_onnx.compress(DIGITS, data="digits", flops=0.2, policy="random", episodes=6, latency_seconds=0.1).report
+    finalists = report["finalists"]
+    assert len(finalists) == 3
+    best = max(finalists, key=lambda finalist: finalist["metric"])
+    kept = [g["kept"] for g in report["groups"] if g["why_frozen"] is None]
+    assert sorted(kept) == sorted(best["kept"])

@@ -98,6 +98,11 @@ class Samples:
             feed = self._read(index)
             yield {name: np.asarray(a[0]) if name in self._unbatched else a for name, a in feed.items()}, labels
 
+    def read(self, rows: NDArray[np.int64]) -> Feed:
+        """Return the feed of any samples by their numbers 0..n-1, read and preprocessed now."""
+        feed = self._read(self._index[rows])
+        return {name: np.asarray(a[0]) if name in self._unbatched else a for name, a in feed.items()}
+
     def feeds(self, batch_size: int) -> list[Feed]:
         """Return the feeds of all batches, kept in memory in the model's input types for the next call."""
         size = self.batch_size(batch_size)

@@ -11,7 +11,7 @@ import onnx
 
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.measuring.accuracy import Evaluator
-from agmc_onnx.measuring.data import Samples, load_card, open_data
+from agmc_onnx.measuring.data import Dataset, Samples, load_card, open_data
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 
@@ -23,6 +23,7 @@ class Roles:
         real: Whether there is data.
         source: What the user named it, or None.
         metric: What is measured.
+        augment: How the card augments what is learned from.
     """
 
     def __init__(self, model: onnx.ModelProto, source: str | Path | None, settings: CompressOptions) -> None:
@@ -44,7 +45,9 @@ class Roles:
         if source is not None:
             dataset = open_data(load_card(source), inputs)
             self.metric = dataset.metric
+            self.augment = () if dataset.card.train is None else dataset.card.train.augment
             self._roles = {name: dataset.role(name) for name in ("calibration", "reward", "test")}
+            self._dataset: Dataset | None = dataset if dataset.card.train is not None else None
             self._whole_reward = self._roles["reward"]
             self._roles["reward"] = self._whole_reward.take(settings.reward_samples)
         else:
@@ -53,7 +56,8 @@ class Roles:
                 name: runnable(self._model, n, settings.seed + i)
                 for i, (name, n) in enumerate((("calibration", 64), ("reward", 64), ("test", 64)))
             }
-            self._whole_reward = self._roles["reward"]
+            self._whole_reward, self._dataset = self._roles["reward"], None
+            self.augment = ()
         feed = self._roles["test"].take(1).feeds(1)[0]
         run_model(make_session(self._model, settings.threads), feed)
         self._settings = settings
@@ -61,6 +65,11 @@ class Roles:
     def role(self, name: str) -> Samples:
         """Return "calibration", "reward" or "test"."""
         return self._roles[name]
+
+    @property
+    def lessons(self) -> Samples:
+        """The samples to learn from: the card's [train] images, else the calibration role."""
+        return self._roles["calibration"] if self._dataset is None else self._dataset.role("train")
 
     def sizes(self) -> dict[str, int]:
         """Return the number of samples of every role."""

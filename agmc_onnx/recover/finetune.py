@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 import torch.nn.functional as F
@@ -80,7 +79,9 @@ def distill(
             raise UsageError(f"distill: unknown {kind}, got {given!r}; expected one of {', '.join(known)}. Choose one.")
     unknown = set(augment) - {"flip", "crop"}
     if unknown:
-        raise UsageError(f"distill: unknown augmentation, got {sorted(unknown)}; expected flip or crop. Correct augment.")
+        raise UsageError(
+            f"distill: unknown augmentation, got {sorted(unknown)}; expected flip or crop. Correct augment."
+        )
     return _Distillation(student, teacher, samples, options, tuple(augment), folder).run(progress, reward)
 
 
@@ -215,7 +216,7 @@ class _Distillation:
         rows = np.resize(order[at * size : (at + 1) * size], size)
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
         feed = {}
-        for name, array in _read(self.samples, rows).items():
+        for name, array in self.samples.read(rows).items():
             value = to_tensor(array)
             if self.augment and not still and value.dim() == 4 and value.is_floating_point():
                 value = _augmented(value, self.augment, generator)
@@ -298,12 +299,6 @@ def _goals(student: Graph, teacher: Graph, options: RecoverOptions) -> tuple[lis
 def _relative_error(ours: Tensor, theirs: Tensor) -> Tensor:
     """Return the mean squared error over the variance of what is wanted."""
     return F.mse_loss(ours, theirs) / theirs.var(unbiased=False).clamp_min(1e-12)
-
-
-def _read(samples: Samples, rows: npt.NDArray[np.int64]) -> dict[str, np.ndarray]:
-    """Return the feed of chosen samples."""
-    feed = samples._read(samples._index[rows])
-    return {name: np.asarray(a[0]) if name in samples._unbatched else a for name, a in feed.items()}
 
 
 def _augmented(images: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tensor:

@@ -187,6 +187,16 @@ def applied(report: Report) -> list[str]:
     return [*aligned(table), verified_line(report["verified"])]
 
 
+def finetuned(report: Report) -> list[str]:
+    """Return what `finetune` prints: the metric of the original, and of the model before and after."""
+    table = [("test role", report["after"]["name"], "95 % interval")]
+    for what in ("teacher", "before", "after"):
+        table.append((what, metric_text(report[what]), interval_text(report[what])))
+    labels = "with labels" if report["labels"] else "without labels"
+    taught = f"{report['steps']:,} steps on {report['samples']:,} samples {labels}, {report['wall_s']:.0f} s"
+    return [*aligned(table), taught]
+
+
 def measurement(found: Report) -> list[str]:
     """Return what `measure` prints: one line a model; ratios refer to the first."""
     models = found["models"]
