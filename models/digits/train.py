@@ -20,7 +20,7 @@ from models.counting import count_macs, count_params
 from models.export import to_onnx
 from models.resnet import BasicBlock, BasicResNet
 
-IMAGES = Path(__file__).parents[2] / "agmc_onnx" / "measure" / "digits.npz"
+IMAGES = Path(__file__).parents[2] / "agmc_onnx" / "measuring" / "digits.npz"
 MODEL = Path(__file__).with_name("digits_resnet.onnx")
 INPUT_SHAPE = (1, 1, 8, 8)
 

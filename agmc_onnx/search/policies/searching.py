@@ -186,7 +186,7 @@ def _optuna(sampler: str) -> Any:
     except ImportError as missing:
         raise UsageError(
             f"policy: {sampler} needs a package that is not installed, got {missing.name}; expected optuna"
-            f"{' and cmaes' if sampler == 'cmaes' else ''}. Run pip install optuna cmaes."
+            f"{' and cmaes' if sampler == 'cmaes' else ''}. Run pip install 'agmc-onnx[search]'."
         ) from missing
     return optuna
 
