@@ -170,7 +170,7 @@ def test_inspect(capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "no verb given; expected one of compress, inspect, apply, verify, measure."),
+        ([], "no verb given; expected one of compress, inspect, apply, verify, finetune, measure."),
         (["compres"], "unknown verb, got 'compres'; .* Did you mean compress?"),
         (["compress"], "the following arguments are required: MODEL.onnx"),
         (["--vresion"], "unknown option, got --vresion. Did you mean --version?"),
