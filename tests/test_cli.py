@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from agmc_onnx import pipeline
-from agmc_onnx.cli import BUDGETS, FLAGS, default_output, main
+from agmc_onnx.cli import main
+from agmc_onnx.cli.compress import BUDGETS, FLAGS, default_output
 from agmc_onnx.config import CompressOptions
 
 DIGITS = Path(__file__).parents[1] / "models" / "digits" / "digits_resnet.onnx"
@@ -109,7 +110,7 @@ def test_quiet_prints_nothing(tmp_path, capsys):
 
 def test_every_option_has_a_flag():
     fields = set(CompressOptions.__dataclass_fields__)
-    assert {flag.field for flag in (*BUDGETS, *FLAGS)} == fields, "add a row to FLAGS in agmc_onnx/cli.py"
+    assert {flag.field for flag in (*BUDGETS, *FLAGS)} == fields, "add a row to FLAGS in agmc_onnx/cli/compress.py"
 
 
 def test_default_output_is_beside_the_model():
@@ -170,7 +171,7 @@ def test_inspect(capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "no verb given; expected one of compress, inspect, apply, verify, finetune, measure."),
+        ([], "no verb given; expected one of compress, inspect, apply, verify, measure"),
         (["compres"], "unknown verb, got 'compres'; .* Did you mean compress?"),
         (["compress"], "the following arguments are required: MODEL.onnx"),
         (["--vresion"], "unknown option, got --vresion. Did you mean --version?"),
@@ -299,7 +300,7 @@ def test_interrupted_writes_nothing(capsys, out, monkeypatch, stage):
         if told == stage:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("agmc_onnx.cli.Episodes.__call__", stop)
+    monkeypatch.setattr("agmc_onnx.cli.progress.Episodes.__call__", stop)
     argv = ["compress", str(DIGITS), "--flops", "0.5", "-o", str(out / "small.onnx"), *QUICK]
     assert main(argv) == 130
     kept = f" 1 evaluation is kept in {out / 'small.run'}; the same command with --resume goes on."
@@ -316,7 +317,7 @@ def test_interrupted_search_keeps_the_best_so_far(capsys, out, monkeypatch):
             if facts["episode"] == 1:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("agmc_onnx.cli.Episodes.__call__", stop)
+    monkeypatch.setattr("agmc_onnx.cli.progress.Episodes.__call__", stop)
     argv = ["--flops", "0.5", "--policy", "random", "--episodes", "9", "--latency-seconds", "0.1"]
     assert main(["compress", str(DIGITS), "-o", str(out / "small.onnx"), *argv]) == 130
     assert "interrupted after 2 of 9 episodes; the best model so far was verified" in capsys.readouterr().err

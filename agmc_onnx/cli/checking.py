@@ -1,0 +1,116 @@
+"""inspect, apply, verify, measure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from agmc_onnx.cli.parsing import Parser, Verb, seconds, whole
+from agmc_onnx.cli.words import tell
+from agmc_onnx.config import CompressOptions
+
+
+def _add_inspect(one: Parser) -> None:
+    one.add_argument("model", metavar="MODEL.onnx")
+    one.add_argument("--json", action="store_true", help="print machine-readable JSON")
+
+
+def _add_apply(one: Parser) -> None:
+    one.add_argument("model", metavar="MODEL.onnx")
+    one.add_argument("plan", metavar="PLAN.json")
+    one.add_argument("-o", "--output", metavar="OUT.onnx", required=True, help="where to write it")
+
+
+def _add_verify(one: Parser) -> None:
+    one.add_argument("model", metavar="MODEL.onnx")
+    one.add_argument("compressed", metavar="OUT.onnx")
+    one.add_argument("--plan", metavar="PLAN.json", help="default: OUT.plan.json beside OUT.onnx")
+
+
+def _add_measure(one: Parser) -> None:
+    one.add_argument("models", metavar="MODEL.onnx", nargs="+", help="ratios refer to the first")
+    one.add_argument("--data", metavar="CARD", help="measure accuracy too: a data card, an .npz, a folder, or 'digits'")
+    one.add_argument("--threads", type=whole, metavar="N", default=CompressOptions.threads, help="default: %(default)s")
+    one.add_argument(
+        "--batch", type=whole, metavar="N", default=1, help="samples per timed inference; default: %(default)s"
+    )
+    one.add_argument(
+        "--seconds", type=seconds, metavar="S", default=CompressOptions.latency_seconds, help="default: %(default)s"
+    )
+    one.add_argument(
+        "--provider", choices=("cpu", "cuda", "auto"), default=CompressOptions.provider, help="default: %(default)s"
+    )
+    one.add_argument("--json", action="store_true", help="print machine-readable JSON")
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from agmc_onnx.inspection import inspect
+
+    found = inspect(arguments.model)
+    if arguments.json:
+        tell(json.dumps(found, indent=1))
+        return 0
+    from agmc_onnx.report.text import inspection
+
+    for line in inspection(found):
+        tell(line)
+    return 0
+
+
+def _apply(arguments: argparse.Namespace) -> int:
+    from agmc_onnx.pipeline import apply
+    from agmc_onnx.report.text import applied
+
+    for line in applied(apply(arguments.model, arguments.plan, arguments.output).report):
+        tell(line)
+    tell(f"wrote {arguments.output}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from agmc_onnx.pipeline import verify_files
+    from agmc_onnx.report.text import verified_line
+
+    tell(verified_line(asdict(verify_files(arguments.model, arguments.compressed, arguments.plan))))
+    return 0
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    from agmc_onnx.inspection import measure
+
+    found = measure(
+        *arguments.models,
+        data=arguments.data,
+        threads=arguments.threads,
+        seconds=arguments.seconds,
+        provider=arguments.provider,
+        batch=arguments.batch,
+    )
+    if arguments.json:
+        tell(json.dumps(found, indent=1))
+        return 0
+    from agmc_onnx.report.text import measurement
+
+    for line in measurement(found):
+        tell(line)
+    return 0
+
+
+VERBS = (
+    Verb("inspect", "say what could be pruned of a model, and what not and why", _add_inspect, _inspect),
+    Verb(
+        "apply",
+        "rebuild a compressed model from its plan, as cut: without data, search or recovery",
+        _add_apply,
+        _apply,
+    ),
+    Verb(
+        "verify",
+        "check that a compressed model equals the original with its removed channels at zero",
+        _add_verify,
+        _verify,
+    ),
+    Verb("measure", "measure size, accuracy and latency of models side by side", _add_measure, _measure),
+)

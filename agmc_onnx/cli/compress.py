@@ -1,0 +1,158 @@
+"""compress: make a smaller model that keeps at most a share of the original's cost."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from agmc_onnx.cli.parsing import Flag, Parser, Verb, seconds, share, whole
+from agmc_onnx.cli.progress import Episodes
+from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, tell
+from agmc_onnx.cli.words import say as say_error
+from agmc_onnx.config import RECOVER, CompressOptions
+
+
+def _policies() -> Iterable[str]:
+    from agmc_onnx.search.policies import POLICIES
+
+    return POLICIES
+
+
+def _rewards() -> Iterable[str]:
+    from agmc_onnx.search.rewards import REWARDS
+
+    return REWARDS
+
+
+def _importances() -> Iterable[str]:
+    from agmc_onnx.pruning.importance import IMPORTANCE
+
+    return IMPORTANCE
+
+
+def _providers() -> Iterable[str]:
+    return ("cpu", "cuda", "auto")
+
+
+BUDGETS = (
+    Flag("flops", share, "R", "keep at most this share of the multiply-adds, 0 < R < 1"),
+    Flag("params", share, "R", "keep at most this share of the parameters, 0 < R < 1"),
+)
+FLAGS = (
+    Flag("policy", str, "NAME", "what decides how much of every group to keep", _policies),
+    Flag("episodes", whole, "N", "candidates evaluated"),
+    Flag("seed", whole, "S", "of every random choice; the same seed gives the same result"),
+    Flag(
+        "recover",
+        str,
+        "NAME",
+        "how candidates and the result recover from the cut",
+        lambda: RECOVER,
+        "compensate with --data, else none",
+    ),
+    Flag("search_samples", whole, "N", "calibration samples a candidate is refitted with"),
+    Flag("search_positions", whole, "N", "output positions sampled per node for that"),
+    Flag("distill_steps", whole, "N", "optimiser steps of --recover distill"),
+    Flag("round_to", whole, "K", "kept channels are a multiple of K where the group allows"),
+    Flag("floor", share, "R", "smallest share kept of any group, unless the budget needs less"),
+    Flag("importance", str, "NAME", "ranking of the channels of a group", _importances),
+    Flag("reward", str, "NAME", "what the policy is rewarded for", _rewards),
+    Flag("reward_samples", whole, "N", "samples a candidate is measured on, at most"),
+    Flag("resume", bool, "", "go on with an interrupted run of the same output, model, data and options"),
+    Flag("workers", whole, "N", "processes that evaluate candidates side by side, with --threads each"),
+    Flag("batch", whole, "N", "candidates proposed before the first is learned from", default="as many as --workers"),
+    Flag("finalists", whole, "N", "best candidates recovered in full and measured on more samples at the end"),
+    Flag("threads", whole, "N", "threads of onnxruntime"),
+    Flag("provider", str, "NAME", "where onnxruntime runs", _providers),
+    Flag("latency_seconds", seconds, "S", "time given to measuring latency"),
+)
+
+
+def add(one: Parser) -> None:
+    """Add the arguments of `compress`: one flag for each option."""
+    one.add_argument("model", metavar="MODEL.onnx")
+    one.add_argument("-o", "--output", metavar="OUT.onnx", help="default: MODEL.agmc.onnx beside the model")
+    one.add_argument(
+        "--data",
+        metavar="CARD",
+        help="a data card (.toml), an .npz, a folder of images, or 'digits'; without it accuracy is not measured",
+    )
+    one.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    budget = one.add_argument_group("budget, one of")
+    for flag in BUDGETS:
+        budget.add_argument(_option(flag), type=flag.kind, metavar=flag.metavar, help=flag.help)
+    for flag in FLAGS:
+        if flag.kind is bool:
+            one.add_argument(_option(flag), action="store_true", default=None, help=flag.help)
+            continue
+        default = flag.default or getattr(CompressOptions, flag.field)
+        choices = list(flag.choices()) if flag.choices else None
+        names = f": {', '.join(choices)}" if choices else ""
+        text = f"{flag.help}{names}; default: {default}"
+        one.add_argument(_option(flag), type=flag.kind, metavar=flag.metavar, choices=choices, help=text)
+
+
+def _option(flag: Flag) -> str:
+    return f"--{flag.field.replace('_', '-')}"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compress; 130 after an interruption that still gave a model."""
+    names = [flag.field for flag in (*BUDGETS, *FLAGS)]
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    settings = CompressOptions.of(**options)
+    output = arguments.output or default_output(arguments.model)
+    say: Callable[[str], None] = (lambda line: None) if arguments.quiet else tell
+
+    from agmc_onnx.report.text import budget_line, summary
+
+    for flag in BUDGETS:
+        if getattr(settings, flag.field) is not None:
+            say(budget_line(flag.field, getattr(settings, flag.field)))
+    if not arguments.output:
+        say(f"no -o given: the result goes to {output}")
+    sys.stdout.flush()
+
+    from agmc_onnx.pipeline import compress, output_files
+
+    with Episodes(quiet=arguments.quiet) as episodes:
+
+        def progress(stage: str, facts: Mapping[str, Any]) -> None:
+            if stage == "journal":
+                for line in journal_lines(facts):
+                    say(line)
+            else:
+                episodes(stage, facts)
+
+        result = compress(arguments.model, output=output, data=arguments.data, progress=progress, **options)
+    for line in summary(result.report):
+        say(line)
+    say(f"wrote {', '.join(str(path) for path in output_files(output).values())}")
+    if result.report.get("interrupted"):
+        say_error(
+            f"{PROGRAM}: interrupted after {result.report['episodes']} of {episodes.n_episodes} episodes;"
+            " the best model so far was verified and written. The same command with --resume goes on."
+        )
+        return INTERRUPTED
+    return 0
+
+
+def journal_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Return what is to be said of the journal that a run begins with; of a new one nothing."""
+    n = facts["resumed"] or facts["set_aside"]
+    what = f"{n} evaluation{'s' if n > 1 else ''} of an interrupted run"
+    if facts["resumed"]:
+        return [f"resumed: {what}, from {facts['path']}"]
+    return [f"starts anew: {what} set aside in {facts['old']}"] if n else []
+
+
+def default_output(model: str | Path) -> Path:
+    """Return where a compressed model goes when nothing was said: MODEL.agmc.onnx beside MODEL.onnx."""
+    path = Path(model)
+    return path.with_name(f"{path.stem if path.suffix == '.onnx' else path.name}.agmc.onnx")
+
+
+VERBS = (Verb("compress", "make a smaller model that keeps at most a share of the original's cost", add, run),)

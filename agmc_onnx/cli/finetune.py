@@ -1,0 +1,50 @@
+"""finetune."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from agmc_onnx.cli.parsing import Parser, Verb, seconds, whole
+from agmc_onnx.cli.words import tell
+from agmc_onnx.config import CompressOptions
+
+
+def add(one: Parser) -> None:
+    """Add the arguments of `finetune`."""
+    one.add_argument("model", metavar="OUT.onnx")
+    one.add_argument("--teacher", metavar="MODEL.onnx", required=True, help="the original")
+    one.add_argument("--data", metavar="CARD", required=True, help="a data card, an .npz, a folder, or 'digits'")
+    one.add_argument("-o", "--output", metavar="TUNED.onnx", help="default: OUT.tuned.onnx beside OUT.onnx")
+    one.add_argument("--steps", type=whole, metavar="N", default=1000, help="optimiser steps; default: %(default)s")
+    one.add_argument(
+        "--label-weight", type=seconds, metavar="W", default=0.0, help="weight of labels; default: 0, learn without"
+    )
+    one.add_argument("--seed", type=whole, metavar="S", default=0, help="default: %(default)s")
+    one.add_argument("--threads", type=whole, metavar="N", default=CompressOptions.threads, help="default: %(default)s")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fine-tune a compressed model and write it beside."""
+    from agmc_onnx.finetuning import finetune
+    from agmc_onnx.report.text import finetuned
+
+    path = Path(arguments.model)
+    output = arguments.output or str(path.with_name(f"{path.name.removesuffix('.onnx')}.tuned.onnx"))
+    tuned = finetune(
+        path,
+        teacher=arguments.teacher,
+        data=arguments.data,
+        output=output,
+        steps=arguments.steps,
+        label_weight=arguments.label_weight,
+        seed=arguments.seed,
+        threads=arguments.threads,
+    )
+    for line in finetuned(tuned.report):
+        tell(line)
+    tell(f"wrote {output}")
+    return 0
+
+
+VERBS = (Verb("finetune", "let a compressed model learn from its original, without labels", add, run),)
