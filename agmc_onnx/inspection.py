@@ -21,9 +21,9 @@ from agmc_onnx.measuring.latency import compare, ratio
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.model.files import ModelFile, read_model
 from agmc_onnx.model.graph import view
-from agmc_onnx.pipeline import analyse_model
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
 from agmc_onnx.report.record import environment_versions
+from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.search.environment import Environment
 
 INSPECT_FORMAT = "agmc-onnx/inspect@1"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +14,26 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from agmc_onnx.channels.groups import Channels, analyse
 from agmc_onnx.config import CompressOptions
-from agmc_onnx.errors import AgmcError, BudgetError, ModelError, UsageError, VerificationError
+from agmc_onnx.errors import AgmcError, UsageError, VerificationError
 from agmc_onnx.measuring.roles import Roles
-from agmc_onnx.model.files import ModelFile, read_model
+from agmc_onnx.model.files import read_model
 from agmc_onnx.model.graph import Graph, view
 from agmc_onnx.model.normalize import normalize
 from agmc_onnx.output import check_output, output_files, write_files
-from agmc_onnx.pruning.cost import Cost, macs_cost, params_cost
-from agmc_onnx.pruning.importance import importance_of
 from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.report.record import compose, environment_versions, sizes_of, verified_facts
+from agmc_onnx.run.analysis import Analysis, analyse_model
+from agmc_onnx.run.candidates import Progress, environment_of, reachable, search_candidates
+from agmc_onnx.run.recovering import best_finalist, distilled
+from agmc_onnx.run.target import Target, target_of
 from agmc_onnx.search.environment import Environment
-from agmc_onnx.search.journal import EvaluateAll, Journal, Recorder, run_folder
-from agmc_onnx.search.loop import Record, SearchResult, one_by_one, search
-from agmc_onnx.search.policies import LEARNED, TAKE_BATCHES, make_policy
-from agmc_onnx.search.problem import Curves, Outcome
-from agmc_onnx.search.rewards import reward_named
-from agmc_onnx.search.workers import Workers
+from agmc_onnx.search.journal import Journal, run_folder
+from agmc_onnx.search.policies import LEARNED
 from agmc_onnx.verification import Verification, norms_of, verify
 
-IntArray = npt.NDArray[np.int64]
-CURVE_SAMPLES, CURVE_POSITIONS = 256, 8000  # of the calibration role, for error curves: 3 s for ResNet-20
 NOT_IN_JOURNAL = ("resume", "workers", "latency_seconds")  # options that do not change what a search finds
-Progress = Callable[[str, Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """A model, read and analysed.
-
-    Attributes:
-        file: As it lies on disk.
-        model: Normalised; what plans and surgery refer to.
-        channels: Groups, prunable and frozen.
-    """
-
-    file: ModelFile
-    model: onnx.ModelProto
-    channels: Channels
-
-    @property
-    def graph(self) -> Graph:
-        """The normalised model's graph."""
-        return self.channels.graph
 
 
 @dataclass(frozen=True)
@@ -78,17 +51,6 @@ class Result:
     plan: Plan
     report: dict[str, Any]
     verification: Verification
-
-
-def analyse_model(path: str | Path) -> Analysis:
-    """Read a model and find its groups.
-
-    Raises:
-        ModelError: If it is no ONNX model, or onnxruntime cannot run it.
-    """
-    file = read_model(path)
-    model = normalize(file.proto)
-    return Analysis(file, model, analyse(view(model)))
 
 
 def compress(
@@ -135,38 +97,33 @@ def _compress(
         check_output(output, model)
     analysis = analyse_model(model)
     data_of = Roles(analysis.file.proto, data, settings)
-    environment = _environment(analysis, data_of, settings)
-    kind, share, cost = _budget(analysis, settings)
-    full = cost(environment.n_units)
-    budget = int(share * full)
-    n_macs = environment.macs(environment.n_units)
-    tell("analysed", {"groups": len(analysis.channels.groups), "macs": n_macs, "share": share, "kind": kind})
-    environment = _lower_floor(environment, cost, budget, kind, analysis, data_of, settings)
+    environment = environment_of(analysis, data_of, settings)
+    target = target_of(settings, analysis.channels)
+    facts = {"groups": len(analysis.channels.groups), "macs": environment.macs(environment.n_units)}
+    tell("analysed", {**facts, "share": target.share, "kind": target.kind})
+    environment = reachable(environment, target, analysis, data_of, settings)
     with _journal(analysis, data_of, settings, output, tell) as journal:
-        return _searched(
-            analysis, environment, data_of, settings, (kind, share, cost, budget), output, journal, start, tell
-        )
+        return _searched(analysis, environment, target, data_of, settings, output, journal, start, tell)
 
 
 def _searched(
     analysis: Analysis,
     environment: Environment,
+    target: Target,
     data_of: Roles,
     settings: CompressOptions,
-    target: tuple[str, float, Cost, int],
     output: str | Path | None,
     journal: Journal | None,
     start: float,
     tell: Progress,
 ) -> Result:
-    """Search, then recover, verify, measure and write what was found; `target` is the kind, share, cost and budget."""
-    kind, share, cost, budget = target
-    found = _search(analysis, environment, cost, budget, settings, data_of, journal, tell)
+    """Search, then recover, verify, measure and write what was found."""
+    found = search_candidates(analysis, environment, target, data_of, settings, journal, tell)
     tell("recovering", {"recover": settings.recover})
-    compressed, n_kept, finalists = _best_finalist(analysis, environment, found, data_of, settings)
+    compressed, n_kept, finalists = best_finalist(analysis, environment, found, data_of, settings)
     found = replace(found, kept=n_kept)
     if settings.recover == "distill":
-        compressed = _distilled(analysis, compressed, data_of, settings, output, tell)
+        compressed = distilled(analysis, compressed, data_of, settings, output, tell)
     best, as_cut = environment.kept(n_kept), environment.candidate(n_kept)
     plan = make_plan(analysis.channels, best, analysis.file.sha256)
     tell("verifying", {})
@@ -189,9 +146,9 @@ def _searched(
         settings,
         found,
         checked,
-        kind,
-        share,
-        cost(found.kept) / cost(environment.n_units),
+        target.kind,
+        target.share,
+        target.cost(found.kept) / target.full,
     )
     report["finalists"] = finalists
     report["resumed"] = 0 if journal is None else journal.n_resumed
@@ -315,210 +272,6 @@ def write_result(result: Result, output: str | Path) -> None:
         "html": render(result.report),
     }
     write_files(result.model, texts, output)
-
-
-def _environment(analysis: Analysis, data: Roles, settings: CompressOptions, floor: float | None = None) -> Environment:
-    if not analysis.channels.groups:
-        reasons = sorted({group.why_frozen or "" for group in analysis.channels.frozen})
-        why = reasons[0] if reasons else "no op of it is understood"
-        raise ModelError(f"{analysis.file.path}: nothing in this model can be pruned ({why}). See agmc-onnx inspect.")
-    evaluator = data.evaluator("reward")
-
-    def evaluate(model: onnx.ModelProto) -> tuple[float, float]:
-        evaluation = evaluator(model)
-        return evaluation.score.value, evaluation.inference_s
-
-    scores = importance_of(settings.importance)(analysis.channels)
-    least = settings.floor if floor is None else floor
-    recover = None
-    if settings.recover != "none":
-        from agmc_onnx.recover.compensate import Compensator
-        from agmc_onnx.recover.options import RecoverOptions
-
-        quick = RecoverOptions(
-            n_samples=settings.search_samples, n_positions=settings.search_positions, seed=settings.seed
-        )
-        recover = Compensator(analysis.channels, data.role("calibration"), quick)
-    curves = _curves(analysis, scores, data, settings) if data.real else None
-    return Environment(analysis.channels, scores, evaluate, recover, settings.round_to, least, curves)
-
-
-def _curves(
-    analysis: Analysis, scores: npt.NDArray[np.float64], data: Roles, settings: CompressOptions
-) -> Callable[[], Curves]:
-    """Return what makes the refit-error curves, for the policies that ask."""
-
-    def make() -> Curves:
-        from agmc_onnx.recover.curves import error_curves
-        from agmc_onnx.recover.options import RecoverOptions
-
-        few = RecoverOptions(n_samples=CURVE_SAMPLES, n_curve_positions=CURVE_POSITIONS, seed=settings.seed)
-        return error_curves(analysis.channels, scores, data.role("calibration"), few)
-
-    return make
-
-
-def _best_finalist(
-    analysis: Analysis, environment: Environment, found: SearchResult, data: Roles, settings: CompressOptions
-) -> tuple[onnx.ModelProto, IntArray, list[dict[str, Any]]]:
-    """Recover the candidates with the highest rewards in full and measure them on more of the reward role.
-
-    Rewards of a search are measured on few samples after a quick refit; among the best of many their noise decides.
-
-    Returns:
-        The best finalist's model and kept counts, and what was measured of each.
-    """
-    rewarded = {tuple(record["kept"]): record["reward"] for record in reversed(found.history)}
-    ordered = sorted(rewarded, key=lambda kept: (kept != tuple(found.kept.tolist()), -rewarded[kept]))
-    n_finalists = 1 if found.interrupted or settings.recover == "none" else settings.finalists
-    evaluator = data.evaluator("reward", 4 * settings.reward_samples) if n_finalists > 1 else None
-    finalists: list[dict[str, Any]] = []
-    best: tuple[float, onnx.ModelProto, IntArray] | None = None
-    for kept in ordered[:n_finalists]:
-        n_kept = np.array(kept, np.int64)
-        units = environment.kept(n_kept)
-        model = _recovered(analysis, units, environment.candidate(n_kept), data, settings)
-        metric = 0.0 if evaluator is None else evaluator(model).score.value
-        finalists.append({"kept": list(kept), "reward": rewarded[kept], "metric": metric})
-        if best is None or metric > best[0]:
-            best = (metric, model, n_kept)
-    assert best is not None
-    return best[1], best[2], finalists if evaluator is not None else []
-
-
-def _distilled(
-    analysis: Analysis,
-    model: onnx.ModelProto,
-    data: Roles,
-    settings: CompressOptions,
-    output: str | Path | None,
-    tell: Progress,
-) -> onnx.ModelProto:
-    """Let the refitted result learn from the original; the reward role decides which state is kept."""
-    from agmc_onnx.recover.finetune import distill
-    from agmc_onnx.recover.options import RecoverOptions
-
-    evaluator = data.evaluator("reward")
-    steps = settings.distill_steps
-    return distill(
-        model,
-        analysis.model,
-        data.lessons,
-        RecoverOptions(n_steps=steps, seed=settings.seed, evaluate_every=max(1, min(200, steps // 5))),
-        lambda step, n, facts: tell("distilling", {"step": step, "n_steps": n, **facts}),
-        augment=data.augment,
-        reward=lambda candidate: evaluator(candidate).score.value,
-        folder=None if output is None else run_folder(output),
-    )
-
-
-def _recovered(
-    analysis: Analysis, kept: list[IntArray], as_cut: onnx.ModelProto, data: Roles, settings: CompressOptions
-) -> onnx.ModelProto:
-    """Recover the chosen candidate with all that the calibration role has; candidates were recovered with a part of it."""
-    if settings.recover == "none":
-        return as_cut
-    from agmc_onnx.recover.compensate import compensate
-    from agmc_onnx.recover.options import RecoverOptions
-
-    return compensate(analysis.channels, kept, as_cut, data.role("calibration"), RecoverOptions(seed=settings.seed))
-
-
-def _lower_floor(
-    environment: Environment,
-    cost: Cost,
-    budget: int,
-    kind: str,
-    analysis: Analysis,
-    data: Roles,
-    settings: CompressOptions,
-) -> Environment:
-    """Give up the floor of every group where the budget needs it."""
-    if cost(environment.min_keep) <= budget:
-        return environment
-    bare = _environment(analysis, data, settings, floor=0.0)
-    if cost(bare.min_keep) <= budget:
-        return bare
-    best = cost(bare.min_keep) / cost(bare.n_units)
-    raise BudgetError(
-        f"--{kind}: cannot keep only {budget / cost(bare.n_units):.4f} of the original, since channels tied to inputs and outputs"
-        f" stay; the best reachable value is {best:.4f}. Ask for at least {np.ceil(best * 1e4) / 1e4:.4f}.",
-        best,
-    )
-
-
-def _budget(analysis: Analysis, settings: CompressOptions) -> tuple[str, float, Cost]:
-    for kind, share, make in (("flops", settings.flops, macs_cost), ("params", settings.params, params_cost)):
-        if share is not None:
-            return kind, share, make(analysis.channels)
-    raise UsageError("budget: none given; expected --flops R or --params R, with 0 < R < 1. Say how much to keep.")
-
-
-def _search(
-    analysis: Analysis,
-    environment: Environment,
-    cost: Cost,
-    budget: int,
-    settings: CompressOptions,
-    data: Roles,
-    journal: Journal | None,
-    tell: Progress,
-) -> SearchResult:
-    options = replace(settings.search(), n_episodes=settings.episodes)
-    reward = reward_named(options.reward)
-
-    def reward_of(kept: IntArray, outcome: Outcome) -> float:
-        return float(reward(outcome.metric, int(environment.macs(kept)), int(environment.params(kept))))
-
-    with _evaluators(analysis, environment, data, settings) as evaluate_all:
-        recorder = Recorder(evaluate_all, reward_of, journal)
-        problem = replace(environment.problem(cost, budget), evaluate=recorder)
-        rng = np.random.default_rng(settings.seed)
-        policy = make_policy(problem, options, rng)
-        n_episodes = min(settings.episodes, policy.n_episodes)
-        batch = settings.batch or 1
-        if batch > 1 and n_episodes > 1 and settings.policy not in TAKE_BATCHES:
-            raise UsageError(
-                f"--batch: policy {settings.policy} learns from every candidate before it proposes the next, got {batch};"
-                f" expected 1. Leave out --batch and --workers, or take a policy of {', '.join(sorted(TAKE_BATCHES))}."
-            )
-
-        def on_episode(record: Record) -> None:
-            tell("episode", {**record, "n_episodes": n_episodes})
-
-        return search(problem, policy, reward, n_episodes, rng, on_episode, batch=batch, evaluate_all=recorder.all)
-
-
-@contextmanager
-def _evaluators(
-    analysis: Analysis, environment: Environment, data: Roles, settings: CompressOptions
-) -> Iterator[EvaluateAll]:
-    """Give what evaluates candidates: this process, or several others."""
-    if settings.workers == 1:
-        yield one_by_one(environment.evaluate)
-        return
-    file = analysis.file
-    workers = Workers(
-        settings.workers, partial(_worker_evaluator, file.path.absolute(), file.sha256, data.source, settings)
-    )
-    try:
-        yield workers
-    finally:
-        workers.close()
-
-
-def _worker_evaluator(
-    path: Path, sha256: str, data: str | None, settings: CompressOptions
-) -> Callable[[IntArray], Outcome]:
-    """Return the evaluator of candidates in a worker process, the same as that of the process which asks."""
-    if settings.recover != "none":
-        import torch
-
-        torch.set_num_threads(settings.threads)
-    analysis = analyse_model(path)
-    if analysis.file.sha256 != sha256:
-        raise ModelError(f"{path}: changed while it was being compressed. Start again.")
-    return _environment(analysis, Roles(analysis.file.proto, data, settings), settings).evaluate
 
 
 def _weights_kept(original: Graph, pruned: Graph, plan: Plan) -> bool:

@@ -101,7 +101,7 @@ def test_batch_is_as_large_as_there_are_workers():
 
 
 def test_a_policy_that_learns_one_by_one_takes_no_batch(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("agmc_onnx.pipeline.TAKE_BATCHES", frozenset({"uniform"}))
+    monkeypatch.setattr("agmc_onnx.run.candidates.TAKE_BATCHES", frozenset({"uniform"}))
     argv = ["compress", str(DIGITS), "--flops", "0.5", "-o", str(tmp_path / "x.onnx"), "--policy", "random"]
     assert main([*argv, "--batch", "2", "--quiet"]) == 2
     assert capsys.readouterr().err == (

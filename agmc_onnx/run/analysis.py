@@ -1,0 +1,44 @@
+"""A model, read and analysed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from agmc_onnx.channels.groups import Channels, analyse
+from agmc_onnx.model.files import ModelFile, read_model
+from agmc_onnx.model.graph import Graph, view
+from agmc_onnx.model.normalize import normalize
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A model, read and analysed.
+
+    Attributes:
+        file: As it lies on disk.
+        model: Normalised; what plans and surgery refer to.
+        channels: Groups, prunable and frozen.
+    """
+
+    file: ModelFile
+    model: onnx.ModelProto
+    channels: Channels
+
+    @property
+    def graph(self) -> Graph:
+        """The normalised model's graph."""
+        return self.channels.graph
+
+
+def analyse_model(path: str | Path) -> Analysis:
+    """Read a model and find its groups.
+
+    Raises:
+        ModelError: If it is no ONNX model, or onnxruntime cannot run it.
+    """
+    file = read_model(path)
+    model = normalize(file.proto)
+    return Analysis(file, model, analyse(view(model)))

@@ -1,0 +1,175 @@
+"""Candidates of a run: how one is cut, recovered and measured, here or in other processes, and the search among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from agmc_onnx.config import CompressOptions
+from agmc_onnx.errors import BudgetError, ModelError, UsageError
+from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.pruning.importance import importance_of
+from agmc_onnx.run.analysis import Analysis, analyse_model
+from agmc_onnx.run.target import Target
+from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.journal import EvaluateAll, Journal, Recorder
+from agmc_onnx.search.loop import Record, SearchResult, one_by_one, search
+from agmc_onnx.search.policies import TAKE_BATCHES, make_policy
+from agmc_onnx.search.problem import Curves, Outcome
+from agmc_onnx.search.rewards import reward_named
+from agmc_onnx.search.workers import Workers
+
+IntArray = npt.NDArray[np.int64]
+Progress = Callable[[str, Mapping[str, Any]], None]
+CURVE_SAMPLES, CURVE_POSITIONS = 256, 8000  # of the calibration role, for error curves: 3 s for ResNet-20
+
+
+def environment_of(
+    analysis: Analysis, data: Roles, settings: CompressOptions, floor: float | None = None
+) -> Environment:
+    """Return what candidates of a run are measured by.
+
+    Args:
+        analysis: Of the model.
+        data: The roles.
+        settings: Of the run.
+        floor: Smallest share kept of any group; default: as set.
+
+    Raises:
+        ModelError: If nothing can be pruned.
+    """
+    if not analysis.channels.groups:
+        reasons = sorted({group.why_frozen or "" for group in analysis.channels.frozen})
+        why = reasons[0] if reasons else "no op of it is understood"
+        raise ModelError(f"{analysis.file.path}: nothing in this model can be pruned ({why}). See agmc-onnx inspect.")
+    evaluator = data.evaluator("reward")
+
+    def evaluate(model: onnx.ModelProto) -> tuple[float, float]:
+        evaluation = evaluator(model)
+        return evaluation.score.value, evaluation.inference_s
+
+    scores = importance_of(settings.importance)(analysis.channels)
+    least = settings.floor if floor is None else floor
+    recover = None
+    if settings.recover != "none":
+        from agmc_onnx.recover.compensate import Compensator
+        from agmc_onnx.recover.options import RecoverOptions
+
+        quick = RecoverOptions(
+            n_samples=settings.search_samples, n_positions=settings.search_positions, seed=settings.seed
+        )
+        recover = Compensator(analysis.channels, data.role("calibration"), quick)
+    curves = _curves(analysis, scores, data, settings) if data.real else None
+    return Environment(analysis.channels, scores, evaluate, recover, settings.round_to, least, curves)
+
+
+def _curves(
+    analysis: Analysis, scores: npt.NDArray[np.float64], data: Roles, settings: CompressOptions
+) -> Callable[[], Curves]:
+    """Return what makes the refit-error curves, for the policies that ask."""
+
+    def make() -> Curves:
+        from agmc_onnx.recover.curves import error_curves
+        from agmc_onnx.recover.options import RecoverOptions
+
+        few = RecoverOptions(n_samples=CURVE_SAMPLES, n_curve_positions=CURVE_POSITIONS, seed=settings.seed)
+        return error_curves(analysis.channels, scores, data.role("calibration"), few)
+
+    return make
+
+
+def reachable(
+    environment: Environment, target: Target, analysis: Analysis, data: Roles, settings: CompressOptions
+) -> Environment:
+    """Return the environment, without the floor of the groups where the budget needs that.
+
+    Raises:
+        BudgetError: If even the smallest candidate costs more.
+    """
+    if target.cost(environment.min_keep) <= target.budget:
+        return environment
+    bare = environment_of(analysis, data, settings, floor=0.0)
+    least = target.cost(bare.min_keep)
+    if least <= target.budget:
+        return bare
+    best = least / target.full
+    raise BudgetError(
+        f"--{target.kind}: cannot keep only {target.budget / target.full:.4f} of the original, since channels tied to inputs"
+        f" and outputs stay; the best reachable value is {best:.4f}. Ask for at least {np.ceil(best * 1e4) / 1e4:.4f}.",
+        best,
+    )
+
+
+def search_candidates(
+    analysis: Analysis,
+    environment: Environment,
+    target: Target,
+    data: Roles,
+    settings: CompressOptions,
+    journal: Journal | None,
+    tell: Progress,
+) -> SearchResult:
+    """Search for the best candidate within the target; evaluations go to the journal and come from it."""
+    options = replace(settings.search(), n_episodes=settings.episodes)
+    reward = reward_named(options.reward)
+
+    def reward_of(kept: IntArray, outcome: Outcome) -> float:
+        return float(reward(outcome.metric, int(environment.macs(kept)), int(environment.params(kept))))
+
+    with _evaluators(analysis, environment, data, settings) as evaluate_all:
+        recorder = Recorder(evaluate_all, reward_of, journal)
+        problem = replace(environment.problem(target.cost, target.budget), evaluate=recorder)
+        rng = np.random.default_rng(settings.seed)
+        policy = make_policy(problem, options, rng)
+        n_episodes = min(settings.episodes, policy.n_episodes)
+        batch = settings.batch or 1
+        if batch > 1 and n_episodes > 1 and settings.policy not in TAKE_BATCHES:
+            raise UsageError(
+                f"--batch: policy {settings.policy} learns from every candidate before it proposes the next, got {batch};"
+                f" expected 1. Leave out --batch and --workers, or take a policy of {', '.join(sorted(TAKE_BATCHES))}."
+            )
+
+        def on_episode(record: Record) -> None:
+            tell("episode", {**record, "n_episodes": n_episodes})
+
+        return search(problem, policy, reward, n_episodes, rng, on_episode, batch=batch, evaluate_all=recorder.all)
+
+
+@contextmanager
+def _evaluators(
+    analysis: Analysis, environment: Environment, data: Roles, settings: CompressOptions
+) -> Iterator[EvaluateAll]:
+    """Give what evaluates candidates: this process, or several others."""
+    if settings.workers == 1:
+        yield one_by_one(environment.evaluate)
+        return
+    file = analysis.file
+    workers = Workers(
+        settings.workers, partial(_worker_evaluator, file.path.absolute(), file.sha256, data.source, settings)
+    )
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+def _worker_evaluator(
+    path: Path, sha256: str, data: str | None, settings: CompressOptions
+) -> Callable[[IntArray], Outcome]:
+    """Return the evaluator of candidates in a worker process, the same as that of the process which asks."""
+    if settings.recover != "none":
+        import torch
+
+        torch.set_num_threads(settings.threads)
+    analysis = analyse_model(path)
+    if analysis.file.sha256 != sha256:
+        raise ModelError(f"{path}: changed while it was being compressed. Start again.")
+    return environment_of(analysis, Roles(analysis.file.proto, data, settings), settings).evaluate

@@ -1,0 +1,83 @@
+"""Recovery of what a search found: in full, in closed form, then by distillation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from agmc_onnx.config import CompressOptions
+from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.run.analysis import Analysis
+from agmc_onnx.run.candidates import IntArray, Progress
+from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.journal import run_folder
+from agmc_onnx.search.loop import SearchResult
+
+
+def best_finalist(
+    analysis: Analysis, environment: Environment, found: SearchResult, data: Roles, settings: CompressOptions
+) -> tuple[onnx.ModelProto, IntArray, list[dict[str, Any]]]:
+    """Recover the candidates with the highest rewards in full and measure them on more of the reward role.
+
+    Rewards of a search are measured on few samples after a quick refit; among the best of many their noise decides.
+
+    Returns:
+        The best finalist's model and kept counts, and what was measured of each.
+    """
+    rewarded = {tuple(record["kept"]): record["reward"] for record in reversed(found.history)}
+    ordered = sorted(rewarded, key=lambda kept: (kept != tuple(found.kept.tolist()), -rewarded[kept]))
+    n_finalists = 1 if found.interrupted or settings.recover == "none" else settings.finalists
+    evaluator = data.evaluator("reward", 4 * settings.reward_samples) if n_finalists > 1 else None
+    finalists: list[dict[str, Any]] = []
+    best: tuple[float, onnx.ModelProto, IntArray] | None = None
+    for kept in ordered[:n_finalists]:
+        n_kept = np.array(kept, np.int64)
+        units = environment.kept(n_kept)
+        model = recovered(analysis, units, environment.candidate(n_kept), data, settings)
+        metric = 0.0 if evaluator is None else evaluator(model).score.value
+        finalists.append({"kept": list(kept), "reward": rewarded[kept], "metric": metric})
+        if best is None or metric > best[0]:
+            best = (metric, model, n_kept)
+    assert best is not None
+    return best[1], best[2], finalists if evaluator is not None else []
+
+
+def distilled(
+    analysis: Analysis,
+    model: onnx.ModelProto,
+    data: Roles,
+    settings: CompressOptions,
+    output: str | Path | None,
+    tell: Progress,
+) -> onnx.ModelProto:
+    """Let the refitted result learn from the original; the reward role decides which state is kept."""
+    from agmc_onnx.recover.finetune import distill
+    from agmc_onnx.recover.options import RecoverOptions
+
+    evaluator = data.evaluator("reward")
+    steps = settings.distill_steps
+    return distill(
+        model,
+        analysis.model,
+        data.lessons,
+        RecoverOptions(n_steps=steps, seed=settings.seed, evaluate_every=max(1, min(200, steps // 5))),
+        lambda step, n, facts: tell("distilling", {"step": step, "n_steps": n, **facts}),
+        augment=data.augment,
+        reward=lambda candidate: evaluator(candidate).score.value,
+        folder=None if output is None else run_folder(output),
+    )
+
+
+def recovered(
+    analysis: Analysis, kept: list[IntArray], as_cut: onnx.ModelProto, data: Roles, settings: CompressOptions
+) -> onnx.ModelProto:
+    """Recover the chosen candidate with all that the calibration role has; candidates were recovered with a part of it."""
+    if settings.recover == "none":
+        return as_cut
+    from agmc_onnx.recover.compensate import compensate
+    from agmc_onnx.recover.options import RecoverOptions
+
+    return compensate(analysis.channels, kept, as_cut, data.role("calibration"), RecoverOptions(seed=settings.seed))

@@ -1,0 +1,49 @@
+"""What a result may cost at most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agmc_onnx.channels.groups import Channels
+from agmc_onnx.config import CompressOptions
+from agmc_onnx.errors import UsageError
+from agmc_onnx.pruning.cost import Cost, macs_cost, params_cost
+
+KINDS: dict[str, Callable[[Channels], Cost]] = {"flops": macs_cost, "params": params_cost}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A budget.
+
+    Attributes:
+        kind: Key of `KINDS`, and the option of `CompressOptions` it was given by.
+        share: Share of the original's cost to keep at most, 0..1.
+        cost: Cost of kept counts (n_groups,).
+        full: Cost of the original.
+    """
+
+    kind: str
+    share: float
+    cost: Cost
+    full: int
+
+    @property
+    def budget(self) -> int:
+        """Largest cost allowed."""
+        return int(self.share * self.full)
+
+
+def target_of(settings: CompressOptions, channels: Channels) -> Target:
+    """Return the target of a run.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    for kind, make in KINDS.items():
+        share = getattr(settings, kind)
+        if share is not None:
+            cost = make(channels)
+            return Target(kind, share, cost, cost([group.n_units for group in channels.groups]))
+    raise UsageError("budget: none given; expected --flops R or --params R, with 0 < R < 1. Say how much to keep.")
