@@ -222,6 +222,12 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
            out = Conv(e, wd) }""",
         {"wa": (8, 3, 1, 1), "wb": (16, 3, 1, 1), "wc": (8, 12, 1, 1), "wd": (2, 8, 1, 1)},
     ),
+    "grouped over a concat with the input": (
+        """g (float[N, 4, 4, 4] x) => (float[N, 2, 4, 4] out) {
+           a = Conv(x, wa) b = Conv(x, wb) c = Concat<axis = 1>(a, b, x) d = Conv<group = 2>(c, wc) e = Relu(d)
+           out = Conv(e, wd) }""",
+        {"wa": (12, 4, 1, 1), "wb": (8, 4, 1, 1), "wc": (8, 12, 1, 1), "wd": (2, 8, 1, 1)},
+    ),
 }  # fmt: skip
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from agmc_onnx.channels.axes import Ledger
+from agmc_onnx.channels.bundles import bundles
 
 IntArray = npt.NDArray[np.int64]
-_FEWEST_SHARES = 4  # joint groups of less choice stay whole: half of a network in one step leaves no way to a budget
 
 
 def merge(
@@ -118,10 +118,10 @@ def find_partitions(
 def join_uneven(
     ledger: Ledger, unit_of: IntArray, ordered: list[IntArray], group_of: IntArray, why: dict[int, str]
 ) -> tuple[list[IntArray], IntArray, dict[int, list[IntArray]]]:
-    """Join groups whose rows are even only together, each of its cells keeping the same share; freeze the rest.
+    """Regroup what is even only together, as `agmc_onnx.channels.bundles` divides it; freeze what no bundle takes.
 
-    A cell is a set of units of one group that stand in the same rows everywhere. Where all cells keep the same share every
-    row does, and its size stays linear in the kept count. (A grouped convolution over a Concat has rows of several groups.)
+    A cell is a set of units of one group that stand in the same rows everywhere. (A grouped convolution over a Concat has
+    rows of several groups, and several cells of each.)
 
     Args:
         ledger: Holds the balances.
@@ -138,58 +138,75 @@ def join_uneven(
         return ordered, group_of, found
     parent = list(range(len(ordered)))
     for ids in ledger.balances:
-        first, *others = np.unique(group_of[unit_of[ids]]).tolist()
-        joined = [g for g in (first, *others) if g in uneven]
+        joined = [g for g in np.unique(group_of[unit_of[ids]]).tolist() if g in uneven]
         for g in joined[1:]:
             parent[_root(parent, g)] = _root(parent, joined[0])
-    cells: dict[int, IntArray] = {}
-    for root in {_root(parent, g) for g in uneven}:
-        members = [g for g in uneven if _root(parent, g) == root]
-        units = np.concatenate([ordered[g] for g in sorted(members)])
-        blocks = None if any(unit in why for unit in units.tolist()) else _cells(ledger, unit_of, units, group_of)
-        if blocks is None or step_of([blocks]) * _FEWEST_SHARES > units.size:
-            for g in members:
-                parent[g] = g
-                for unit in ordered[g].tolist():
-                    why.setdefault(unit, uneven[g])
-        else:
-            cells[sorted(members)[0]] = blocks
+    members: dict[int, list[int]] = {}
+    for g in sorted(uneven):
+        members.setdefault(_root(parent, g), []).append(g)
+    made = {groups[0]: _regroup(ledger, unit_of, [ordered[g] for g in groups], why) for groups in members.values()}
     result: list[IntArray] = []
     partitions: dict[int, list[IntArray]] = {}
     for g, units in enumerate(ordered):
-        if g in uneven and g not in cells and _root(parent, g) in {_root(parent, c) for c in cells}:
-            continue
-        if g in cells:
-            partitions[len(result)] = [cells[g]]
-            members = [m for m in uneven if _root(parent, m) == _root(parent, g)]
-            units = np.concatenate([ordered[m] for m in sorted(members)])
-        elif g in found and g not in uneven:
+        for bundle, cells in made.get(g, ()):
+            partitions[len(result)] = [cells]
+            result.append(bundle)
+        if g in uneven:
+            taken = np.concatenate([bundle for pieces in made.values() for bundle, _ in pieces] or [units[:0]])
+            units = units[~np.isin(units, taken)]
+            for unit in units.tolist():
+                why.setdefault(unit, uneven[g])
+        elif g in found:
             partitions[len(result)] = found[g]
-        result.append(units)
+        if units.size:
+            result.append(units)
     group_of = np.full(group_of.size, -1, np.int64)
     for index, units in enumerate(result):
         group_of[units] = index
     return result, group_of, partitions
 
 
-def _cells(ledger: Ledger, unit_of: IntArray, units: IntArray, group_of: IntArray) -> IntArray | None:
-    """Return the cell of every unit, (n_units,), or None where some rows are uneven whatever share is kept."""
+def _regroup(
+    ledger: Ledger, unit_of: IntArray, groups: list[IntArray], why: dict[int, str]
+) -> list[tuple[IntArray, IntArray]]:
+    """Return new groups of the units of some groups, each with the cell of every unit."""
+    groups = [np.array([unit for unit in units.tolist() if unit not in why], np.int64) for units in groups]
+    units = np.concatenate(groups)
+    if not units.size:
+        return []
+    owner = np.repeat(np.arange(len(groups)), [g.size for g in groups])
+    position = np.full(int(unit_of.max()) + 1, -1, np.int64)
+    position[units] = np.arange(units.size)
     rng = np.random.default_rng(0)
-    is_member = np.zeros(group_of.size, bool)
-    is_member[units] = True
-    signature: npt.NDArray[np.uint64] = group_of.astype(np.uint64)
-    for ids in ledger.balances:
-        grid = unit_of[ids]
-        touched = is_member[grid]
-        totals = touched.sum(axis=1)
-        if (totals != totals[0]).any():
-            return None
-        if totals[0]:
-            marks = rng.integers(0, 1 << 63, (grid.shape[0], 1), dtype=np.uint64)
-            with np.errstate(over="ignore"):
-                np.add.at(signature, grid[touched], np.broadcast_to(marks, grid.shape)[touched])
-    _, cell = np.unique(signature[units], return_inverse=True)
-    return cell.ravel().astype(np.int64)
+    signature: npt.NDArray[np.uint64] = owner.astype(np.uint64)
+    grids = [grid for ids in ledger.balances if ((grid := position[unit_of[ids]]) >= 0).any()]
+    for grid in grids:
+        marks = rng.integers(0, 1 << 63, (grid.shape[0], 1), dtype=np.uint64)
+        with np.errstate(over="ignore"):
+            np.add.at(signature, grid[grid >= 0], np.broadcast_to(marks, grid.shape)[grid >= 0])
+    _, first, cell = np.unique(signature, return_index=True, return_inverse=True)
+    cell = np.argsort(np.argsort(first))[cell.ravel()]  # cells in the order of their first units
+    first = np.sort(first)
+    cell_of_first = np.full(units.size + 1, -1, np.int64)  # what is no member has position -1: the last entry
+    cell_of_first[first] = np.arange(first.size)
+    equations = []
+    for grid in grids:
+        at = cell_of_first[grid]
+        counts = np.zeros((grid.shape[0], first.size), np.int64)
+        np.add.at(counts, (np.nonzero(at >= 0)[0], at[at >= 0]), 1)
+        equations.append(counts - counts[0])
+    pieces = bundles(np.bincount(cell), np.concatenate(equations))
+    result = []
+    used = np.zeros(first.size, np.int64)
+    rank = np.zeros(units.size, np.int64)  # of a unit within its cell
+    for c in range(first.size):
+        rank[cell == c] = np.arange((cell == c).sum())
+    for sizes in pieces:
+        chosen = (rank >= used[cell]) & (rank < (used + sizes)[cell])
+        _, own = np.unique(cell[chosen], return_inverse=True)
+        result.append((units[chosen], own.ravel().astype(np.int64)))
+        used += sizes
+    return result
 
 
 def step_of(partitions: Sequence[IntArray]) -> int:
