@@ -20,6 +20,7 @@ from agmc_onnx.measuring.session import make_session, provider_of
 from agmc_onnx.model.files import ModelFile
 from agmc_onnx.model.graph import Graph, view
 from agmc_onnx.pruning.cost import count_macs, count_params
+from agmc_onnx.report.network import network_of
 from agmc_onnx.search.loop import SearchResult
 from agmc_onnx.verification import Verification
 
@@ -81,6 +82,7 @@ def compose(
         "history": found.history,
         "verified": verified_facts(checked, settings.recover != "none"),
         "groups": _groups(channels, found.kept.tolist()),
+        "network": network_of(channels.graph, view(compressed)),
         "settings": asdict(settings),
         "environment": environment_versions(provider_of(make_session(compressed, settings.threads, settings.provider))),
     }  # fmt: skip
@@ -122,7 +124,7 @@ def _measured(score: Score, times: Latency) -> dict[str, Any]:
         "metric": {"name": score.name, "value": score.value, "n": score.n, "interval": score.interval},
         "latency_ms": {
             "p50": times.p50, "p90": times.p90, "min": times.minimum, "cpu": times.mean_cpu_ms,
-            "batch": times.batch, "threads": times.threads,
+            "batch": times.batch, "threads": times.threads, "rounds": [round(ms, 4) for ms in times.rounds_ms],
         },
     }  # fmt: skip
 
