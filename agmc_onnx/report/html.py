@@ -1,7 +1,8 @@
-"""The report as one self-contained HTML file: no script, no network, for phones and desks."""
+"""Reports as self-contained HTML files: nothing is loaded from anywhere, for phones and desks, light and dark."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,56 +11,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agmc_onnx.report import text
+from agmc_onnx.report.drawing import draw
+from agmc_onnx.report.plots import curves, latency_scale, metric_scale
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
 
-MAX_DOTS = 2000  # of the curve; longer searches show every n-th episode
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A label of an axis, at 0..100 percent of its length."""
-
-    at: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Rewards of a search, in a box of 100 by 100 whose y grows downwards.
-
-    Attributes:
-        dots: Path that has one point for every episode.
-        best: Path of the best reward so far.
-        x, y: Ticks of the axes.
-    """
-
-    dots: str
-    best: str
-    x: tuple[Tick, ...]
-    y: tuple[Tick, ...]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A value with its interval on a common scale, each at 0..100 percent of its width."""
-
-    label: str
-    text: str
-    at: float
-    low: float
-    high: float
+Report = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One group: how many of its units are kept."""
+    """One group: how many of its units are kept.
+
+    Attributes:
+        name: Of the group.
+        units, kept: Counts.
+        why_frozen: Why it stays whole, or None.
+        size: Logarithm of `units` in percent of that of the widest group.
+    """
 
     name: str
     units: int
     kept: int
     why_frozen: str | None
+    size: float
 
     @property
     def width(self) -> float:
@@ -67,32 +43,38 @@ class Bar:
         return 100 * self.kept / max(self.units, 1)
 
 
-def render(report: Mapping[str, Any]) -> str:
+def render(report: Report) -> str:
     """Return a report (`agmc-onnx/report@1`) as one HTML file."""
     before, after = report["original"], report["compressed"]
-    return _template().render(
+    picture = draw(report["network"]) if report.get("network") else None
+    bars = bars_of(report["groups"])
+    return page(
+        "report.html",
         report=report,
         name=Path(report["model"]["path"]).name,
         headline=headline(report),
         rows=text.rows(report),
-        budget=text.budget_line(report["target"]["kind"], report["target"]["keep"]),
         target=text.target_line(report),
         verified=text.verified_line(report["verified"]),
         not_measured=None if report.get("accuracy_measured", True) else text.NOT_MEASURED,
-        bars=[Bar(g["name"], g["units"], g["kept"], g["why_frozen"]) for g in report["groups"]],
+        bars=bars,
+        kept_line=f"{sum(bar.kept for bar in bars):,} of {sum(bar.units for bar in bars):,} channels kept",
         frozen=_by_reason(report["groups"]),
-        curve=curve(report["history"]),
+        network=picture,
+        details=_json(picture.details) if picture else "",
+        curves=curves({report["policy"]: report["history"]}),
         best=max((record["reward"] for record in report["history"]), default=None),
-        metric=_metric_spans(before, after),
+        metric=metric_scale(_metrics(report)),
         metric_name=before["metric"]["name"],
         n_samples=before["metric"]["n"],
-        latency=_latency_spans(before["latency_ms"], after["latency_ms"]),
+        latency=latency_scale([("original", before["latency_ms"]), ("compressed", after["latency_ms"])]),
         latency_setting=text.setting_text(before["latency_ms"]),
+        finalists=_finalists(report),
         command=" \\\n  ".join(text.command(report)),
     )
 
 
-def headline(report: Mapping[str, Any]) -> str:
+def headline(report: Report) -> str:
     """Return the result in one sentence."""
     one, other, target = report["original"]["metric"], report["compressed"]["metric"], report["target"]
     cost = f"{100 * target['reached']:.1f} % of the {text.KINDS.get(target['kind'], target['kind'])} kept"
@@ -101,84 +83,41 @@ def headline(report: Mapping[str, Any]) -> str:
     return f"{cost}; {one['name']} {text.metric_text(one)} before, {text.metric_text(other)} after"
 
 
-def curve(history: Sequence[Mapping[str, Any]]) -> Curve | None:
-    """Return the curve of a search's rewards, or None where there are fewer than two finite ones."""
-    points = [(record["episode"] + 1, record["reward"]) for record in history if math.isfinite(record["reward"])]
-    if len(points) < 2:
-        return None
-    best: list[tuple[int, float]] = []
-    top = -math.inf
-    for episode, reward in points:
-        top = max(top, reward)
-        best.append((episode, top))
-    y_ticks = ticks(min(reward for _, reward in points), top)
-    low, high = y_ticks[0], y_ticks[-1]
-    first, last = points[0][0], points[-1][0]
-
-    def x(episode: float) -> float:
-        return 100 * (episode - first) / (last - first)
-
-    def y(reward: float) -> float:
-        return 100 * (high - reward) / (high - low)
-
-    thin = -(-len(points) // MAX_DOTS)
-    dots = "".join(f"M{x(e):.2f} {y(r):.2f}h0" for e, r in points[::thin])
-    steps = f"M{x(best[0][0]):.2f} {y(best[0][1]):.2f}" + "".join(
-        f"H{x(e):.2f}" + (f"V{y(r):.2f}" if r != best[i][1] else "") for i, (e, r) in enumerate(best[1:])
-    )
-    inner = [t for t in ticks(first, last) if first < t < last and t == int(t)]
-    near = 0.12 * (last - first)
-    shown = [first, *(int(t) for t in inner if min(t - first, last - t) > near), last]
-    return Curve(
-        dots=dots,
-        best=steps,
-        x=tuple(Tick(x(e), str(e)) for e in shown),
-        y=tuple(Tick(y(t), f"{t:g}") for t in y_ticks),
-    )
-
-
-def ticks(low: float, high: float, n: int = 5) -> list[float]:
-    """Return about `n` round numbers at equal distances that enclose low..high."""
-    if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
-        low, high = low - 0.5, high + 0.5
-    raw = (high - low) / n
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
-
-
-def _metric_spans(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Span]:
-    """Return the metric of both models, and of the compressed one before recovery where that differs."""
-    one, other = before["metric"], after["metric"]
-    entries = [("original", one["value"], one.get("interval")), ("compressed", other["value"], other.get("interval"))]
-    cut = after.get("metric_before_recovery")
-    if cut is not None and abs(cut - other["value"]) > 1e-9:
-        entries.insert(1, ("as cut", cut, None))
-    percent = one["name"] in text.PERCENT_METRICS
-    low = 0.0 if percent else min(0.0, *(value for _, value, _ in entries))
-    high = 100.0 if percent else max([value for _, value, _ in entries] + [low + 1e-9])
-
-    def at(value: float) -> float:
-        return min(100.0, max(0.0, 100 * (value - low) / (high - low)))
-
+def bars_of(groups: Sequence[Mapping[str, Any]]) -> list[Bar]:
+    """Return the bars of a report's groups."""
+    widest = math.log(1 + max((group["units"] for group in groups), default=1))
     return [
-        Span(label, f"{text.metric_text(one, value)}", at(value), *(at(v) for v in interval or (value, value)))
-        for label, value, interval in entries
+        Bar(g["name"], g["units"], g["kept"], g["why_frozen"], 100 * math.log(1 + g["units"]) / widest) for g in groups
     ]
 
 
-def _latency_spans(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Span]:
-    high = max(before["p90"], after["p90"], 1e-9)
+def _metrics(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the metric of both models, and of the compressed one before recovery where that differs."""
+    one, other = report["original"]["metric"], report["compressed"]["metric"]
+    cut = report["compressed"].get("metric_before_recovery")
+    found = [("original", one), ("compressed", other)]
+    if cut is not None and abs(cut - other["value"]) > 1e-9:
+        found.insert(1, ("as cut", {**other, "value": cut, "interval": None}))
+    return found
+
+
+def _finalists(report: Report) -> list[dict[str, Any]]:
+    """Return the finalists with kept shares in percent, and which of them was taken (the best; the first of equals)."""
+    found = report.get("finalists") or []
+    best = max((one["metric"] for one in found), default=None)
+    widest = [max(1, *(one["kept"][i] for one in found)) for i in range(len(found[0]["kept"]))] if found else []
+    units = [group["units"] for group in report["groups"] if group["why_frozen"] is None]
+    full = units if len(units) == len(widest) and all(u >= w for u, w in zip(units, widest, strict=True)) else widest
+    taken = next((i for i, one in enumerate(found) if one["metric"] == best), None)
+    name = report["original"]["metric"]
     return [
-        Span(
-            label,
-            f"{t['p50']:.3f} ms",
-            100 * t["p50"] / high,
-            100 * t.get("min", t["p50"]) / high,
-            100 * t["p90"] / high,
-        )
-        for label, t in (("original", before), ("compressed", after))
+        {
+            "kept": [100 * k / u for k, u in zip(one["kept"], full, strict=True)],
+            "reward": one["reward"],
+            "metric": text.metric_text(name, one["metric"]),
+            "taken": i == taken,
+        }
+        for i, one in enumerate(found)
     ]
 
 
@@ -190,9 +129,32 @@ def _by_reason(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return found
 
 
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
+def _json(value: Any) -> Any:
+    """Return JSON that is safe inside of a script element."""
+    from markupsafe import Markup
 
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    return environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    raw = json.dumps(value, separators=(",", ":"))
+    return Markup(raw.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def page(template: str, **facts: Any) -> str:
+    """Return a page made from a template of this folder; undefined facts are an error."""
+    return _environment().get_template(template).render(**facts)
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    folder = Path(__file__).parent
+    made = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    for name in ("css", "js"):
+        made.globals[name] = Markup((folder / f"page.{name}").read_text(encoding="utf-8"))
+    return made

@@ -16,6 +16,10 @@ NOT_MEASURED = (
     " the two models answer alike on those."
 )
 
+NO_FASTER = (
+    "Zeros make the zipped file smaller, not the model faster: onnxruntime multiplies them like all other numbers."
+)
+
 Report = Mapping[str, Any]
 
 
@@ -86,7 +90,7 @@ def rows(report: Report) -> list[Row]:
             f"{metric_text(one)} {interval_text(one)}".strip(),
             f"{metric_text(other)} {interval_text(other)}".strip(),
             f"{change:+.2f}{unit}",
-            None if abs(change) < 0.005 else change > 0,
+            None if abs(change) < 0.005 or _overlap(one.get("interval"), other.get("interval")) else change > 0,
         )
     )
     slow, fast = before["latency_ms"], after["latency_ms"]
@@ -138,10 +142,29 @@ def summary(report: Report) -> list[str]:
     cut, metric = report["compressed"].get("metric_before_recovery"), report["compressed"]["metric"]
     if cut is not None and report["verified"].get("recovered"):
         lines.append(f"recovery: {metric['name']} {metric_text(metric, cut)} as cut, {metric_text(metric)} after it")
+    lines += sparsity_lines(report)
     lines.append(verified_line(report["verified"]))
     if not report.get("accuracy_measured", True):
         lines.append(NOT_MEASURED)
     return lines
+
+
+def sparsity_lines(report: Report) -> list[str]:
+    """Return what is to be said of weights that are zero; nothing where none was asked for."""
+    found = report.get("sparsity")
+    if not found:
+        return []
+    kind = f"pattern {found['pattern']}, " if found["pattern"] else ""
+    n = len(found["layers"])
+    stored = {layer["storage"] for layer in found["layers"]}
+    zipped = found["zip_bytes"]
+    return [
+        f"sparsity: {found['weights'] - found['nonzeros']:,} of {found['weights']:,} weights of {n}"
+        f" layer{'s' if n != 1 else ''} are zero ({percent(1 - found['density'])}; {kind}chosen by {found['method']});"
+        f" stored {' and as '.join(sorted(stored))}; zipped {zipped['original']:,} -> {zipped['compressed']:,} bytes"
+        f" ({ratio(zipped['compressed'], zipped['original'])})",
+        NO_FASTER,
+    ]
 
 
 def aligned(table: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
@@ -164,6 +187,8 @@ def command(report: Report) -> list[str]:
         asked = name in ("flops", "params", "policy", "episodes", "seed", "recover") and value is not None
         if not asked and (name not in defaults or value == defaults[name]):
             continue
+        if name == "batch" and value == settings.get("workers"):
+            continue
         flag = f"--{name.replace('_', '-')}"
         words.append([flag] if value is True else [flag, str(value)])
     data = report.get("data")
@@ -172,6 +197,10 @@ def command(report: Report) -> list[str]:
     if report.get("output"):
         words.append(["-o", report["output"]])
     return [shlex.join(part) for part in words]
+
+
+def _overlap(one: Sequence[float] | None, other: Sequence[float] | None) -> bool:
+    return bool(one and other) and one[0] <= other[1] and other[0] <= one[1]  # type: ignore[index]
 
 
 def _less(after: float, before: float) -> bool | None:
