@@ -19,6 +19,7 @@ from agmc_onnx.errors import AgmcError, PlanError, VerificationError
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.model.graph import Graph, view
+from agmc_onnx.model.precision import as_fed, is_half, to_float32
 from agmc_onnx.pruning.editor import Cut
 from agmc_onnx.pruning.plan import Plan
 
@@ -79,11 +80,15 @@ def verify(
     """
     checker = _check(original, pruned)
     _same_signature(original, pruned)
-    if feeds is None:
-        feeds = runnable(original, _SAMPLES, seed).feeds(1)
+    half = is_half(original)  # is compared in float32: its rounding hides nothing
     note = ""
     try:
+        if feeds is None:
+            feeds = runnable(to_float32(original) if half else original, _SAMPLES, seed).feeds(1)
         reference = _over_kept(masked(original, plan, pruned if recovered else None), norms or ())
+        if half:
+            note = _run_as_it_is(original, pruned, feeds)
+            reference, pruned, feeds = to_float32(reference), to_float32(pruned), [as_fed(feed) for feed in feeds]
         want = _run(reference, feeds, optimise=False)
     except VerificationError:
         raise
@@ -120,7 +125,7 @@ def verify(
         default=0.0,
     )
     if len(feeds) > 1 and spread <= 1e-6 * top:
-        note = "the outputs hardly depend on the inputs given, so agreement says little"
+        note = note or "the outputs hardly depend on the inputs given, so agreement says little"
     return Verification(True, diff, top, tolerance, checker, len(feeds), note)
 
 
@@ -224,7 +229,7 @@ def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None
     constants = {p.output[0]: p for p in model.graph.node if p.op_type == "Constant"}
     initializers = {t.name: t for t in model.graph.initializer}
     other = view(values) if values is not None else None
-    ones = _divisors(graph)
+    ones, zeros = _divisors(graph), _zero_points(graph)
 
     def put(name: str, array: np.ndarray) -> None:
         tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
@@ -245,7 +250,7 @@ def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None
             if new.shape != kept.shape:
                 raise VerificationError(f"verify: tensor {name} has shape {new.shape}; the plan keeps {kept.shape}.")
             kept = new
-        full = np.full_like(array, 1 if name in ones else 0)
+        full = np.full(array.shape, zeros.get(name, 1 if name in ones else 0), array.dtype)
         full[region] = kept
         put(name, full)
     if other is not None:
@@ -308,10 +313,22 @@ def _divisors(graph: Graph) -> set[str]:
     for node in graph.nodes:
         if node.op_type == "BatchNormalization":
             found.add(node.inputs[4])
-        elif node.op_type == "Div":
+        elif node.op_type in ("Div", "QuantizeLinear"):
             found.add(node.inputs[1])
         elif node.op_type in ("Reciprocal", "Log", "Sqrt"):
             found.add(node.inputs[0])
+    return found
+
+
+def _zero_points(graph: Graph) -> dict[str, np.ndarray]:
+    """Return what stands for zero in quantised weights that have a zero point, so that it fits their shape."""
+    found = {}
+    for node in graph.nodes:
+        x, *rest = node.inputs[:1] + node.inputs[2:3]
+        if node.op_type == "DequantizeLinear" and x in graph.tensors and rest and rest[0] in graph.tensors:
+            rank, zero = len(graph.tensors[x].dims), graph.array(rest[0])
+            axis = node.attribute("axis", 1) % max(rank, 1)
+            found[x] = zero.reshape([-1 if dim == axis else 1 for dim in range(rank)]) if zero.size > 1 else zero.ravel()
     return found
 
 
@@ -338,6 +355,21 @@ def _same_signature(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
     ):
         if signature(one) != signature(other):
             raise VerificationError(f"verify: the compressed model's graph {what} differ from the original's.")
+
+
+def _run_as_it_is(original: onnx.ModelProto, pruned: onnx.ModelProto, feeds: Sequence[Feed]) -> str:
+    """Run a compressed model of half precision, where its original runs; return what a reader must know, or ""."""
+    kinds = {i.name: onnx.helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type) for i in original.graph.input}
+    first = [{name: x.astype(kinds[name]) for name, x in feeds[0].items()}]
+    try:
+        _run(original, first, optimise=True)
+    except AgmcError:
+        return "compared in float32: this onnxruntime does not run the original in its own precision"
+    try:
+        _run(pruned, first, optimise=True)
+    except AgmcError as error:
+        raise VerificationError(f"verify: onnxruntime cannot run the compressed model ({error}).") from None
+    return ""
 
 
 def _run(model: onnx.ModelProto, feeds: Sequence[Feed], optimise: bool) -> list[list[np.ndarray]]:

@@ -222,6 +222,19 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
            out = Conv(e, wd) }""",
         {"wa": (8, 3, 1, 1), "wb": (16, 3, 1, 1), "wc": (8, 12, 1, 1), "wd": (2, 8, 1, 1)},
     ),
+    "quantised with a scale for every channel": (
+        """g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] out) {
+           t = DequantizeLinear<axis = 0>(wa, sa, za) u = DequantizeLinear<axis = 0>(wb, sb)
+           c = DequantizeLinear<axis = 0>(cb, scb)
+           a = Conv(x, t) q = QuantizeLinear(a, s, z) b = DequantizeLinear(q, s, z) e = Sigmoid(b) d = Conv(e, u, c)
+           r = Relu(d) out = Conv(r, wo) }""",
+        {
+            "wa": np.random.default_rng(0).integers(0, 255, (8, 3, 1, 1), np.uint8), "sa": np.full(8, 0.01, np.float32),
+            "za": np.full(8, 128, np.uint8), "wb": np.random.default_rng(1).integers(-99, 99, (6, 8, 1, 1), np.int8),
+            "sb": np.full(6, 0.01, np.float32), "cb": np.arange(6, dtype=np.int32), "scb": np.full(6, 0.1, np.float32),
+            "s": np.array(0.02, np.float32), "z": np.array(100, np.uint8), "wo": (2, 6, 1, 1),
+        },
+    ),
     "grouped over a concat with the input": (
         """g (float[N, 4, 4, 4] x) => (float[N, 2, 4, 4] out) {
            a = Conv(x, wa) b = Conv(x, wb) c = Concat<axis = 1>(a, b, x) d = Conv<group = 2>(c, wc) e = Relu(d)

@@ -124,7 +124,22 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
         {"to": ints(0, 2, 2, 4, 4), "w": (2, 2, 3)},
         "r w y",
     ),
-    "quantised": ("y = QuantizeLinear(a, s, z)", {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8)}, "a"),
+    "quantised": ("q, s, z = DynamicQuantizeLinear(a)", {}, "a"),
+    "quantised and back": (
+        "q = QuantizeLinear(a, s, z) y = DequantizeLinear(q, s, z)",
+        {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8)},
+        "a q y",
+    ),
+    "weight with a scale for every channel": (
+        "t = DequantizeLinear<axis = 0>(w, s, z) y = Conv(a, t)",
+        {"w": np.ones((2, 4, 1, 1), np.int8), "s": (2,), "z": np.zeros(2, np.int8)},
+        "a w s z y",
+    ),
+    "weight with one scale": (
+        "t = DequantizeLinear(w, s) y = Conv(a, t)",
+        {"w": np.ones((2, 4, 1, 1), np.int8), "s": np.array(0.1, np.float32)},
+        "a w y",
+    ),
     "lstm": (
         "t = MatMul(seq, wt) y, h = LSTM<hidden_size = 2>(t, w, r, c)",
         {"wt": (6, 3), "w": (1, 8, 3), "r": (1, 8, 2), "c": (1, 16)},

@@ -115,18 +115,19 @@ class Ledger:
         """Return the dims of a value that have ids, ascending; dims of weights get theirs when first asked for."""
         return [dim for dim in range(self.shape(value).rank) if (value, dim) in self.entries]
 
-    def axis(self, node: Node, value: str, dim: int) -> Entries | None:
+    def axis(self, node: Node, value: str, dim: int, is_weight: bool = False) -> Entries | None:
         """Return the ids of an axis that `node`'s rule knows, or None where it cannot be cut.
 
         Args:
             node: The node whose rule asks; the axis is then mentioned there.
             value: Input of the node.
             dim: Dimension; negative counts from the end.
+            is_weight: Whether a constant is a weight although it does not hold floating numbers.
         """
         rank = self.shape(value).rank
         axis = (value, dim % rank)
         self.mentioned.setdefault(axis, set()).add(node.index)
-        if axis not in self.entries and value in self.graph.tensors and self.graph.is_float(value):
+        if axis not in self.entries and value in self.graph.tensors and (is_weight or self.graph.is_float(value)):
             size = self.graph.tensors[value].dims[axis[1]]
             if size > 1:
                 self.entries[axis] = Entries(self.fresh(size))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agmc_onnx.channels import moves, sizes
+from agmc_onnx.channels import moves, quantised, sizes
 from agmc_onnx.channels.axes import Axis, Entries, Handler, Ids, Ledger
 from agmc_onnx.channels.einsum import einsum
 from agmc_onnx.channels.recurrent import GATES, recurrent
@@ -278,13 +278,6 @@ def group_norm(ledger: Ledger, node: Node) -> None:
                 _tie_or_freeze(ledger, node, ids, name, 0)
 
 
-def quantised(ledger: Ledger, node: Node) -> None:
-    """Ops of quantised graphs: scales and zero points belong to the weights as they are."""
-    for name in node.inputs:
-        if name:
-            ledger.freeze_value(name, f"{node.label}: quantised; compress the float model, then quantise the result")
-
-
 def _contract(ledger: Ledger, node: Node, source: Ids | None, weight: str, dim: int) -> None:
     """Tie contracted input channels to a dim of the weight; channels that cannot be cut leave the weight whole."""
     if source is not None:
@@ -354,7 +347,7 @@ _ELEMENTWISE = """
     Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh
     ThresholdedRelu Where Xor
 """
-_QUANTISED = "ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul QuantizeLinear"
+_QUANTISED = "ConvInteger DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul"
 _REDUCE = (
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
 )
@@ -381,7 +374,9 @@ RULES: dict[tuple[str, str], Handler] = {
     ("", "MatMul"): matmul,
     ("", "Einsum"): einsum,
     **{("", op): recurrent for op in GATES},
-    **{("", op): quantised for op in _QUANTISED.split()},
+    **{("", op): quantised.quantised for op in _QUANTISED.split()},
+    ("", "QuantizeLinear"): quantised.linear,
+    ("", "DequantizeLinear"): quantised.linear,
     **{("com.microsoft", op): elementwise for op in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")},
     ("", "Shape"): sizes.shape_of,
     ("", "Size"): sizes.shape_of,

@@ -126,6 +126,23 @@ class Graph:
         """
         return read_array(self.tensors[tensor], self.folder)
 
+    def real_array(self, tensor: str) -> np.ndarray:
+        """Return a constant as the numbers it stands for: a quantised weight times its scale, float64.
+
+        Raises:
+            ModelError: As `array`.
+        """
+        array = self.array(tensor)
+        users = [node for node, at in self.consumers.get(tensor, ()) if node.op_type == "DequantizeLinear" and at == 0]
+        if not users or any(name not in self.tensors for name in users[0].inputs[1:] if name):
+            return array
+        shape = [1] * array.ndim
+        if array.ndim:
+            shape[users[0].attribute("axis", 1) % array.ndim] = -1
+        scale, *zero = (self.array(name) for name in users[0].inputs[1:] if name)
+        parts = [x.astype(np.float64).reshape(shape if x.size > 1 else [1] * array.ndim) for x in (scale, *zero)]
+        return (array.astype(np.float64) - (parts[1] if zero else 0)) * parts[0]
+
     def value(self, name: str) -> np.ndarray | None:
         """Return the numbers of a value that does not depend on the graph's inputs, or None.
 
