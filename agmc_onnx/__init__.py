@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agmc_onnx.inspection import inspect, measure
     from agmc_onnx.pipeline import Result, apply, compress
     from agmc_onnx.pipeline import verify_files as verify
+    from agmc_onnx.report.pages import write_report
     from agmc_onnx.verification import Verification
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AgmcError", "BudgetError", "CompressOptions", "DataError", "ModelError", "PlanError", "Result", "UsageError",
     "Verification", "VerificationError", "apply", "compress", "finetune", "inspect", "measure", "verify",
+    "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -36,6 +38,7 @@ _HOMES = {
     "inspect": ("agmc_onnx.inspection", "inspect"),
     "measure": ("agmc_onnx.inspection", "measure"),
     "verify": ("agmc_onnx.pipeline", "verify_files"),
+    "write_report": ("agmc_onnx.report.pages", "write_report"),
 }
 
 def __getattr__(name: str) -> Any:

@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Sequence
 
 from agmc_onnx import __version__
-from agmc_onnx.cli import checking, compress, finetune
+from agmc_onnx.cli import checking, compress, finetune, report
 from agmc_onnx.cli.parsing import Parser
 from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, drop_stdout, fail, say
 from agmc_onnx.errors import AgmcError, UsageError
 
 DEBUG = "AGMC_ONNX_DEBUG"
-VERBS = (*compress.VERBS, *checking.VERBS, *finetune.VERBS)
+VERBS = (*compress.VERBS, *checking.VERBS, *finetune.VERBS, *report.VERBS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
