@@ -13,6 +13,7 @@ BOX2, BOX1 = (176, 44), (212, 46)
 GAP2, GAP1 = (14, 16), (16, 22)
 N_HUES = 8  # colours of motifs in page.css; more motifs share them
 LONGEST_CHAIN = 12  # single ops drawn as one box
+MOST_WIDTHS = 3  # said of one box
 TITLE_LENGTH = 25
 MINOR = frozenset(("relu", "activation", "batchnorm", "norm", "identity", "pad", "split", "reshape"))  # not in titles
 
@@ -77,11 +78,11 @@ def draw(network: Network) -> Picture | None:
         macs = [sum(ops[op].get("macs", (0, 0))[side] for op in members) for side in (0, 1)]
         kinds = " ".join(ops[op]["type"] for op in members)
         name = network["motifs"][motif]["name"] if motif is not None else ""
-        width = _width(network, ops, members)
+        width = _widths(network, ops, members)
         made.append(
             Box(
-                title=_title(name, [ops[op]["type"] for op in members]),
-                note=f"{width}{', ' if width else ''}{100 * macs[1] / macs[0]:.0f} % of MACs" if macs[0] else width,
+                title=_title(name, _place([ops[op]["name"] for op in members]), [ops[op]["type"] for op in members]),
+                note=f"{width}{': ' if width else ''}{100 * macs[1] / macs[0]:.0f} %" if macs[0] else width,
                 says=f"{name + ': ' if name else ''}{kinds} ({ops[members[0]]['name']} to {ops[members[-1]]['name']})",
                 hue=None if motif is None else motif % N_HUES,
                 kept=macs[1] / macs[0] if macs[0] else None,
@@ -163,18 +164,34 @@ def _size(dims: Sequence[int] | None) -> str:
     return "?" if dims is None else " x ".join(str(d) for d in dims[1:]) or "1"
 
 
-def _width(network: Network, ops: Sequence[Mapping[str, Any]], members: Sequence[int]) -> str:
-    """Return the channels behind a box, before and after."""
-    _, before, after = network["values"][ops[members[-1]]["makes"][0]]
+def _widths(network: Network, ops: Sequence[Mapping[str, Any]], members: Sequence[int]) -> str:
+    """Return the channels behind each op with multiply-adds, or else behind the whole box, before and after."""
+    heavy = [op for op in members if "macs" in ops[op]]
+    pairs = [
+        pair for op in (heavy if 0 < len(heavy) <= MOST_WIDTHS else members[-1:]) if (pair := _width(network, ops[op]))
+    ]
+    one, other = (", ".join(str(pair[side]) for pair in pairs) for side in (0, 1))
+    return f"{one} wide" if pairs and one == other else f"{one} \u2192 {other}" if pairs else ""
+
+
+def _width(network: Network, op: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the channels that an op makes, before and after; the first dim behind the batch unless another one shrank."""
+    _, before, after = network["values"][op["makes"][0]]
     if not before or not after or len(before) < 2 or len(before) != len(after):
-        return ""
+        return None
     changed = next((dim for dim in range(1, len(before)) if before[dim] != after[dim]), 1)
-    one, other = before[changed], after[changed]
-    return f"{one} wide" if one == other else f"{one} \u2192 {other}"
+    return before[changed], after[changed]
 
 
-def _title(name: str, kinds: Sequence[str]) -> str:
-    """Return what a box is called: its motif, and the ops that matter most."""
-    shown = [kind for kind in kinds if kind not in MINOR] or list(kinds)
+def _place(names: Sequence[str]) -> str:
+    """Return the module that all ops stand in, where exporters wrote it: "layer1.2" of /layer1/layer1.2/conv1/Conv."""
+    paths = [name.split(" ")[-1].strip("/").split("/")[:-1] for name in names]
+    shared = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
+    return shared[-1] if shared else ""
+
+
+def _title(name: str, place: str, kinds: Sequence[str]) -> str:
+    """Return what a box is called: its motif, and where it stands, or else the ops that matter most."""
+    shown = [place] if name and place else [kind for kind in kinds if kind not in MINOR] or list(kinds)
     text = " ".join([name, *shown] if name else shown)
     return text if len(text) <= TITLE_LENGTH else f"{text[: TITLE_LENGTH - 1].rstrip()}\u2026"

@@ -41,6 +41,12 @@
     return made;
   };
   const fit = (text, n) => (text.length <= n ? text : "\u2026" + text.slice(text.length - n + 1));
+  const where = (name, n) => {  // "/layer1/layer1.2/bn1/BatchNormalization" -> "layer1.2/bn1"
+    const [kind, path] = name.split(" ");
+    const parts = (path || kind).split("/").filter(Boolean);
+    if (parts.length > 1 && parts[parts.length - 1].startsWith(kind)) parts.pop();
+    return fit(parts.slice(-2).join("/"), n);
+  };
   const count = (n) => n.toLocaleString("en-US");
 
   function level1(box) {
@@ -58,7 +64,7 @@
       const [type, name, before, after, full, kept] = op;
       svg("title", {}, place, `${name}: ${before} \u2192 ${after}` + (full ? `, ${count(full)} \u2192 ${count(kept)} multiply-adds` : ""));
       svg("text", { x: 10, y: 16 }, place, type);
-      svg("text", { x: W - 10, y: 16, "text-anchor": "end", class: "sub" }, place, fit(name.split(" ").pop(), 18));
+      svg("text", { x: W - 10, y: 16, "text-anchor": "end", class: "sub" }, place, where(name, 21));
       svg("text", { x: 10, y: 31, class: "sub" }, place, before === after ? before : `${before} \u2192 ${after}`);
       if (full) {
         svg("rect", { class: "all", x: 10, y: 37, width: W - 20, height: 4, rx: 2 }, place);
