@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from agmc_onnx.errors import DataError, ModelError, UsageError
 from agmc_onnx.measuring.card import NEEDS_LABELS, shape_text
 from agmc_onnx.measuring.data import Samples
-from agmc_onnx.measuring.session import Model, make_session, run_model
+from agmc_onnx.measuring.session import Model, Run, opened
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 MAX_ENTRIES = 65536  # of an output, per sample, that agreement compares
@@ -110,11 +110,11 @@ class Evaluator:
                 )
             self._reference = self._run(reference)[0]
 
-    def __call__(self, model: Model, keep_outputs: bool = False) -> Evaluation:
+    def __call__(self, model: Model | Run, keep_outputs: bool = False) -> Evaluation:
         """Return a model's score on the samples.
 
         Args:
-            model: Takes the same inputs as the model the samples were opened for.
+            model: Takes the same inputs as the model the samples were opened for; or a function that runs one.
             keep_outputs: Return the outputs too; for agreement, the entries that were compared.
 
         Raises:
@@ -126,17 +126,17 @@ class Evaluator:
         score = Score(self.metric, value, self.samples.n, interval)
         return Evaluation(score, inference_s, session_s, outputs if keep_outputs else None)
 
-    def _run(self, model: Model) -> tuple[Outputs, float, float]:
+    def _run(self, model: Model | Run) -> tuple[Outputs, float, float]:
         feeds = self.samples.feeds(self.batch_size)
         start = perf_counter()
-        session = make_session(model, self._threads, self._provider)
+        run, _ = opened(model, self._threads, self._provider)
         session_s = perf_counter() - start
         inference_s = 0.0
         per_batch: list[list[np.ndarray]] = []
         valid_rows = self.samples.valid_rows(self.batch_size)
         for feed, rows in zip(feeds, valid_rows, strict=True):
             start = perf_counter()
-            outputs = run_model(session, feed)
+            outputs = run(feed)
             inference_s += perf_counter() - start
             per_batch.append([self._valid(value, rows) for value in outputs if isinstance(value, np.ndarray)])
         return [_join(parts, valid_rows) for parts in zip(*per_batch, strict=True)], inference_s, session_s

@@ -10,7 +10,7 @@ from time import perf_counter, process_time
 import numpy as np
 
 from agmc_onnx.errors import UsageError
-from agmc_onnx.measuring.session import Model, make_session, provider_of, run_model
+from agmc_onnx.measuring.session import Model, Run, opened
 
 ROUNDS = 100
 WARMUP = 5
@@ -61,7 +61,7 @@ class Ratio:
 
 
 def compare(
-    models: Sequence[Model],
+    models: Sequence[Model | Run],
     feeds: Feed | Sequence[Feed],
     *,
     threads: int = 1,
@@ -73,7 +73,7 @@ def compare(
     """Return the latency of each model, measured in turns: A B, then B A, then A B, ...
 
     Args:
-        models: One or more that take the same feeds.
+        models: One or more that take the same feeds, or functions that run one in another runtime.
         feeds: One batch, or several of equal size that take turns; all models get the same one in a round.
         threads: Of onnxruntime; more than 1 is honest only on a machine of one's own.
         rounds: At most so many timed inferences of each model.
@@ -99,10 +99,10 @@ def compare(
     if len(set(batches)) > 1:
         got = ", ".join(str(batch) for batch in sorted(set(batches)))
         raise UsageError(f"latency: batches of different size, got {got}; expected one size. Leave out the last batch.")
-    sessions = [make_session(model, threads, provider) for model in models]
-    for session in sessions:
+    runs = [opened(model, threads, provider) for model in models]
+    for run, _ in runs:
         for i in range(warmup):
-            run_model(session, feeds[i % len(feeds)])
+            run(feeds[i % len(feeds)])
     wall_ms = np.empty((len(models), rounds))
     cpu_ms = np.empty((len(models), rounds))
     was_enabled = gc.isenabled()
@@ -110,10 +110,10 @@ def compare(
     try:
         done, start = 0, perf_counter()
         while done < rounds and (done < MIN_ROUNDS or perf_counter() - start < seconds):
-            order = range(len(sessions)) if done % 2 == 0 else range(len(sessions) - 1, -1, -1)
+            order = range(len(runs)) if done % 2 == 0 else range(len(runs) - 1, -1, -1)
             for i in order:
                 cpu, wall = process_time(), perf_counter()
-                run_model(sessions[i], feeds[done % len(feeds)])
+                runs[i][0](feeds[done % len(feeds)])
                 wall_ms[i, done] = 1000 * (perf_counter() - wall)
                 cpu_ms[i, done] = 1000 * (process_time() - cpu)
             done += 1
@@ -129,10 +129,10 @@ def compare(
             batch=batches[0],
             threads=threads,
             n=done,
-            provider=provider_of(session),
+            provider=where,
             rounds_ms=tuple(times.tolist()),
         )
-        for session, times, cpu in zip(sessions, wall_ms[:, :done], cpu_ms[:, :done], strict=True)
+        for (_, where), times, cpu in zip(runs, wall_ms[:, :done], cpu_ms[:, :done], strict=True)
     ]
 
 

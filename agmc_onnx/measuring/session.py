@@ -6,7 +6,7 @@ import functools
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from agmc_onnx.errors import ModelError, UsageError
 from agmc_onnx.measuring.card import InputSpec
+from agmc_onnx.model.files import external_tensors, relative_to_folder, write_model
 
 ort.set_default_logger_severity(4)  # asking for CUDA where there is none prints two lines and goes on without it
 
 Model = onnx.ModelProto | bytes | Path
+Run = Callable[[Mapping[str, np.ndarray]], Sequence[Any]]  # a model opened in any runtime: feed -> all outputs
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -66,8 +68,8 @@ def make_session(model: Model, threads: int = 1, provider: str = "cpu", optimise
     """Return a session for a model; every measurement of this project runs in one of these.
 
     Args:
-        model: A model, its bytes, or its path. External data is found only by path; a model above protobuf's 2 GB is
-            written to a temporary folder and read from there.
+        model: A model, its bytes, or its path. External data is found by path, or where `read_model` has read the model;
+            a model above protobuf's 2 GB, or with references to parts, is written to a temporary folder and read there.
         threads: Threads inside one node, at least 1; nodes run one after the other.
         provider: "cpu"; "cuda", an error where CUDA does not start; or "auto", CUDA where it starts and CPU otherwise.
         optimise: All graph optimisations; only these turn on the fast convolution layout.
@@ -112,6 +114,24 @@ def run_model(session: ort.InferenceSession, feed: Mapping[str, np.ndarray]) -> 
         ) from None
 
 
+def opened(model: Model | Run, threads: int = 1, provider: str = "cpu") -> tuple[Run, str]:
+    """Return what runs a model, and where: "cpu" or "cuda".
+
+    Args:
+        model: As in `make_session`; or a function that runs it in another runtime, which is returned as it is.
+        threads: As in `make_session`.
+        provider: As in `make_session`.
+
+    Raises:
+        UsageError: As `make_session`.
+        ModelError: As `make_session`.
+    """
+    if callable(model):
+        return model, "cpu"
+    session = make_session(model, threads, provider)
+    return functools.partial(run_model, session), provider_of(session)
+
+
 def _open(model: Model, threads: int, names: Sequence[str], optimise: bool) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -123,7 +143,7 @@ def _open(model: Model, threads: int, names: Sequence[str], optimise: bool) -> o
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # a provider this build lacks: told by get_providers
         if isinstance(model, onnx.ModelProto):
-            source = _serialise(model, Path(folder))
+            source = _serialise(model, Path(folder), options, optimise)
         elif isinstance(model, bytes):
             source = model
         else:
@@ -139,20 +159,30 @@ def _open(model: Model, threads: int, names: Sequence[str], optimise: bool) -> o
             ) from None
 
 
-def _serialise(model: onnx.ModelProto, folder: Path) -> bytes | str:
-    """Return the model's bytes, or the path of a copy with external data in `folder` where it has more than 2 GB."""
-    try:
-        return model.SerializeToString()
-    except (ValueError, EncodeError, DecodeError):
+def _serialise(model: onnx.ModelProto, folder: Path, options: ort.SessionOptions, optimise: bool) -> bytes | str:
+    """Return the model's bytes, or the path of a copy in `folder` where it has more than 2 GB or refers to parts.
+
+    Weights in other files are mapped by onnxruntime; without `optimise` it makes no second form of them either.
+    """
+    if not any(True for _ in external_tensors(model)):
+        try:
+            return model.SerializeToString()
+        except (ValueError, EncodeError, DecodeError):
+            return _spill(model, folder)
+    if not optimise:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    found = relative_to_folder(model)
+    if found is None:
         return _spill(model, folder)
+    slim, place = found
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(place))
+    return slim.SerializeToString()
 
 
 def _spill(model: onnx.ModelProto, folder: Path) -> str:
-    clone = onnx.ModelProto()
-    clone.CopyFrom(model)  # saving with external data empties the tensors of what it saves
-    path = str(folder / "model.onnx")
-    onnx.save_model(clone, path, save_as_external_data=True, location="model.data")
-    return path
+    path = folder / "model.onnx"
+    write_model(model, path, external=True)
+    return str(path)
 
 
 @functools.cache
