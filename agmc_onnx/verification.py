@@ -18,7 +18,9 @@ from agmc_onnx.channels.groups import Channels
 from agmc_onnx.errors import AgmcError, PlanError, VerificationError
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, run_model
+from agmc_onnx.model.files import external_tensors, without_external
 from agmc_onnx.model.graph import Graph, view
+from agmc_onnx.model.parts import Mask, is_external, part_of
 from agmc_onnx.model.precision import as_fed, is_half, to_float32
 from agmc_onnx.pruning.editor import Cut
 from agmc_onnx.pruning.plan import Plan
@@ -112,9 +114,11 @@ def verify(
             len(feeds),
             "a normalisation runs over cut channels",
         )
-    noise, _ = _distance(want, _run(reference, feeds, optimise=True))
     diff, top = _distance(want, got)
-    tolerance = _RELATIVE * top + _NOISE * noise + 1e-9
+    tolerance = _RELATIVE * top + 1e-9
+    if not diff <= tolerance:  # rarely: then what onnxruntime's own optimisations change is allowed too
+        noise, _ = _distance(want, _run(reference, feeds, optimise=True))
+        tolerance += _NOISE * noise
     if not diff <= tolerance:
         raise VerificationError(
             f"verify: the compressed model differs from the masked original by {diff:.3g}, allowed {tolerance:.3g}"
@@ -225,7 +229,7 @@ def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None
     """
     graph = view(original)
     model = onnx.ModelProto()
-    model.CopyFrom(original)
+    model.CopyFrom(original)  # weights in other files stay there, see `part_of`
     constants = {p.output[0]: p for p in model.graph.node if p.op_type == "Constant"}
     initializers = {t.name: t for t in model.graph.initializer}
     other = view(values) if values is not None else None
@@ -242,8 +246,12 @@ def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None
     for name, axes in plan.tensors.items():
         if name not in graph.tensors:
             raise PlanError(f"plan: no tensor {name} in this model. Is it this model's plan?")
+        shape, tensor = tuple(graph.tensors[name].dims), graph.tensors[name]
+        region = kept_region(shape, axes, name)
+        if is_external(tensor) and other is None and name in initializers and name not in zeros:
+            initializers[name].CopyFrom(part_of(tensor, _masks(shape, axes), 1 if name in ones else 0))
+            continue
         array = graph.array(name)
-        region = kept_region(array.shape, axes, name)
         kept = array[region]
         if other is not None and name in other.tensors:
             new = other.array(name)
@@ -286,6 +294,17 @@ def kept_region(shape: tuple[int, ...], axes: Mapping[str, list[Any]], name: str
         rest = np.ix_(index[0], np.arange(columns.shape[1]), *index[2:])
         return (rest[0], columns.reshape(columns.shape + (1,) * (len(shape) - 2)), *rest[2:])
     return np.ix_(*index)
+
+
+def _masks(shape: tuple[int, ...], axes: Mapping[str, list[Any]]) -> dict[int, Mask]:
+    """Return the kept entries of a tensor as masks; checked by `kept_region` before."""
+    masks: dict[int, Mask] = {}
+    for text, kept in axes.items():
+        index = np.array(kept, np.int64)
+        mask = np.zeros((*index.shape[:-1], shape[int(text)]), bool)
+        np.put_along_axis(mask, index, True, axis=-1)
+        masks[int(text)] = mask
+    return masks
 
 
 def _add_biases(model: onnx.ModelProto, graph: Graph, other: Graph, plan: Plan) -> None:
@@ -334,15 +353,20 @@ def _zero_points(graph: Graph) -> dict[str, np.ndarray]:
 
 def _check(original: onnx.ModelProto, pruned: onnx.ModelProto) -> bool | None:
     try:
-        onnx.checker.check_model(pruned, full_check=True)
+        onnx.checker.check_model(_checkable(pruned), full_check=True)
         return True
     except Exception as error:  # the checker raises several types; only whether it accepts matters here
         try:
-            onnx.checker.check_model(original, full_check=True)
+            onnx.checker.check_model(_checkable(original), full_check=True)
         except Exception:  # it rejects the original too (custom ops, say): nothing was broken here
             return None
         line = str(error).strip().splitlines()[0]
         raise VerificationError(f"verify: onnx's checker rejects the compressed model ({line}).") from None
+
+
+def _checkable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model, or where it has weights in other files, which the checker would read, one without them."""
+    return without_external(model) if any(True for _ in external_tensors(model)) else model
 
 
 def _same_signature(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:

@@ -157,7 +157,8 @@ def test_arrays_are_memory_mapped(tmp_path: Path) -> None:
 
 
 def test_large_model_stays_external(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_LIMIT", 1000)
+    for limit in ("_LIMIT", "_LOADED_BYTES", "_SMALL_BYTES"):
+        monkeypatch.setattr(files, limit, 1000)
     write_model(net(), tmp_path / "net.onnx")
     assert listing(tmp_path) == ["net.onnx", "net.onnx.data"]
     model = read_model(tmp_path / "net.onnx").proto

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,10 +18,13 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import numpy_helper
 
 from agmc_onnx.errors import ModelError, UsageError
+from agmc_onnx.model.parts import is_external, is_part, part, stored_dims
 
 Array = np.ndarray
 _LIMIT = 1_900_000_000  # protobuf cannot hold 2 GiB; leave room for the graph itself
-_INLINE_BYTES = 1024  # smaller initializers stay in the graph file: shape inference wants to see them
+_LOADED_BYTES = 256_000_000  # external data up to this size is loaded; of larger models only what is small
+_SMALL_BYTES = 32_768  # shape inference and folding want to see numbers
+_INLINE_BYTES = 1024  # smaller initializers stay in the graph file, for the same reason
 _ALIGNMENT = 4096  # of large external data, so that it can be memory-mapped (onnx.proto, TensorProto.external_data)
 _PACKED_NAMES = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
 _PACKED_BITS = {onnx.TensorProto.DataType.Value(name): bits for name, bits in _PACKED_NAMES.items()
@@ -32,7 +36,7 @@ class ModelFile:
     """A model as it lies on disk.
 
     Attributes:
-        proto: The model; tensors with external data are references (not loaded).
+        proto: The model; large tensors of a large model with external data are references, with absolute locations.
         path: The file it was read from; external data is found beside it.
         sha256: Digest of the file (of the graph file alone where weights are external), hexadecimal.
         file_bytes: Size of the file and of its external data.
@@ -51,7 +55,8 @@ def read_model(path: str | Path) -> ModelFile:
         path: An `.onnx` file.
 
     Returns:
-        The model with all tensors loaded when they fit in one protobuf message, else as references.
+        The model. External data of up to 256 MB in all is loaded; of more, the large tensors stay references, checked and
+        with absolute locations, so that `read_array` needs no folder for them.
 
     Raises:
         ModelError: If the file is missing, is no ONNX model, is truncated, or lacks its external data.
@@ -73,39 +78,42 @@ def read_model(path: str | Path) -> ModelFile:
         ) from None
     if not proto.ir_version or not proto.graph.node or not proto.opset_import:
         raise ModelError(f"{path}: not an ONNX model (no graph found); expected an .onnx file. Export the model again.")
+    _drop_part_names(proto)
     file_bytes = len(raw) + sum(file.stat().st_size for file in _external_files(proto, path.parent))
-    if file_bytes < _LIMIT:
-        _load_external(proto, path.parent)
+    limit = None if file_bytes <= _LOADED_BYTES else _SMALL_BYTES
+    _load_external(proto, path.parent, limit)
+    for tensor in external_tensors(proto):
+        next(e for e in tensor.external_data if e.key == "location").value = str(_location(tensor, path.parent)[0])
     return ModelFile(proto, path, hashlib.sha256(raw).hexdigest(), file_bytes)
 
 
 def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every tensor of the model, subgraphs and local functions included, whose data lies in another file."""
     for tensor in _tensors(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if is_external(tensor):
             yield tensor
 
 
 def read_array(tensor: onnx.TensorProto, folder: Path | None = None) -> Array:
     """Return a tensor as a numpy array; external data is memory-mapped, not copied.
 
-    Types of less than a byte (int4, float4) are the exception: they are unpacked, one element a byte.
+    Two exceptions: types of less than a byte (int4, float4) are unpacked, one element a byte, and of a reference to a part
+    (`agmc_onnx.model.parts`) that part is copied.
 
     Args:
         tensor: Inline or external tensor.
-        folder: Folder of the model file, needed for external data.
+        folder: Folder of the model file, needed for external data whose location is relative.
 
     Raises:
         ModelError: If external data is missing, too short, or lies outside of the model's folder.
     """
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+    if not is_external(tensor):
         return numpy_helper.to_array(tensor)
-    stored = _read_external(tensor, folder)
+    stored, dims = _read_external(tensor, folder), stored_dims(tensor)
     if tensor.data_type in _PACKED_BITS:
-        return numpy_helper.to_array(
-            onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=stored.tobytes())
-        )
-    return stored.view(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
+        packed = onnx.TensorProto(dims=dims, data_type=tensor.data_type, raw_data=stored.tobytes())
+        return part(tensor, numpy_helper.to_array(packed))
+    return part(tensor, stored.view(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(dims))
 
 
 def read_sparse(sparse: onnx.SparseTensorProto) -> Array:
@@ -131,9 +139,10 @@ def write_model(
     Args:
         proto: Model; not changed.
         path: Target file; with external data its weights go to `<name>.data` beside it.
-        external: Put the weights into a file of their own; None does so only above 1.9 GB.
-        folder: Folder that tensors with external data refer to, needed where the model has any. Their data is copied:
-            what is written never refers to the original's files.
+        external: Put the weights into a file of their own; None does so above 1.9 GB, and above 256 MB where the model
+            has external data already.
+        folder: Folder that tensors with external data refer to, needed where a location is relative. Their data is
+            copied: what is written never refers to the original's files.
 
     Returns:
         Bytes written, external data included.
@@ -144,7 +153,8 @@ def write_model(
     """
     path = Path(path)
     if external is None:
-        external = sum(_stored_bytes(tensor) for tensor in _tensors(proto)) > _LIMIT
+        limit = _LOADED_BYTES if any(True for _ in external_tensors(proto)) else _LIMIT
+        external = sum(_stored_bytes(tensor) for tensor in _tensors(proto)) > limit
     if not external:
         if any(True for _ in external_tensors(proto)):
             loaded = onnx.ModelProto()
@@ -166,6 +176,47 @@ def write_model(
         data = _serialize(slim, path)
         partial.write_bytes(data)
     return n_bytes + len(data)
+
+
+def model_bytes(proto: onnx.ModelProto) -> int:
+    """Return how many bytes a model takes in files, external data included."""
+    return proto.ByteSize() + sum(_stored_bytes(tensor) for tensor in external_tensors(proto))
+
+
+def without_external(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with graph inputs in place of its external initializers: enough for checks of its structure."""
+    slim = onnx.ModelProto()
+    slim.CopyFrom(proto)
+    kept = [tensor for tensor in slim.graph.initializer if not is_external(tensor)]
+    inputs = {value.name for value in slim.graph.input}
+    slim.graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        for tensor in proto.graph.initializer
+        if is_external(tensor) and tensor.name not in inputs
+    )
+    if len(kept) < len(slim.graph.initializer):
+        del slim.graph.initializer[:]
+        slim.graph.initializer.extend(kept)
+    _load_external(slim, None)
+    return slim
+
+
+def relative_to_folder(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Path] | None:
+    """Return a model whose references are relative to one folder, and that folder; None where that cannot be.
+
+    It cannot where a reference is to a part, or where the files of the references have no folder in common.
+    """
+    tensors = list(external_tensors(proto))
+    places = [Path(entry.value) for t in tensors for entry in t.external_data if entry.key == "location"]
+    if not places or any(is_part(t) for t in tensors) or not all(place.is_absolute() for place in places):
+        return None
+    folder = Path(os.path.commonpath([place.parent for place in places]))
+    slim = onnx.ModelProto()
+    slim.CopyFrom(proto)
+    for tensor in external_tensors(slim):
+        entry = next(e for e in tensor.external_data if e.key == "location")
+        entry.value = str(Path(entry.value).relative_to(folder))
+    return slim, folder
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -249,9 +300,9 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _initializers(inner)
 
 
-def _stored_bytes(tensor: onnx.TensorProto) -> int:
-    """Return how many bytes a tensor's elements take in a file."""
-    count = int(np.prod(tensor.dims, dtype=np.int64))
+def _stored_bytes(tensor: onnx.TensorProto, dims: tuple[int, ...] | None = None) -> int:
+    """Return how many bytes a tensor's elements take in a file; `dims` where they are not its own."""
+    count = math.prod(tensor.dims if dims is None else dims)
     if tensor.data_type in _PACKED_BITS:
         return (count * _PACKED_BITS[tensor.data_type] + 7) // 8
     try:
@@ -260,22 +311,23 @@ def _stored_bytes(tensor: onnx.TensorProto) -> int:
         return len(tensor.raw_data)
 
 
-def _load_external(proto: onnx.ModelProto, folder: Path | None) -> None:
-    """Read external data into the tensors that refer to it, in place."""
+def _load_external(proto: onnx.ModelProto, folder: Path | None, limit: int | None = None) -> None:
+    """Read external data, of tensors of up to `limit` bytes or of all, into the tensors that refer to it, in place."""
     for tensor in external_tensors(proto):
-        tensor.raw_data = _read_external(tensor, folder).tobytes()
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
+        if limit is None or _stored_bytes(tensor) <= limit:
+            tensor.raw_data = _read_bytes(tensor, folder).tobytes()
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
 
 
 def _move_weights(proto: onnx.ModelProto, out: BinaryIO, location: str, folder: Path | None) -> None:
     """Write large initializers, and all that is external already, to `out`, and refer to them there, in place."""
     large = [tensor for tensor in _initializers(proto.graph) if _stored_bytes(tensor) >= _INLINE_BYTES]
     large = [tensor for tensor in large if tensor.data_type != onnx.TensorProto.STRING]  # strings have no raw form
-    moved = [tensor for tensor in large if tensor.data_location != onnx.TensorProto.EXTERNAL]
+    moved = [tensor for tensor in large if not is_external(tensor)]
     for tensor in (*external_tensors(proto), *moved):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            stored = _read_external(tensor, folder)
+        if is_external(tensor):
+            stored = _read_bytes(tensor, folder)
         else:
             raw = tensor.raw_data if tensor.HasField("raw_data") else _raw_bytes(tensor)
             stored = np.frombuffer(raw, np.uint8)
@@ -301,8 +353,20 @@ def _serialize(proto: onnx.ModelProto, path: Path) -> bytes:
         raise UsageError(f"{path}: the model is larger than the 2 GB one file can hold. Write external data.") from None
 
 
+def _read_bytes(tensor: onnx.TensorProto, folder: Path | None) -> Array:
+    """Return the bytes that an external tensor's own elements take, shape (bytes,)."""
+    if not is_part(tensor):
+        return _read_external(tensor, folder)
+    if tensor.data_type in _PACKED_BITS:
+        return np.frombuffer(numpy_helper.from_array(read_array(tensor, folder)).raw_data, np.uint8)
+    return read_array(tensor, folder).reshape(-1).view(np.uint8)
+
+
 def _read_external(tensor: onnx.TensorProto, folder: Path | None) -> Array:
-    """Return the bytes of a tensor with external data, memory-mapped, shape (stored bytes,)."""
+    """Return the bytes that a tensor with external data refers to, memory-mapped, shape (stored bytes,)."""
+    location = Path(next((entry.value for entry in tensor.external_data if entry.key == "location"), ""))
+    if folder is None and location.is_absolute():  # `read_model` has checked it
+        folder = location.parent
     if folder is None:
         raise ModelError(
             f"tensor {tensor.name}: its numbers lie in another file, and the model's folder is not known here. "
@@ -325,7 +389,7 @@ def _location(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, int]:
             f"{where}: its external data file {entries.get('location')} is missing; expected it in {folder}. "
             "Put the file beside the model."
         )
-    wanted = _stored_bytes(tensor)
+    wanted = _stored_bytes(tensor, stored_dims(tensor))
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", wanted))
     except ValueError:
@@ -338,6 +402,15 @@ def _location(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, int]:
     if offset + length > path.stat().st_size:
         raise ModelError(f"{where}: its external data ends early; {path.name} is truncated. Copy the file again.")
     return path, offset, length
+
+
+def _drop_part_names(proto: onnx.ModelProto) -> None:
+    """Forget what a file says under the keys that name parts: only this process may."""
+    for tensor in external_tensors(proto):
+        if is_part(tensor):
+            kept = [entry for entry in tensor.external_data if not entry.key.startswith("agmc.")]
+            tensor.ClearField("external_data")
+            tensor.external_data.extend(kept)
 
 
 def _external_files(proto: onnx.ModelProto, folder: Path) -> list[Path]:

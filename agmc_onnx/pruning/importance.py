@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from agmc_onnx.errors import UsageError
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Importance = Callable[[Channels], FloatArray]
+_CHUNK = 65_536  # elements: their squares stay in the cache, and no copy of a large weight is made
 
 
 def l1_norm(channels: Channels) -> FloatArray:
@@ -29,20 +30,38 @@ def l2_norm(channels: Channels) -> FloatArray:
 def _norms(channels: Channels, order: int) -> FloatArray:
     """Sum |w|^order over all matrices and kernels of each unit: coupled tensors decide together, by their sum."""
     total = np.zeros(channels.n_units)
-    tensors: dict[str, np.ndarray] = {}
+    axes: dict[str, list[tuple[int, IntArray]]] = {}
     for (value, dim), axis in channels.axes.items():
-        if value not in channels.graph.tensors or len(channels.graph.tensors[value].dims) < 2:
-            continue  # biases and BatchNorm parameters have another scale than kernels
-        if value not in tensors:
-            tensors[value] = np.abs(channels.graph.array(value).astype(np.float64)) ** order
-        power = tensors[value]
-        if axis.units.ndim == 2:  # dim 1 of a grouped Conv's weight: one row a group of filters
-            power = power.reshape(axis.units.shape[0], -1, *power.shape[1:])
-            scores = power.sum(axis=tuple(i for i in range(power.ndim) if i not in (0, 2)))
-        else:
-            scores = power.sum(axis=tuple(i for i in range(power.ndim) if i != dim))
-        np.add.at(total, axis.units.ravel(), scores.ravel())
+        if value in channels.graph.tensors and len(channels.graph.tensors[value].dims) > 1:
+            axes.setdefault(value, []).append((dim, axis.units))  # biases and BatchNorm have another scale than kernels
+    for value, own in axes.items():
+        array = channels.graph.real_array(value)
+        rows = max((units.shape[0] for _, units in own if units.ndim == 2), default=1)  # groups of a grouped Conv
+        sums = {dim: np.zeros(units.shape) for dim, units in own}
+        for at in _chunks(array, rows):
+            power = array[at].astype(np.float64)
+            power = np.abs(power, out=power) if order == 1 else np.square(power, out=power)
+            for dim, units in own:
+                if units.ndim == 2:
+                    first = at.start * rows // array.shape[0]
+                    parts = power.reshape(-1, array.shape[0] // rows, *array.shape[1:])
+                    summed = parts.sum(axis=tuple(i for i in range(parts.ndim) if i not in (0, 2)))
+                    sums[dim][first : first + len(summed)] += summed
+                elif dim == 0:
+                    sums[dim][at] += power.reshape(len(power), -1).sum(axis=1)
+                else:
+                    sums[dim] += power.sum(axis=tuple(i for i in range(power.ndim) if i != dim))
+        for dim, units in own:
+            np.add.at(total, units.ravel(), sums[dim].ravel())
     return total
+
+
+def _chunks(array: np.ndarray, rows: int) -> Iterator[slice]:
+    """Yield slices of dim 0, of about 64 thousand elements and of whole ones of `rows` equal blocks where there are many."""
+    block = array.shape[0] // rows if rows > 1 else 1
+    step = max(1, _CHUNK // max(array.size // array.shape[0] * block, 1)) * block
+    for start in range(0, array.shape[0], step):
+        yield slice(start, min(start + step, array.shape[0]))
 
 
 IMPORTANCE: dict[str, Importance] = {"l2": l2_norm, "l1": l1_norm}

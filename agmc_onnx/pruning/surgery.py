@@ -7,35 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import onnx
+from google.protobuf.message import Message
 from onnx import numpy_helper
 
 from agmc_onnx.channels.groups import Channels
 from agmc_onnx.model.graph import Graph
-from agmc_onnx.pruning.editor import Cut, Editor, Mask
+from agmc_onnx.model.parts import Mask, is_external, part_of, take
+from agmc_onnx.pruning.editor import Cut, Editor
 from agmc_onnx.pruning.repairs import REPAIRS
 
 IntArray = npt.NDArray[np.int64]
-
-
-def take(array: np.ndarray, masks: dict[int, Mask]) -> np.ndarray:
-    """Return what stays of a tensor.
-
-    Args:
-        array: The tensor.
-        masks: By dim: bool (size,), or for dim 1 of a grouped Conv's weight bool (groups, size): one row a group of
-            consecutive entries of dim 0, all rows keeping equally many.
-    """
-    grouped = next(((dim, mask) for dim, mask in masks.items() if mask.ndim == 2), None)
-    if grouped is not None:
-        dim, mask = grouped
-        assert dim == 1
-        index = np.stack([np.flatnonzero(row) for row in mask])  # (groups, kept)
-        index = np.repeat(index, array.shape[0] // mask.shape[0], axis=0)
-        array = np.take_along_axis(array, index.reshape(index.shape + (1,) * (array.ndim - 2)), axis=1)
-    for dim, mask in masks.items():
-        if mask.ndim == 1:
-            array = np.compress(mask, array, axis=dim)
-    return np.ascontiguousarray(array)
 
 
 class Surgeon:
@@ -44,15 +25,14 @@ class Surgeon:
     def __init__(self, channels: Channels) -> None:
         self.channels = channels
         model = channels.graph.model
-        self._skeleton = onnx.ModelProto()
-        self._skeleton.CopyFrom(model)
-        del self._skeleton.graph.initializer[:]
+        self._skeleton = _without_initializers(model)
         self._initializers = list(model.graph.initializer)
         graph = channels.graph
         touched = {value for value, _ in channels.axes}
-        self._arrays = {name: graph.array(name) for name in touched if name in graph.tensors}
+        tensors = {name for name in touched if name in graph.tensors}
+        self._arrays = {name: graph.array(name) for name in tensors if not is_external(graph.tensors[name])}
         constants = {proto.output[0]: i for i, proto in enumerate(model.graph.node) if proto.op_type == "Constant"}
-        self._constant_nodes = {name: constants[name] for name in self._arrays if name in constants}
+        self._constant_nodes = {name: constants[name] for name in tensors if name in constants}
         positions = [i for i, proto in enumerate(model.graph.node) if not _is_constant(proto, graph)]
         followers = {node.index for shuffle in channels.shuffles.values() for node in shuffle.chain[1:]}
         self._repairs = [
@@ -79,13 +59,10 @@ class Surgeon:
         graph = model.graph
         masks = cut.tensor_axes()
         for tensor in self._initializers:
-            if tensor.name in masks:
-                graph.initializer.append(_tensor(tensor, take(self._arrays[tensor.name], masks[tensor.name])))
-            else:
-                graph.initializer.append(tensor)
+            graph.initializer.append(self._cut_tensor(tensor, tensor.name, masks))
         for name, at in self._constant_nodes.items():
             if name in masks:
-                new = _tensor(self.channels.graph.tensors[name], take(self._arrays[name], masks[name]))
+                new = self._cut_tensor(self.channels.graph.tensors[name], name, masks)
                 del graph.node[at].attribute[:]
                 graph.node[at].attribute.append(onnx.helper.make_attribute("value", new))
         for infos, indices in ((graph.value_info, self._declared), (graph.input, self._inputs)):
@@ -98,6 +75,30 @@ class Surgeon:
                 repair(editor, node, graph.node[at])
         editor.finish()
         return model
+
+    def _cut_tensor(self, tensor: onnx.TensorProto, name: str, masks: dict[str, dict[int, Mask]]) -> onnx.TensorProto:
+        """Return what stays of a tensor; of one in another file a reference, read when it is written or run."""
+        if name not in masks:
+            return tensor
+        if is_external(tensor):
+            return part_of(tensor, masks[name])
+        return _tensor(tensor, take(self._arrays[name], masks[name]))
+
+
+def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy without the weights, which are not copied in between."""
+    skeleton = onnx.ModelProto()
+    for source, target, left_out in ((model, skeleton, "graph"), (model.graph, skeleton.graph, "initializer")):
+        for descriptor, value in source.ListFields():
+            if descriptor.name == left_out:
+                continue
+            if isinstance(value, Message):
+                getattr(target, descriptor.name).CopyFrom(value)
+            elif isinstance(value, str | bytes | int | float):
+                setattr(target, descriptor.name, value)
+            else:
+                getattr(target, descriptor.name).extend(value)
+    return skeleton
 
 
 def _is_constant(proto: onnx.NodeProto, graph: Graph) -> bool:

@@ -17,9 +17,10 @@ from agmc_onnx.measuring.accuracy import Score
 from agmc_onnx.measuring.latency import Latency, compare, ratio
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import make_session, provider_of
-from agmc_onnx.model.files import ModelFile
+from agmc_onnx.model.files import ModelFile, model_bytes
 from agmc_onnx.model.graph import Graph, view
 from agmc_onnx.pruning.cost import count_macs, count_params
+from agmc_onnx.pruning.sparsity import dense
 from agmc_onnx.report.network import network_of
 from agmc_onnx.search.loop import SearchResult
 from agmc_onnx.verification import Verification
@@ -68,7 +69,7 @@ def compose(
         "original": {**sizes_of(original), **_measured(before, times[0])},
         "compressed": {
             **sizes_of(compressed), **_measured(after, times[1]),
-            "metric_before_recovery": cut.value, "weight_density": _density(view(compressed)),
+            "metric_before_recovery": cut.value, "weight_density": _density(view(dense(compressed))),
         },
         "latency_ratio": asdict(ratio(times[1], times[0])),
         "accuracy_measured": data.real,
@@ -115,8 +116,8 @@ def _cpu_name() -> str:
 
 def sizes_of(model: onnx.ModelProto) -> dict[str, int]:
     """Return the multiply-adds, parameters and bytes of a model."""
-    graph = view(model)
-    return {"macs": sum(count_macs(graph).values()), "params": count_params(graph), "file_bytes": model.ByteSize()}
+    graph = view(dense(model))
+    return {"macs": sum(count_macs(graph).values()), "params": count_params(graph), "file_bytes": model_bytes(model)}
 
 
 def _measured(score: Score, times: Latency) -> dict[str, Any]:
@@ -131,9 +132,12 @@ def _measured(score: Score, times: Latency) -> dict[str, Any]:
 
 def _density(graph: Graph) -> float:
     """Return the share of non-zero entries of all weights of two or more dims."""
-    arrays = [graph.array(name) for name, t in graph.tensors.items() if len(t.dims) > 1 and graph.is_float(name)]
-    total = sum(array.size for array in arrays)
-    return float(sum(np.count_nonzero(array) for array in arrays) / total) if total else 1.0
+    total = stay = 0
+    for name, tensor in graph.tensors.items():
+        if len(tensor.dims) > 1 and graph.is_float(name):
+            array = graph.array(name)
+            total, stay = total + array.size, stay + int(np.count_nonzero(array))
+    return stay / total if total else 1.0
 
 
 def _groups(channels: Channels, kept: list[int]) -> list[dict[str, Any]]:

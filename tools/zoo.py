@@ -1,0 +1,166 @@
+"""The models of the coverage table: torchvision and timm exported here, the onnx package's own, and files.
+
+Weights are random and nothing is downloaded. torchvision 0.28 and timm 1.0 are the extra `coverage` of this project.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+NAMES = Path(__file__).with_name("architectures.txt")
+EXPORTERS = {"torchscript": {"exporter": "torchscript"}, "dynamo": {"exporter": "dynamo", "opset": 18}}
+_VIDEOS = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
+_SEGMENTERS = ("fcn", "deeplab", "lraspp")
+
+
+def architectures() -> list[str]:
+    """Return the names of the table, `tv:` or `timm:` before each."""
+    lines = NAMES.read_text().splitlines()
+    return [name for line in lines if not line.startswith("#") for name in line.split()]
+
+
+def light_models() -> list[Path]:
+    """Return the files of real topologies that the onnx package ships, whose weights are constants."""
+    folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+    return sorted(folder.glob("light_*.onnx"))
+
+
+def load(name: str, exporter: str, keep: Path | None = None) -> onnx.ModelProto:
+    """Return one model of the table: `tv:`, `timm:`, `light:` or the path of a file.
+
+    Args:
+        name: Which.
+        exporter: A key of `EXPORTERS`; files need none.
+        keep: Folder of models exported before; what is missing there is exported and put there.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "light":
+        return with_random_weights(onnx.load(next(p for p in light_models() if p.stem == rest)))
+    if kind not in ("tv", "timm"):
+        return onnx.load(name)
+    path = keep / f"{exporter}-{kind}-{rest}.onnx" if keep else None
+    if path is not None and path.exists():
+        return onnx.load(path)
+    model = export(*build(name), exporter)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        onnx.save(model, partial)
+        partial.replace(path)
+    return model
+
+
+def import_frameworks() -> None:
+    """Import what building and exporting needs, once, so that forked processes have it."""
+    import torch
+
+    torch.set_num_threads(1)
+    if not hasattr(torch.ops.torchvision, "nms"):  # torchvision's own library is built for CUDA
+        library = torch.library.Library("torchvision", "DEF")
+        for op in ("nms", "qnms"):
+            library.define(op + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import_frameworks.library = library  # type: ignore[attr-defined]  # it ends with its object
+    torch.backends.mha.set_fastpath_enabled(False)  # else the older exporter meets an op it does not know
+    import onnxscript  # noqa: F401
+    import timm  # noqa: F401
+    import torchvision  # noqa: F401
+
+
+def build(name: str) -> tuple[Any, tuple[int, ...]]:
+    """Return a network of torchvision or timm with lively random weights, one tensor in and one out, and its input shape."""
+    import_frameworks()
+    import torch
+
+    torch.manual_seed(0)
+    kind, _, rest = name.partition(":")
+    if kind == "tv":
+        import torchvision
+
+        options = {"weights_backbone": None} if rest.startswith(_SEGMENTERS) else {}
+        module = torchvision.models.get_model(rest, weights=None, **options)
+        shape = _torchvision_shape(rest)
+    else:
+        import timm
+
+        module = timm.create_model(rest, pretrained=False)
+        shape = (1, *module.default_cfg["input_size"])
+    pair = rest.startswith("raft")
+
+    class OneTensor(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.net(x[:, :3], x[:, 3:]) if pair else self.net(x)
+            while not isinstance(y, torch.Tensor):
+                y = next(iter(y.values())) if isinstance(y, dict) else y[-1 if pair else 0]
+            return y
+
+    net = OneTensor().eval()
+    enliven(net, shape)
+    return net, shape
+
+
+def _torchvision_shape(name: str) -> tuple[int, ...]:
+    if name.startswith("raft"):
+        return (1, 6, 128, 128)  # two images
+    side = 112 if name.endswith("_18") else 299 if name == "inception_v3" else 224
+    video = name in _VIDEOS or name.startswith(("mvit", "swin3d"))
+    return (1, 3, 16, side, side) if video else (1, 3, side, side)
+
+
+def export(net: Any, shape: tuple[int, ...], exporter: str) -> onnx.ModelProto:
+    """Return a network as ONNX with an open batch."""
+    from models.export import to_onnx
+
+    return to_onnx(net, shape, **EXPORTERS[exporter])
+
+
+def enliven(module: Any, shape: tuple[int, ...]) -> None:
+    """Give a network weights that show: no zeros where initialisation leaves them, statistics of its own activations."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if not value.dtype.is_floating_point or not value.numel() or "running_" in name:
+            continue
+        noise = torch.randn(value.shape, generator=generator)
+        if (value == 0).all():
+            value.data = noise * 0.02
+        elif value.ndim == 1:
+            value.data = value.data + noise * 0.05
+    norms = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    with torch.no_grad():
+        if norms:
+            module(torch.randn(2, *shape[1:], generator=generator))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+        norm.running_var.add_(1e-3)
+
+
+def with_random_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a light model of the onnx package with He-scaled initializers in place of its constant fillings."""
+    rng = np.random.default_rng(0)
+    graph = model.graph
+    shapes = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    variances = {node.input[4] for node in graph.node if node.op_type == "BatchNormalization"}
+    for node in [n for n in graph.node if n.op_type == "ConstantOfShape" and n.input[0] in shapes]:
+        dims = shapes[node.input[0]].ravel().tolist()
+        scale = (2 / max(int(np.prod(dims[1:])), 1)) ** 0.5 if len(dims) > 1 else 0.1
+        values = rng.standard_normal(dims) * scale + (1 if len(dims) == 1 else 0)
+        values = np.abs(values) + 0.1 if node.output[0] in variances else values
+        graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), node.output[0]))
+        graph.node.remove(node)
+    model.ir_version = max(model.ir_version, 4)
+    return model
