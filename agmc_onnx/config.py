@@ -190,6 +190,12 @@ class CompressOptions:
             card's [train] images or else the calibration role; "none": measured as cut; None: "compensate" where there is
             data, else "none".
         distill_steps: Optimiser steps of "distill".
+        sparsity: Share of the weights of `sparse_layers` that become zero, 0 < R < 1; they keep their shapes.
+        sparse_method: Row of `agmc_onnx.recover.sparse.METHODS`; None: "obs" where candidates are refitted, else "magnitude".
+        sparse_pattern: "N:M": of M weights one after the other along the inputs at most N are kept; instead of `sparsity`.
+        sparse_layers: "dense": fully connected ones; "all": convolutions too.
+        sparse_storage: "dense", or "smallest": as sparse_initializer where that is smaller and onnxruntime loads it. Not the
+            default, since onnx's own checker and most other runtimes refuse it, and a zip file makes up the difference.
         search_samples: Calibration samples that a candidate is refitted with.
         search_positions: Output positions sampled per node for that.
         round_to: Kept counts are multiples of this where a group has that many units; 4, since onnxruntime leaves its fast
@@ -214,6 +220,11 @@ class CompressOptions:
     importance: str = "l2"
     recover: str | None = None
     distill_steps: int = 1000
+    sparsity: float | None = None
+    sparse_method: str | None = None
+    sparse_pattern: str | None = None
+    sparse_layers: str = "dense"
+    sparse_storage: str = "dense"
     search_samples: int = 128
     search_positions: int = 4000
     round_to: int = 4
@@ -273,7 +284,13 @@ class CompressOptions:
             raise UsageError(f"--floor: out of range, got {made.floor}; expected 0 <= R < 1.")
         if made.recover is not None and made.recover not in RECOVER:
             raise UsageError(f"--recover: unknown name, got {made.recover!r}; expected one of {', '.join(RECOVER)}.")
+        _check_sparsity(made)
         return replace(made, batch=made.batch or made.workers)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether single weights become zero."""
+        return self.sparsity is not None or self.sparse_pattern is not None
 
     def with_data(self, is_given: bool) -> CompressOptions:
         """Return the options with what depends on data filled in."""
@@ -285,3 +302,46 @@ class CompressOptions:
 
 
 RECOVER = ("none", "compensate", "distill")
+SPARSE_METHODS = ("magnitude", "wanda", "obs")
+SPARSE_LAYERS = ("dense", "all")
+SPARSE_STORAGE = ("dense", "smallest")
+
+
+def pattern_of(text: str) -> tuple[int, int]:
+    """Return (n, m) of a pattern "N:M".
+
+    Raises:
+        UsageError: If it is none.
+    """
+    n, _, m = text.partition(":")
+    if not (n.isdecimal() and m.isdecimal() and 0 < int(n) < int(m)):
+        raise UsageError(
+            f"--sparse-pattern: not a pattern, got {text!r}; expected N:M with 0 < N < M, such as 2:4 to keep 2 of 4."
+        )
+    return int(n), int(m)
+
+
+def _check_sparsity(options: CompressOptions) -> None:
+    if options.sparsity is not None and not 0 < options.sparsity < 1:
+        raise UsageError(
+            f"--sparsity: the share of zeros is out of range, got {options.sparsity!r}; expected 0 < R < 1, such as 0.3."
+        )
+    if options.sparse_pattern is not None:
+        n, m = pattern_of(options.sparse_pattern)
+        if options.sparsity is not None:
+            raise UsageError(
+                f"--sparsity: got {options.sparsity} beside --sparse-pattern {n}:{m}, which sets {1 - n / m:.3g} of the"
+                " weights to zero; expected one of the two. Leave one out."
+            )
+    for name, value, known in (
+        ("method", options.sparse_method, SPARSE_METHODS),
+        ("layers", options.sparse_layers, SPARSE_LAYERS),
+        ("storage", options.sparse_storage, SPARSE_STORAGE),
+    ):
+        if value is not None and value not in known:
+            raise UsageError(f"--sparse-{name}: unknown name, got {value!r}; expected one of {', '.join(known)}.")
+    if options.recover == "none" and options.sparse_method not in (None, "magnitude"):
+        raise UsageError(
+            f"--sparse-method: {options.sparse_method} looks at activations, got --recover none; expected --recover"
+            " compensate or distill. Or use --sparse-method magnitude."
+        )

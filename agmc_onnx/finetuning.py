@@ -16,6 +16,8 @@ from agmc_onnx.measuring.data import load_card, open_data
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.model.files import read_model
 from agmc_onnx.output import check_output, output_files, write_files
+from agmc_onnx.pruning.plan import read_plan
+from agmc_onnx.pruning.sparsity import dense
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 REWARD_SAMPLES = 1000  # of the reward role, that decide when to stop
@@ -75,7 +77,7 @@ def finetune(
     if output is not None:
         check_output(output, model)
         check_output(output, teacher)
-    student, original = read_model(model).proto, read_model(teacher).proto
+    student, original = dense(read_model(model).proto), read_model(teacher).proto
     _belong_together(student, original, model, teacher)
     card = load_card(data)
     dataset = open_data(card, model_inputs(original))
@@ -102,6 +104,7 @@ def finetune(
             augment=() if card.train is None else card.train.augment,
             reward=lambda candidate: scored["reward"](candidate).score.value,
             folder=None if output is None else run_folder(output),
+            thinned=_thinned(output_files(model)["plan"]),
         )  # fmt: skip
     finally:
         torch.set_num_threads(before_threads)
@@ -120,6 +123,11 @@ def finetune(
         texts = {"plan": plan.read_text(encoding="utf-8")} if plan.is_file() else {}
         write_files(tuned, texts, output)
     return Tuned(tuned, report)
+
+
+def _thinned(plan: Path) -> list[str]:
+    """Return the tensors whose zeros stay zero: those that the plan beside a model names, if there is one."""
+    return list(read_plan(plan).sparsity) if plan.is_file() else []
 
 
 def _belong_together(

@@ -22,6 +22,7 @@ from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.model.files import ModelFile, read_model
 from agmc_onnx.model.graph import view
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
+from agmc_onnx.pruning.sparsity import dense
 from agmc_onnx.report.record import environment_versions
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.search.environment import Environment
@@ -131,7 +132,7 @@ def measure(
     times = compare(paths, feeds, threads=threads, seconds=seconds, provider=provider)
     found = []
     for file, score, latency in zip(files, scores, times, strict=True):
-        graph = view(file.proto)
+        graph = view(dense(file.proto))
         paired = ratio(latency, times[0])
         found.append(
             {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,13 +15,15 @@ import numpy.typing as npt
 import onnx
 
 from agmc_onnx.config import CompressOptions
-from agmc_onnx.errors import AgmcError, UsageError, VerificationError
+from agmc_onnx.errors import AgmcError, ModelError, UsageError, VerificationError
 from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.model.files import read_model
 from agmc_onnx.model.graph import Graph, view
 from agmc_onnx.model.normalize import normalize
 from agmc_onnx.output import check_output, output_files, write_files
 from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
+from agmc_onnx.pruning.sparsity import check_zeros, facts, planned, sparse_plan, sparsity_of, store, thin_by_magnitude
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.report.record import compose, environment_versions, sizes_of, verified_facts
 from agmc_onnx.run.analysis import Analysis, analyse_model
@@ -125,17 +127,15 @@ def _searched(
     if settings.recover == "distill":
         compressed = distilled(analysis, compressed, data_of, settings, output, tell)
     best, as_cut = environment.kept(n_kept), environment.candidate(n_kept)
+    sparsity = sparsity_of(settings, analysis.graph)
     plan = make_plan(analysis.channels, best, analysis.file.sha256)
+    plan = plan if sparsity is None else sparse_plan(plan, compressed, sparsity)
     tell("verifying", {})
-    checked = verify(
-        analysis.model,
-        compressed,
-        plan,
-        data_of.verification_feeds(),
-        recovered=settings.recover != "none",
-        norms=norms_of(analysis.channels, best),
-        seed=settings.seed,
+    checked = _checked(
+        analysis, compressed, plan, settings.recover != "none", data_of.verification_feeds(), settings.seed
     )
+    if settings.sparse_storage == "smallest":
+        compressed = _smallest(compressed, plan, data_of.verification_feeds())
     tell("measuring", {})
     report = compose(
         analysis.file,
@@ -150,6 +150,7 @@ def _searched(
         target.share,
         target.cost(found.kept) / target.full,
     )
+    report["sparsity"] = None if sparsity is None else facts(analysis.file.proto, compressed, sparsity)
     report["finalists"] = finalists
     report["resumed"] = 0 if journal is None else journal.n_resumed
     report["output"] = None if output is None else str(output)
@@ -226,7 +227,11 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None)
     kept = kept_units(analysis.channels, wanted)
     pruned = Surgeon(analysis.channels).cut(kept)
     made = make_plan(analysis.channels, kept, analysis.file.sha256)
-    checked = verify(analysis.model, pruned, made, norms=norms_of(analysis.channels, kept))
+    if wanted.sparsity:
+        sparsity = planned(wanted)
+        pruned = thin_by_magnitude(pruned, sparsity)
+        made = sparse_plan(made, pruned, sparsity)
+    checked = _checked(analysis, pruned, made, recovered=False)
     report = {
         "original": sizes_of(analysis.file.proto),
         "compressed": sizes_of(pruned),
@@ -250,16 +255,49 @@ def verify_files(model: str | Path, compressed: str | Path, plan: str | Path | N
     """
     analysis = analyse_model(model)
     wanted = read_plan(plan if plan is not None else output_files(compressed)["plan"])
-    pruned = normalize(read_model(compressed).proto)
+    pruned = normalize(read_model(compressed).proto, dense=True)
     recovered = not _weights_kept(analysis.graph, view(pruned), wanted)
-    norms = norms_of(analysis.channels, kept_units(analysis.channels, wanted))
-    checked = verify(analysis.model, pruned, wanted, recovered=recovered, norms=norms)
+    checked = _checked(analysis, pruned, wanted, recovered)
     if not recovered:
         return checked
     notes = [
         text for text in (checked.note, "the weights were refitted, so the original was given the new ones") if text
     ]
     return replace(checked, note="; ".join(notes))
+
+
+def _checked(
+    analysis: Analysis,
+    pruned: onnx.ModelProto,
+    plan: Plan,
+    recovered: bool,
+    feeds: Sequence[dict[str, np.ndarray]] | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Verify a compressed model with dense initializers: its zeros are counted, then it is compared.
+
+    Zeros are no part of the structure that the comparison is about, so thinned weights are given to the original, as
+    refitted ones are. Where nothing was refitted, all that is not zero must be the original's.
+    """
+    check_zeros(pruned, plan)
+    if plan.sparsity and not recovered and not _weights_kept(analysis.graph, view(pruned), plan):
+        raise VerificationError("verify: weights differ from the original's although nothing was recovered.")
+    norms = norms_of(analysis.channels, kept_units(analysis.channels, plan))
+    given = recovered or bool(plan.sparsity)
+    return verify(analysis.model, pruned, plan, feeds, recovered=given, norms=norms, seed=seed)
+
+
+def _smallest(model: onnx.ModelProto, plan: Plan, feeds: Sequence[dict[str, np.ndarray]]) -> onnx.ModelProto:
+    """Return a model with sparse initializers where that is smaller, onnxruntime loads it, and it answers the same."""
+    stored = store(model, plan.sparsity)
+    if stored is model:
+        return model
+    try:
+        answers = [run_model(make_session(one), feeds[0]) for one in (model, stored)]
+    except ModelError:
+        return model
+    same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*answers, strict=True) if isinstance(a, np.ndarray))
+    return stored if same else model
 
 
 def write_result(result: Result, output: str | Path) -> None:
@@ -285,6 +323,9 @@ def _weights_kept(original: Graph, pruned: Graph, plan: Plan) -> bool:
             return False
         array: npt.NDArray[Any] = original.array(name)
         wanted = array[kept_region(array.shape, plan.tensors[name], name)] if name in plan.tensors else array
-        if not np.array_equal(pruned.array(name), wanted):
+        found = pruned.array(name)
+        if name in plan.sparsity and found.shape == wanted.shape:
+            wanted = np.where(found == 0, found, wanted)
+        if not np.array_equal(found, wanted):
             return False
     return True

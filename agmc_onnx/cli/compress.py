@@ -12,7 +12,7 @@ from agmc_onnx.cli.parsing import Flag, Parser, Verb, seconds, share, whole
 from agmc_onnx.cli.progress import Episodes
 from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, tell
 from agmc_onnx.cli.words import say as say_error
-from agmc_onnx.config import RECOVER, CompressOptions
+from agmc_onnx.config import RECOVER, SPARSE_LAYERS, SPARSE_METHODS, SPARSE_STORAGE, CompressOptions
 
 
 def _policies() -> Iterable[str]:
@@ -56,6 +56,11 @@ FLAGS = (
     Flag("search_samples", whole, "N", "calibration samples a candidate is refitted with"),
     Flag("search_positions", whole, "N", "output positions sampled per node for that"),
     Flag("distill_steps", whole, "N", "optimiser steps of --recover distill"),
+    Flag("sparsity", share, "R", "share of the weights of dense layers that become zero", default="none"),
+    Flag("sparse_pattern", str, "N:M", "of M such weights in a row keep at most N; instead of --sparsity", default="none"),
+    Flag("sparse_method", str, "NAME", "how they are chosen", lambda: SPARSE_METHODS, "obs, or magnitude without recovery"),
+    Flag("sparse_layers", str, "NAME", "which layers: fully connected ones, or convolutions too", lambda: SPARSE_LAYERS),
+    Flag("sparse_storage", str, "NAME", "dense, or as sparse_initializer where smaller", lambda: SPARSE_STORAGE),
     Flag("round_to", whole, "K", "kept channels are a multiple of K where the group allows"),
     Flag("floor", share, "R", "smallest share kept of any group, unless the budget needs less"),
     Flag("importance", str, "NAME", "ranking of the channels of a group", _importances),

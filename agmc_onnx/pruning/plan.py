@@ -30,6 +30,7 @@ class Plan:
         tensors: Kept indices of every cut axis, ascending, by tensor and dim; for a grouped Conv's dim 1 one list a group
             where groups keep different inputs.
         sparsity: Share of zeros in dense weights that keep their shape.
+        pattern: "N:M" where of every M neighbours at most N are kept there, else None.
     """
 
     sha256: str
@@ -37,15 +38,17 @@ class Plan:
     groups: tuple[Mapping[str, Any], ...]
     tensors: Mapping[str, Mapping[str, list[Any]]]
     sparsity: Mapping[str, float] = field(default_factory=dict)
+    pattern: str | None = None
 
     def to_json(self) -> str:
         """Return the plan as the contract's JSON, one line a group and a tensor."""
         groups = ",\n  ".join(json.dumps(g) for g in self.groups)
         tensors = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(axes)}" for name, axes in self.tensors.items())
         model = json.dumps({"sha256": self.sha256, "opset": self.opset})
+        pattern = "" if self.pattern is None else f', "sparsity_pattern": {json.dumps(self.pattern)}'
         return (
             f'{{"format": "{FORMAT}",\n "model": {model},\n "groups": [\n  {groups}],\n "tensors": {{\n  {tensors}}},\n'
-            f' "sparsity": {json.dumps(dict(self.sparsity))}}}\n'
+            f' "sparsity": {json.dumps(dict(self.sparsity))}{pattern}}}\n'
         )
 
 
@@ -91,7 +94,8 @@ def read_plan(path: str | Path) -> Plan:
         )
     try:
         model = data["model"]
-        return Plan(model["sha256"], model["opset"], tuple(data["groups"]), data["tensors"], data.get("sparsity", {}))
+        sparse = data.get("sparsity", {}), data.get("sparsity_pattern")
+        return Plan(model["sha256"], model["opset"], tuple(data["groups"]), data["tensors"], *sparse)
     except (KeyError, TypeError) as error:
         raise PlanError(f"{path}: a plan without {error}. Write it again with compress.") from None
 

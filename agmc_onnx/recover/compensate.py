@@ -12,6 +12,7 @@ the refitted nodes before it give.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ from agmc_onnx.pruning.editor import Cut
 from agmc_onnx.recover.moments import Moments, Patches, Stream, read_batches, sample_positions, to_rows
 from agmc_onnx.recover.options import RecoverOptions
 from agmc_onnx.recover.sites import Site, find_sites
+from agmc_onnx.recover.sparse import Thinner
 from agmc_onnx.recover.torch_graph import replace_constants
 
 IntArray = npt.NDArray[np.int64]
@@ -44,6 +46,7 @@ def compensate(
     samples: Samples,
     options: RecoverOptions | None = None,
     progress: Progress | None = None,
+    thin: Thinner | None = None,
 ) -> onnx.ModelProto:
     """Return the pruned model, refitted to compute what the original does.
 
@@ -57,11 +60,12 @@ def compensate(
         samples: Calibration samples; labels are not looked at.
         options: Those of the refit.
         progress: Called with (nodes done, nodes, name) after each.
+        thin: Sets single weights to zero, node by node.
 
     Raises:
         ModelError: If the model has an op without a counterpart in torch.
     """
-    return Compensator(channels, samples, options, remember=False)(kept, pruned, progress)
+    return Compensator(channels, samples, options, remember=False, thin=thin)(kept, pruned, progress)
 
 
 class Compensator:
@@ -73,7 +77,12 @@ class Compensator:
     """
 
     def __init__(
-        self, channels: Channels, samples: Samples, options: RecoverOptions | None = None, remember: bool = True
+        self,
+        channels: Channels,
+        samples: Samples,
+        options: RecoverOptions | None = None,
+        remember: bool = True,
+        thin: Thinner | None = None,
     ) -> None:
         """Read the samples.
 
@@ -83,8 +92,9 @@ class Compensator:
             options: Those of the refit.
             remember: Keep the original's values at the sampled positions for the next candidate: 4 bytes for each
                 position, channel and node.
+            thin: Sets single weights of the refitted nodes to zero.
         """
-        self.channels = channels
+        self.channels, self.thin = channels, thin
         self.options = options or RecoverOptions()
         self.remember = remember
         self.batches = read_batches(samples, self.options, channels.graph)
@@ -120,7 +130,7 @@ class _Refit:
             self.new.advance(site.node.index)
             if (site.target, number, 0) not in self.owner.targets:
                 self.old.advance(self.old.graph.producer[site.target].index + 1)
-            halves = self._collect(site, number)
+            halves = self._collect(site, number, assume_off=self._is_thinned(site))
             if halves is not None:
                 self._correct(site, halves)
             self.old.release(site.target)
@@ -183,6 +193,9 @@ class _Refit:
                 halves[i % 2].add(u, (r * back).reshape(at.size, g, n).permute(1, 0, 2))
         return halves if assume_off else None
 
+    def _is_thinned(self, site: Site) -> bool:
+        return self.owner.thin is not None and self.owner.thin.wants(site.weight)
+
     def _kept_channels(self, site: Site) -> Tensor | None:
         shape = self.cut.graph.shape(site.target)
         assert shape is not None
@@ -192,9 +205,13 @@ class _Refit:
     def _correct(self, site: Site, halves: Halves) -> None:
         has_bias = site.bias is not None or site.can_add_bias
         ridge = choose_ridge(halves, self.options.ridges, has_bias)
-        step, offset = solve(halves[0] + halves[1], ridge, has_bias)
+        moments = halves[0] + halves[1]
+        step, offset = solve(moments, ridge, has_bias)
         patches = Patches(site.node, self.graph.opset)
         old = self.new.constants[site.weight]
+        if self.owner.thin is not None and self._is_thinned(site):
+            matrix, n_places = patches.matrix(old).double(), math.prod(old.shape[2:])
+            step, offset = self.owner.thin(site, matrix, step, moments, ridge, has_bias, n_places)
         new = patches.weight(patches.matrix(old).double() + step.transpose(1, 2), old)
         self.new.constants[site.weight] = new
         self.changed[site.weight] = new.numpy()

@@ -53,6 +53,7 @@ def distill(
     augment: Sequence[str] = (),
     reward: Reward | None = None,
     folder: Path | None = None,
+    thinned: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """Return the student, trained to answer as the teacher does.
 
@@ -68,6 +69,7 @@ def distill(
             itself if the loss on the first batch has not become smaller.
         folder: For a checkpoint now and then; one of the same student, teacher and options is taken up again, and it is
             removed at the end.
+        thinned: Tensors of the student whose zeros stay zero.
 
     Raises:
         ModelError: If an op has no counterpart in torch, or the loss becomes infinite.
@@ -82,7 +84,7 @@ def distill(
         raise UsageError(
             f"distill: unknown augmentation, got {sorted(unknown)}; expected flip or crop. Correct augment."
         )
-    return _Distillation(student, teacher, samples, options, tuple(augment), folder).run(progress, reward)
+    return _Distillation(student, teacher, samples, options, tuple(augment), folder, thinned).run(progress, reward)
 
 
 class _Distillation:
@@ -96,6 +98,7 @@ class _Distillation:
         options: RecoverOptions,
         augment: tuple[str, ...],
         folder: Path | None,
+        thinned: Sequence[str] = (),
     ) -> None:
         self.proto, self.samples, self.options, self.augment = student, samples, options, augment
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,6 +109,9 @@ class _Distillation:
         self.student.train()
         if not options.train_statistics:
             self.student.freeze_statistics()
+        named, values = dict(self.student.named_parameters()), self.student.names
+        sparse = [named[key] for key, value in values.items() if value in set(thinned) and key in named]
+        self.masks = [(parameter, (parameter != 0).to(parameter.dtype)) for parameter in sparse]
         decayed = [p for p in self.student.parameters() if p.dim() > 1]
         plain = [p for p in self.student.parameters() if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -163,6 +169,9 @@ class _Distillation:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.options.max_gradient)
         self.optimiser.step()
+        with torch.no_grad():
+            for parameter, mask in self.masks:
+                parameter.mul_(mask)
         self.step += 1
         return float(loss.detach())
 

@@ -17,9 +17,11 @@ from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import BudgetError, ModelError, UsageError
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.pruning.importance import importance_of
+from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude
 from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.run.target import Target
-from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.cluster import RayWorkers
+from agmc_onnx.search.environment import Environment, Recover
 from agmc_onnx.search.journal import EvaluateAll, Journal, Recorder
 from agmc_onnx.search.loop import Record, SearchResult, one_by_one, search
 from agmc_onnx.search.policies import TAKE_BATCHES, make_policy
@@ -58,17 +60,25 @@ def environment_of(
 
     scores = importance_of(settings.importance)(analysis.channels)
     least = settings.floor if floor is None else floor
-    recover = None
-    if settings.recover != "none":
-        from agmc_onnx.recover.compensate import Compensator
-        from agmc_onnx.recover.options import RecoverOptions
-
-        quick = RecoverOptions(
-            n_samples=settings.search_samples, n_positions=settings.search_positions, seed=settings.seed
-        )
-        recover = Compensator(analysis.channels, data.role("calibration"), quick)
+    recover = _recovery(analysis, data, settings)
     curves = _curves(analysis, scores, data, settings) if data.real else None
     return Environment(analysis.channels, scores, evaluate, recover, settings.round_to, least, curves)
+
+
+def _recovery(analysis: Analysis, data: Roles, settings: CompressOptions) -> Recover | None:
+    """Return what a freshly cut candidate goes through before it is measured, or None for nothing."""
+    sparsity = sparsity_of(settings, analysis.graph)
+    if settings.recover == "none":
+        return None if sparsity is None else lambda kept, model: thin_by_magnitude(model, sparsity)
+    from agmc_onnx.recover.compensate import Compensator
+    from agmc_onnx.recover.options import RecoverOptions
+    from agmc_onnx.recover.sparse import Thinner
+
+    quick = RecoverOptions(n_samples=settings.search_samples, n_positions=settings.search_positions, seed=settings.seed)
+    if sparsity is None:
+        return Compensator(analysis.channels, data.role("calibration"), quick)
+    refit = Compensator(analysis.channels, data.role("calibration"), quick, thin=Thinner(sparsity))
+    return lambda kept, model: thin_by_magnitude(refit(kept, model), sparsity)
 
 
 def _curves(

@@ -10,6 +10,7 @@ import onnx
 
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.run.candidates import IntArray, Progress
 from agmc_onnx.search.environment import Environment
@@ -57,7 +58,7 @@ def distilled(
     from agmc_onnx.recover.finetune import distill
     from agmc_onnx.recover.options import RecoverOptions
 
-    evaluator = data.evaluator("reward")
+    evaluator, sparsity = data.evaluator("reward"), sparsity_of(settings, analysis.graph)
     steps = settings.distill_steps
     return distill(
         model,
@@ -68,6 +69,7 @@ def distilled(
         augment=data.augment,
         reward=lambda candidate: evaluator(candidate).score.value,
         folder=None if output is None else run_folder(output),
+        thinned=() if sparsity is None else sparsity.names,
     )
 
 
@@ -75,9 +77,13 @@ def recovered(
     analysis: Analysis, kept: list[IntArray], as_cut: onnx.ModelProto, data: Roles, settings: CompressOptions
 ) -> onnx.ModelProto:
     """Recover the chosen candidate with all that the calibration role has; candidates were recovered with a part of it."""
+    sparsity = sparsity_of(settings, analysis.graph)
     if settings.recover == "none":
-        return as_cut
+        return as_cut if sparsity is None else thin_by_magnitude(as_cut, sparsity)
     from agmc_onnx.recover.compensate import compensate
     from agmc_onnx.recover.options import RecoverOptions
+    from agmc_onnx.recover.sparse import Thinner
 
-    return compensate(analysis.channels, kept, as_cut, data.role("calibration"), RecoverOptions(seed=settings.seed))
+    options, thin = RecoverOptions(seed=settings.seed), None if sparsity is None else Thinner(sparsity)
+    model = compensate(analysis.channels, kept, as_cut, data.role("calibration"), options, thin=thin)
+    return model if sparsity is None else thin_by_magnitude(model, sparsity)
