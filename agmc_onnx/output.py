@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -50,20 +52,31 @@ def write_files(model: onnx.ModelProto, texts: Mapping[str, str], output: str | 
         UsageError: If it cannot be written.
     """
     files = output_files(output)
-    folder = files["model"].parent
+    with staging(files["model"]) as staged:
+        for text_name, text in texts.items():
+            write_atomically(staged / files[text_name].name, text.encode())
+        write_model(model, staged / files["model"].name)
+
+
+@contextmanager
+def staging(output: str | Path) -> Iterator[Path]:
+    """Give a folder of its own beside an output; what was written into it is moved beside the output, all of it or nothing.
+
+    Raises:
+        UsageError: If it cannot be written.
+    """
+    output = Path(output)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".agmc-") as name:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".agmc-") as name:
             staged, old = Path(name, "new"), Path(name, "old")
             staged.mkdir()
             old.mkdir()
-            for text_name, text in texts.items():
-                write_atomically(staged / files[text_name].name, text.encode())
-            write_model(model, staged / files["model"].name)
-            _exchange(staged, folder, old)
+            yield staged
+            _exchange(staged, output.parent, old)
     except (OSError, UsageError) as error:
         reason = error.strerror if isinstance(error, OSError) else error.__context__ or error
         reason = reason.strerror if isinstance(reason, OSError) else reason
-        raise UsageError(f"{files['model']}: cannot be written ({reason}). Choose another output with -o.") from None
+        raise UsageError(f"{output}: cannot be written ({reason}). Choose another output with -o.") from None
 
 
 def _exchange(staged: Path, folder: Path, old: Path) -> None:
@@ -78,7 +91,14 @@ def _exchange(staged: Path, folder: Path, old: Path) -> None:
             path.replace(target)
     except BaseException:
         for name in moved:
-            (folder / name).unlink(missing_ok=True)
+            _remove(folder / name)
         for path in old.iterdir():
             path.replace(folder / path.name)
         raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
