@@ -20,7 +20,6 @@ from agmc_onnx.pruning.importance import importance_of
 from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude
 from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.run.target import Target
-from agmc_onnx.search.cluster import RayWorkers
 from agmc_onnx.search.environment import Environment, Recover
 from agmc_onnx.search.journal import EvaluateAll, Journal, Recorder
 from agmc_onnx.search.loop import Record, SearchResult, one_by_one, search
