@@ -132,6 +132,35 @@ def opened(model: Model | Run, threads: int = 1, provider: str = "cpu") -> tuple
     return functools.partial(run_model, session), provider_of(session)
 
 
+def save_optimised(model: Path, target: Path, level: str = "basic", is_portable: bool = True) -> None:
+    """Write a model as onnxruntime's graph optimisations leave it.
+
+    Args:
+        model: An .onnx file.
+        target: Ends in .onnx or .ort, which decides the format.
+        level: "basic" folds constants and merges nodes, in standard ops alone; "all" takes everything for this machine.
+        is_portable: Without the convolution layout of this machine's vector width.
+
+    Raises:
+        ModelError: If onnxruntime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    levels = {"basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC, "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL}
+    options.graph_optimization_level = levels[level]
+    options.optimized_model_filepath = str(target)
+    if target.suffix == ".ort":
+        options.add_session_config_entry("session.save_model_format", "ORT")
+    skipped = ["NchwcTransformer"] if is_portable else []
+    try:
+        ort.InferenceSession(str(model), options, providers=list(PROVIDERS["cpu"]), disabled_optimizers=skipped)
+    except Exception as error:  # as in run_model
+        raise ModelError(
+            f"{model.name}: onnxruntime cannot optimise it, got {_one_line(error)!r}; expected a valid model. "
+            "Check it with onnx.checker."
+        ) from None
+
+
 def _open(model: Model, threads: int, names: Sequence[str], optimise: bool) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
