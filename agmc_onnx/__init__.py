@@ -13,6 +13,7 @@ from agmc_onnx.errors import AgmcError, BudgetError, DataError, ModelError, Plan
 
 if TYPE_CHECKING:
     from agmc_onnx.config import CompressOptions
+    from agmc_onnx.diagnosis import doctor
     from agmc_onnx.finetuning import finetune
     from agmc_onnx.inspection import inspect, measure
     from agmc_onnx.pipeline import Result, apply, compress
@@ -25,7 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AgmcError", "BudgetError", "CompressOptions", "DataError", "ModelError", "PlanError", "Result", "UsageError",
     "Verification", "VerificationError", "apply", "compress", "finetune", "inspect", "measure", "verify",
-    "write_report",
+    "doctor", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -38,6 +39,7 @@ _HOMES = {
     "inspect": ("agmc_onnx.inspection", "inspect"),
     "measure": ("agmc_onnx.inspection", "measure"),
     "verify": ("agmc_onnx.pipeline", "verify_files"),
+    "doctor": ("agmc_onnx.diagnosis", "doctor"),
     "write_report": ("agmc_onnx.report.pages", "write_report"),
 }
 

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,145 @@ def test_quiet_prints_nothing(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_json_of_compress_verify_and_apply_is_all_that_is_printed(compressed, tmp_path, capsys):
+    output = tmp_path / "x.onnx"
+    assert main(["compress", str(DIGITS), "--flops", "0.5", "-o", str(output), "--json", *QUICK]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["target"]["reached"] <= 0.5
+    assert found["files"]["model"] == str(output)
+    assert not {"history", "network"} & set(found), "long parts stay in the file"
+    assert main(["verify", str(DIGITS), str(compressed), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["masked_equivalence"] is True
+    plan = str(compressed.with_name("small.plan.json"))
+    assert main(["apply", str(DIGITS), plan, "-o", str(output), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verified"]["masked_equivalence"] is True
+
+
+def test_verify_can_be_quiet(compressed, capsys):
+    assert main(["verify", str(DIGITS), str(compressed), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_verbose_tells_every_stage_on_stderr(tmp_path, capsys):
+    argv = ["compress", str(DIGITS), "--flops", "0.5", "-o", str(tmp_path / "x.onnx"), "--verbose", *QUICK]
+    assert main(argv) == 0
+    said = capsys.readouterr()
+    assert re.search(r"analysed: 8 groups.*episode 1/1: reward -.*; about 0 s left.*measuring", said.err, re.S)
+    assert "episode" not in said.out
+    assert not re.search(r"\x1b\[", said.out + said.err), "no colours where there is no terminal"
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        f'[compress]\nmodel = "{DIGITS}"\nflops = 0.5\npolicy = "uniform"\nlatency-seconds = 0.1\n'
+        f'output = "{tmp_path / "from_config.onnx"}"\nresume = true\n[measure]\nmodels = ["{DIGITS}"]\nseconds = 0.1\n'
+    )
+    return path
+
+
+def test_config_gives_options_and_arguments(config, capsys):
+    assert main(["compress", "--config", str(config), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["settings"]["policy"], found["settings"]["flops"], found["settings"]["resume"]) == (
+        "uniform",
+        0.5,
+        True,
+    )
+    assert found["files"]["model"].endswith("from_config.onnx")
+    assert main(["measure", f"--config={config}", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["models"]) == 1
+
+
+def test_the_command_line_beats_the_config(config, tmp_path, capsys):
+    other = tmp_path / "other.onnx"
+    argv = ["compress", "--config", str(config), "--params", "0.6", "-o", str(other), "--seed=4", "--json"]
+    assert main(argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["settings"]["flops"], found["settings"]["params"], found["settings"]["seed"]) == (None, 0.6, 4)
+    assert other.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[compress]\npolciy = 'agmc'\n", "unknown key in [compress], got 'polciy'; .* Did you mean policy?"),
+        ("[comprss]\nflops = 0.5\n", "unknown table, got [comprss]; .* Did you mean compress?"),
+        ("flops = 0.5\n", "key outside of a table, got 'flops'; expected it below [compress]"),
+        ("[measure]\nthreads = 1\n", "no table for compress, got [measure]"),
+        ("[compress]\nresume = 1\n", "[compress] resume: not a switch's value, got 1; expected true or false"),
+        ("[compress]\nflops = [1, 2]\n", "[compress] flops: bad value, got [1, 2]"),
+        ("[compress]\npolicy = 'agcm'\n", "--policy: unknown name, got 'agcm'; .* Did you mean agmc?"),
+        ("[compress\n", "run.toml: not TOML"),
+    ],
+)
+def test_bad_configs(capsys, tmp_path, text, said):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    line = fails(capsys, ["compress", DIGITS, "--config", path])
+    assert re.search(said.replace("?", r"\?").replace("[", r"\["), line)
+
+
+def test_no_config_is_read_that_was_not_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "agmc-onnx.toml").write_text("[inspect]\nnonsense = 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", str(DIGITS), "--json"]) == 0
+
+
+def test_doctor_finds_this_installation_sound(capsys):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["problems"] == []
+    assert found["onnxruntime"]["providers"]["CPU"] == "ok"
+    assert found["packages"]["onnx"]["ok"] is True
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    for wanted in ("agmc-onnx    0.1.0", "processor", "onnxruntime", "torch", "no problem found"):
+        assert wanted in said
+
+
+def test_doctor_names_what_must_be_mended(capsys, monkeypatch):
+    from agmc_onnx import diagnosis
+
+    def version(name):
+        known = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.30.0", "onnx": "1.0"}
+        return known.get(name, None if name.startswith("onnxruntime") else "9999")
+
+    monkeypatch.setattr(diagnosis, "_version", version)
+    assert main(["doctor"]) == 2
+    said = capsys.readouterr().out
+    assert "onnxruntime and onnxruntime-gpu are installed at once" in said
+    assert re.search(r"PROBLEM: onnx: got 1\.0; expected .*pip install 'onnx", said)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_have_every_verb_and_option(capsys, shell):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for wanted in ("compress", "measure", "doctor", "episodes", "greedy", "latency-seconds"):
+        assert wanted in script
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        (["comp"], "compress completion"),
+        (["compress", "--epi"], "--episodes"),
+        (["compress", "m.onnx", "--policy", "gree"], "greedy"),
+        (["completion", ""], "bash zsh fish"),
+    ],
+)
+def test_bash_completes(capsys, typed, wanted):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    words = " ".join(f'"{word}"' for word in ["agmc-onnx", *typed])
+    ask = f'{script}\nCOMP_WORDS=({words}); COMP_CWORD={len(typed)}; _agmc_onnx; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == wanted
+
+
 def test_every_option_has_a_flag():
     fields = set(CompressOptions.__dataclass_fields__)
     assert {flag.field for flag in (*BUDGETS, *FLAGS)} == fields, "add a row to FLAGS in agmc_onnx/cli/compress.py"
@@ -171,7 +311,7 @@ def test_inspect(capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "no verb given; expected one of compress, inspect, apply, verify, measure"),
+        ([], "no verb given; expected one of compress, .*inspect, apply, verify, measure"),
         (["compres"], "unknown verb, got 'compres'; .* Did you mean compress?"),
         (["compress"], "the following arguments are required: MODEL.onnx"),
         (["--vresion"], "unknown option, got --vresion. Did you mean --version?"),
@@ -342,6 +482,8 @@ def test_a_defect_is_one_line_too(capsys, monkeypatch):
 
     monkeypatch.setattr("agmc_onnx.inspection.inspect", broken)
     assert "internal error, ZeroDivisionError: division by zero" in fails(capsys, ["inspect", DIGITS], 1)
+    with pytest.raises(ZeroDivisionError):
+        main(["inspect", str(DIGITS), "--verbose"])
     monkeypatch.setenv("AGMC_ONNX_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         main(["inspect", str(DIGITS)])

@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Sequence
 
 from agmc_onnx import __version__
-from agmc_onnx.cli import checking, compress, finetune, report
+from agmc_onnx.cli import checking, completion, compress, doctor, finetune, report
+from agmc_onnx.cli.config_file import with_config
 from agmc_onnx.cli.parsing import Parser
-from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, drop_stdout, fail, say
+from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, drop_stdout, fail, is_verbose, say, set_level
 from agmc_onnx.errors import AgmcError, UsageError
 
 DEBUG = "AGMC_ONNX_DEBUG"
-VERBS = (*compress.VERBS, *checking.VERBS, *finetune.VERBS, *report.VERBS)
+VERBS = (*compress.VERBS, *checking.VERBS, *finetune.VERBS, *report.VERBS, *doctor.VERBS, *completion.VERBS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; None takes those of the process.
     """
-    if argv is None and not sys.warnoptions:
+    if argv is None and not sys.warnoptions and "--verbose" not in sys.argv:
         warnings.simplefilter("ignore")  # a library's warning is nothing that a user of this program can act on
     try:
         code = _run(sys.argv[1:] if argv is None else list(argv))
@@ -44,9 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return fail("out of memory. Use a smaller --reward-samples, or a machine with more memory.", 2)
     except Exception as error:  # a defect of ours: said in one line, with the way to see more
-        if os.environ.get(DEBUG):
+        if os.environ.get(DEBUG) or is_verbose():
             raise
-        return fail(f"internal error, {type(error).__name__}: {error}. Please report it; {DEBUG}=1 shows where.", 1)
+        return fail(f"internal error, {type(error).__name__}: {error}. Please report it; --verbose shows where.", 1)
+    finally:
+        set_level()
 
 
 def _parser() -> tuple[Parser, dict[str, Parser]]:
@@ -68,15 +71,26 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     return parser, verbs
 
 
+def parser_of_all() -> tuple[Parser, dict[str, Parser]]:
+    """Return the parser and those of its verbs with all their arguments; it imports what the verbs' tables need."""
+    parser, verbs = _parser()
+    for verb in VERBS:
+        verb.add(verbs[verb.name])
+        verbs[verb.name].add_common(verb)
+    return parser, verbs
+
+
 def _run(argv: list[str]) -> int:
     name = argv[0] if argv else ""
     parser, verbs = _parser()
     for verb in VERBS:
         if verb.name == name:
             verb.add(verbs[name])
+            verbs[name].add_common(verb)
     try:
         if name in verbs:
             verbs[name].check_options(argv[1:])
+            argv = [name, *with_config(verbs[name], name, list(verbs), argv[1:])]
         elif name.startswith("-"):
             parser.check_options(argv[:1])
         arguments = parser.parse_args(argv)
@@ -84,5 +98,6 @@ def _run(argv: list[str]) -> int:
             raise UsageError(f"no verb given; expected one of {', '.join(verbs)}. See {PROGRAM} --help.")
     except SystemExit as done:  # --help and --version have printed
         return int(done.code or 0)
+    set_level(getattr(arguments, "quiet", False) and not getattr(arguments, "json", False), arguments.verbose)
     code: int = arguments.run(arguments)
     return code

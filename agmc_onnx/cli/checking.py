@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from agmc_onnx.cli.parsing import Parser, Verb, seconds, whole
-from agmc_onnx.cli.words import tell
+from agmc_onnx.cli.words import tell, tell_json
 from agmc_onnx.config import CompressOptions
 
 
@@ -19,12 +18,14 @@ def _add_apply(one: Parser) -> None:
     one.add_argument("model", metavar="MODEL.onnx")
     one.add_argument("plan", metavar="PLAN.json")
     one.add_argument("-o", "--output", metavar="OUT.onnx", required=True, help="where to write it")
+    one.add_argument("--json", action="store_true", help="print machine-readable JSON")
 
 
 def _add_verify(one: Parser) -> None:
     one.add_argument("model", metavar="MODEL.onnx")
     one.add_argument("compressed", metavar="OUT.onnx")
     one.add_argument("--plan", metavar="PLAN.json", help="default: OUT.plan.json beside OUT.onnx")
+    one.add_argument("--json", action="store_true", help="print machine-readable JSON")
 
 
 def _add_measure(one: Parser) -> None:
@@ -48,7 +49,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     found = inspect(arguments.model)
     if arguments.json:
-        tell(json.dumps(found, indent=1))
+        tell_json(found)
         return 0
     from agmc_onnx.report.text import inspection
 
@@ -61,7 +62,11 @@ def _apply(arguments: argparse.Namespace) -> int:
     from agmc_onnx.pipeline import apply
     from agmc_onnx.report.text import applied
 
-    for line in applied(apply(arguments.model, arguments.plan, arguments.output).report):
+    report = apply(arguments.model, arguments.plan, arguments.output).report
+    if arguments.json:
+        tell_json({**report, "output": arguments.output})
+        return 0
+    for line in applied(report):
         tell(line)
     tell(f"wrote {arguments.output}")
     return 0
@@ -73,7 +78,11 @@ def _verify(arguments: argparse.Namespace) -> int:
     from agmc_onnx.pipeline import verify_files
     from agmc_onnx.report.text import verified_line
 
-    tell(verified_line(asdict(verify_files(arguments.model, arguments.compressed, arguments.plan))))
+    found = asdict(verify_files(arguments.model, arguments.compressed, arguments.plan))
+    if arguments.json:
+        tell_json(found)
+    else:
+        tell(verified_line(found))
     return 0
 
 
@@ -89,7 +98,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         batch=arguments.batch,
     )
     if arguments.json:
-        tell(json.dumps(found, indent=1))
+        tell_json(found)
         return 0
     from agmc_onnx.report.text import measurement
 
@@ -99,7 +108,7 @@ def _measure(arguments: argparse.Namespace) -> int:
 
 
 VERBS = (
-    Verb("inspect", "say what could be pruned of a model, and what not and why", _add_inspect, _inspect),
+    Verb("inspect", "say what could be pruned of a model, and what not and why", _add_inspect, _inspect, True),
     Verb(
         "apply",
         "rebuild a compressed model from its plan, as cut: without data, search or recovery",
@@ -112,5 +121,5 @@ VERBS = (
         _add_verify,
         _verify,
     ),
-    Verb("measure", "measure size, accuracy and latency of models side by side", _add_measure, _measure),
+    Verb("measure", "measure size, accuracy and latency of models side by side", _add_measure, _measure, True),
 )

@@ -10,9 +10,11 @@ from typing import Any
 
 from agmc_onnx.cli.parsing import Flag, Parser, Verb, seconds, share, whole
 from agmc_onnx.cli.progress import Episodes
-from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, tell
+from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, tell, tell_json
 from agmc_onnx.cli.words import say as say_error
 from agmc_onnx.config import RECOVER, SPARSE_LAYERS, SPARSE_METHODS, SPARSE_STORAGE, CompressOptions
+
+LONG = ("history", "network")  # parts of the report that --json leaves to the file
 
 
 def _policies() -> Iterable[str]:
@@ -80,12 +82,13 @@ def add(one: Parser) -> None:
     """Add the arguments of `compress`: one flag for each option."""
     one.add_argument("model", metavar="MODEL.onnx")
     one.add_argument("-o", "--output", metavar="OUT.onnx", help="default: MODEL.agmc.onnx beside the model")
+    one.add_argument("--json", action="store_true", help="print the result as JSON: the report without the search and graph")
     one.add_argument(
         "--data",
         metavar="CARD",
         help="a data card (.toml), an .npz, a folder of images, or 'digits'; without it accuracy is not measured",
     )
-    one.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    one.alternatives.append({flag.field for flag in BUDGETS})
     budget = one.add_argument_group("budget, one of")
     for flag in BUDGETS:
         budget.add_argument(_option(flag), type=flag.kind, metavar=flag.metavar, help=flag.help)
@@ -110,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     settings = CompressOptions.of(**options)
     output = arguments.output or default_output(arguments.model)
-    say: Callable[[str], None] = (lambda line: None) if arguments.quiet else tell
+    say: Callable[[str], None] = (lambda line: None) if arguments.json else tell
 
     from agmc_onnx.report.text import budget_line, summary
 
@@ -123,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from agmc_onnx.pipeline import compress, output_files
 
-    with Episodes(quiet=arguments.quiet) as episodes:
+    with Episodes(quiet=arguments.quiet) as episodes:  # on stderr, beside --json too
 
         def progress(stage: str, facts: Mapping[str, Any]) -> None:
             if stage == "journal":
@@ -133,9 +136,12 @@ def run(arguments: argparse.Namespace) -> int:
                 episodes(stage, facts)
 
         result = compress(arguments.model, output=output, data=arguments.data, progress=progress, **options)
+    files = {name: str(path) for name, path in output_files(output).items()}
+    if arguments.json:
+        tell_json({name: fact for name, fact in result.report.items() if name not in LONG} | {"files": files})
     for line in summary(result.report):
         say(line)
-    say(f"wrote {', '.join(str(path) for path in output_files(output).values())}")
+    say(f"wrote {', '.join(files.values())}")
     if result.report.get("interrupted"):
         say_error(
             f"{PROGRAM}: interrupted after {result.report['episodes']} of {episodes.n_episodes} episodes;"

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from agmc_onnx.cli.parsing import Parser, Verb, seconds, whole
-from agmc_onnx.cli.words import tell
+from agmc_onnx.cli.progress import Steps
+from agmc_onnx.cli.words import tell, tell_json
 from agmc_onnx.config import CompressOptions
 
 
@@ -21,6 +22,7 @@ def add(one: Parser) -> None:
         "--label-weight", type=seconds, metavar="W", default=0.0, help="weight of labels; default: 0, learn without"
     )
     one.add_argument("--seed", type=whole, metavar="S", default=0, help="default: %(default)s")
+    one.add_argument("--json", action="store_true", help="print machine-readable JSON")
     one.add_argument("--threads", type=whole, metavar="N", default=CompressOptions.threads, help="default: %(default)s")
 
 
@@ -31,16 +33,21 @@ def run(arguments: argparse.Namespace) -> int:
 
     path = Path(arguments.model)
     output = arguments.output or str(path.with_name(f"{path.name.removesuffix('.onnx')}.tuned.onnx"))
-    tuned = finetune(
-        path,
-        teacher=arguments.teacher,
-        data=arguments.data,
-        output=output,
-        steps=arguments.steps,
-        label_weight=arguments.label_weight,
-        seed=arguments.seed,
-        threads=arguments.threads,
-    )
+    with Steps(quiet=arguments.quiet) as progress:
+        tuned = finetune(
+            path,
+            teacher=arguments.teacher,
+            data=arguments.data,
+            output=output,
+            steps=arguments.steps,
+            label_weight=arguments.label_weight,
+            seed=arguments.seed,
+            threads=arguments.threads,
+            progress=progress,
+        )
+    if arguments.json:
+        tell_json({**tuned.report, "output": output})
+        return 0
     for line in finetuned(tuned.report):
         tell(line)
     tell(f"wrote {output}")

@@ -22,12 +22,14 @@ class Verb:
         text: What it does, for the help; lower case, no full stop.
         add: Adds its arguments to a parser; called only when the verb is wanted, so it may import tables.
         run: Does it and returns the exit code.
+        is_answer: What it prints is what it is for, so that it has no --quiet.
     """
 
     name: str
     text: str
     add: Callable[[Parser], None]
     run: Callable[[argparse.Namespace], int]
+    is_answer: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,26 @@ def whole(text: str) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises instead of exiting, and guesses what was meant."""
+    """Raises instead of exiting, and guesses what was meant.
+
+    Attributes:
+        alternatives: Sets of arguments of which only one may be given; one on the command line beats others of its set in a
+            --config file.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.alternatives: list[set[str]] = []
+
+    def add_common(self, verb: Verb) -> None:
+        """Add the options that every verb has."""
+        self.add_argument("--config", metavar="FILE", help=f"a .toml file with options in a table [{verb.name}]")
+        if not verb.is_answer and "--quiet" not in self._option_string_actions:
+            self.add_argument("--quiet", action="store_true", help="print nothing but errors")
+        if "--verbose" not in self._option_string_actions:
+            self.add_argument(
+                "--verbose", action="store_true", help="say more on stderr: every stage, warnings, where an error arose"
+            )
 
     def error(self, message: str) -> NoReturn:
         """Raise a UsageError."""

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from typing import Any
 
 PROGRAM = "agmc-onnx"
 INTERRUPTED = 130
 
+_level = {"quiet": False, "verbose": False}
+
+
+def set_level(quiet: bool = False, verbose: bool = False) -> None:
+    """Set what `tell` and `note` say from now on."""
+    _level.update(quiet=quiet, verbose=verbose)
+
+
+def is_verbose() -> bool:
+    """Whether --verbose was given."""
+    return _level["verbose"]
+
 
 def tell(line: str) -> None:
-    """Print one line to stdout."""
-    print(line)
+    """Print one line to stdout, unless --quiet (or --json, whose output shall stand alone) was given."""
+    if not _level["quiet"]:
+        print(line)
+
+
+def tell_json(value: Any) -> None:
+    """Print a value as JSON to stdout; numbers that JSON has not (nan) become null."""
+    print(json.dumps(_plain(value), indent=1, default=str))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and value - value != 0 else value
+
+
+def note(line: str) -> None:
+    """Print one line to stderr where --verbose was given."""
+    if _level["verbose"]:
+        say(line)
 
 
 def say(line: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import onnx
 
 from agmc_onnx.channels.groups import Channels
 from agmc_onnx.config import CompressOptions
+from agmc_onnx.diagnosis import cpu_name
 from agmc_onnx.measuring.accuracy import Score
 from agmc_onnx.measuring.latency import Latency, compare, ratio
 from agmc_onnx.measuring.roles import Roles
@@ -102,16 +102,8 @@ def environment_versions(provider: str) -> dict[str, str]:
 
     return {
         "agmc_onnx": version("agmc-onnx"), "onnx": version("onnx"), "onnxruntime": version("onnxruntime-gpu", "onnxruntime"),
-        "provider": provider, "torch": version("torch"), "python": platform.python_version(), "cpu": _cpu_name(),
+        "provider": provider, "torch": version("torch"), "python": platform.python_version(), "cpu": cpu_name(),
     }  # fmt: skip
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def sizes_of(model: onnx.ModelProto) -> dict[str, int]:
