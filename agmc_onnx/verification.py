@@ -28,6 +28,10 @@ from agmc_onnx.pruning.plan import Plan
 Feed = dict[str, np.ndarray]
 _SAMPLES = 3
 _RELATIVE = 1e-3  # float32 sums of some thousand terms in another order: far below; a wrong channel: far above
+_NORM_OUTPUTS = {  # normalisations of the last dim, with the outputs that have it
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), (0,)),
+    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), (0, 3)),
+}
 _NOISE = 10.0  # times what onnxruntime's own optimisations change in the masked original
 
 
@@ -141,11 +145,13 @@ class Norm:
         output: Its first output.
         dim: The dim of its input.
         kept: Indices that stay, ascending.
+        size: How many there were.
     """
 
     output: str
     dim: int
     kept: npt.NDArray[np.int64]
+    size: int
 
 
 def norms_of(channels: Channels, kept: Sequence[npt.NDArray[np.int64]]) -> list[Norm] | None:
@@ -156,7 +162,7 @@ def norms_of(channels: Channels, kept: Sequence[npt.NDArray[np.int64]]) -> list[
         kept: For each prunable group the kept positions.
 
     Returns:
-        None where a node is neither a reduction nor a LayerNormalization, or keeps other entries in other rows.
+        None where a node is neither a reduction nor a normalisation of the last dim, or keeps other entries in other rows.
     """
     labels = {label for group in channels.groups for label in group.normalised_by}
     if not labels:
@@ -176,11 +182,11 @@ def norms_of(channels: Channels, kept: Sequence[npt.NDArray[np.int64]]) -> list[
             if node.op_type.startswith("Reduce"):
                 if shape.rank == result.rank and result.other[dim] != 1:
                     continue  # this dim passes
-            elif node.op_type not in ("LayerNormalization", "RMSNormalization") or dim != shape.rank - 1:
+            elif node.op_type not in _NORM_OUTPUTS or dim != shape.rank - 1:
                 return None
             if mask.ndim != 1:
                 return None
-            found.append(Norm(node.outputs[0], dim, np.flatnonzero(mask)))
+            found.append(Norm(node.outputs[0], dim, np.flatnonzero(mask), mask.size))
     return found
 
 
@@ -194,26 +200,31 @@ def _over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto
         name = f"{norm.output}__kept_{number}"
         graph.initializer.append(numpy_helper.from_array(norm.kept, name))
         made = []
-        spread = not proto.op_type.startswith("Reduce")
-        places = range(len(proto.input)) if spread else range(1)
-        for i in places:
+        outputs = _NORM_OUTPUTS.get(proto.op_type, ())
+        for i in range(len(proto.input)) if outputs else range(1):
             if proto.input[i]:
-                axis = norm.dim if i == 0 else 0
+                axis = norm.dim if i == 0 else -1
                 made.append(onnx.helper.make_node("Gather", [proto.input[i], name], [f"{name}_{i}"], axis=axis))
                 proto.input[i] = f"{name}_{i}"
         made.append(proto)
-        if spread:
-            scale = next(t for t in graph.initializer if t.name == graph.node[at].input[1])
-            width, dtype = scale.dims[0], onnx.helper.tensor_dtype_to_np_dtype(scale.data_type)
-            places_of = np.zeros((norm.kept.size, width), dtype)
-            places_of[np.arange(norm.kept.size), norm.kept] = 1
-            graph.initializer.append(numpy_helper.from_array(places_of, f"{name}_back"))
-            proto.output[0] = f"{name}_out"
-            made.append(onnx.helper.make_node("MatMul", [f"{name}_out", f"{name}_back"], [norm.output]))
+        if outputs:
+            graph.initializer.append(_spreading(model, norm, f"{name}_back", graph.node[at].input[-1]))
+        for i in outputs:
+            if i < len(proto.output) and proto.output[i]:
+                made.append(onnx.helper.make_node("MatMul", [f"{name}_out{i}", f"{name}_back"], [proto.output[i]]))
+                proto.output[i] = f"{name}_out{i}"
         del graph.node[at]
         for offset, node in enumerate(made):
             graph.node.insert(at + offset, node)
     return model
+
+
+def _spreading(model: onnx.ModelProto, norm: Norm, name: str, like: str) -> onnx.TensorProto:
+    """Return the matrix (kept, size) that puts kept entries back in their places, of the type of a constant."""
+    kind = next((t.data_type for t in model.graph.initializer if t.name == like), onnx.TensorProto.FLOAT)
+    places = np.zeros((norm.kept.size, norm.size), np.float32)
+    places[np.arange(norm.kept.size), norm.kept] = 1
+    return numpy_helper.from_array(places.astype(onnx.helper.tensor_dtype_to_np_dtype(kind)), name)
 
 
 def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None = None) -> onnx.ModelProto:
@@ -347,7 +358,9 @@ def _zero_points(graph: Graph) -> dict[str, np.ndarray]:
         if node.op_type == "DequantizeLinear" and x in graph.tensors and rest and rest[0] in graph.tensors:
             rank, zero = len(graph.tensors[x].dims), graph.array(rest[0])
             axis = node.attribute("axis", 1) % max(rank, 1)
-            found[x] = zero.reshape([-1 if dim == axis else 1 for dim in range(rank)]) if zero.size > 1 else zero.ravel()
+            found[x] = (
+                zero.reshape([-1 if dim == axis else 1 for dim in range(rank)]) if zero.size > 1 else zero.ravel()
+            )
     return found
 
 

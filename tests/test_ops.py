@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agmc_onnx.channels.axes import describe, walk
-from agmc_onnx.channels.ops import RULES, rule_of
+from agmc_onnx.channels.table import RULES, rule_of
 from agmc_onnx.model.graph import view
 from tests.nets import model
 
@@ -181,6 +181,37 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
         {"zero": np.array(0, np.int64), "axis0": ints(0), "c4": ints(4), "c16": ints(16)},
         "a y",
     ),
+    "fused conv with a sum": (
+        'y = com.microsoft.FusedConv<activation = "Relu">(a, w, c, a)',
+        {"w": (4, 4, 1, 1), "c": (4,)},
+        "a w c y",
+    ),
+    "fused matmul, second operand turned": (
+        "t = MatMul(seq, wt) y = com.microsoft.FusedMatMul<transB = 1>(t, w)",
+        {"wt": (6, 3), "w": (2, 3)},
+        "t w y",
+    ),
+    "fused attention": (
+        "t = MatMul(seq, wt) y = com.microsoft.Attention<num_heads = 2>(t, w, c)",
+        {"wt": (6, 3), "w": (3, 12), "c": (12,)},
+        "t w c y",
+    ),
+    "fused attention of three operands": (
+        """q = MatMul(seq, wq) k = MatMul(seq, wk) v = MatMul(seq, wv)
+           y = com.microsoft.MultiHeadAttention<num_heads = 2>(q, k, v)""",
+        {"wq": (6, 4), "wk": (6, 4), "wv": (6, 6)},
+        "q k v y",
+    ),
+    "skip layer norm": (
+        "q = MatMul(seq, wq) r = MatMul(seq, wr) y, m, n, s = com.microsoft.SkipLayerNormalization(q, r, g, b, k)",
+        {"wq": (6, 6), "wr": (6, 6), "g": (6,), "b": (6,), "k": (6,)},
+        "q r g b k y s",
+    ),
+    "gated gelu": (
+        "q = MatMul(seq, wq) y = com.microsoft.BiasSplitGelu(q, b)",
+        {"wq": (6, 8), "b": (8,)},
+        "q b y",
+    ),
     "group norm written out": (
         """r = Reshape(a, to) i = InstanceNormalization(r, one, nil) y = Reshape(i, back)""",
         {"to": ints(0, 2, -1), "back": ints(0, 4, 4, 4), "one": (2,), "nil": (2,)},
@@ -198,7 +229,8 @@ GOLDEN = dict(
 def line_of(name: str) -> str:
     nodes, weights, values = CASES[name]
     inputs = f"{IN}, float[N, 4, 4, 4] x4, float[N, 5, 6] seq"
-    text = f"g ({inputs}) => (float[] out) {{ {A} a8 = Conv(x, w8) {nodes} out = ReduceMax(seq) }}"
+    domains = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
+    text = f"{domains} g ({inputs}) => (float[] out) {{ {A} a8 = Conv(x, w8) {nodes} out = ReduceMax(seq) }}"
     net = model(text, {**WA, "w8": (8, 3, 1, 1), **weights})
     ledger = walk(view(net), rule_of)
     parts = [describe(ledger, values.split())]

@@ -292,11 +292,175 @@ def where(b: Builder) -> None:
         b.add(b.op("Where", b.op("Greater", x, b.tensor(np.array(0.1, np.float32))), x, other), shape)
 
 
+def grouped_norm(b: Builder) -> None:
+    """GroupNorm as exporters write it out, or InstanceNormalization alone."""
+    x, (c, h, w) = b.pick()
+    g = int(b.rng.choice([g for g in range(1, c + 1) if c % g == 0]))
+    if b.rng.random() < 0.3:
+        b.add(b.op("InstanceNormalization", x, b.weight(c), b.weight(c)), (c, h, w))
+        return
+    one, nil = b.tensor(np.ones(g, np.float32)), b.tensor(np.zeros(g, np.float32))
+    y = b.op("InstanceNormalization", b.op("Reshape", x, b.ints(0, g, -1)), one, nil)
+    y = b.op("Reshape", y, b.op("Shape", x)) if b.rng.random() < 0.5 else b.op("Reshape", y, b.ints(0, c, h, w))
+    b.add(b.op("Add", b.op("Mul", y, b.weight(c, 1, 1)), b.weight(c, 1, 1)), (c, h, w))
+
+
+def l2_norm_over_channels(b: Builder) -> None:
+    """torch.nn.functional.normalize."""
+    x, shape = b.pick()
+    axis = int(b.rng.choice([1, 3]))
+    y = b.op("Clip", b.op("ReduceL2", x, axes=[axis], keepdims=1), b.tensor(np.array(0.1, np.float32)))
+    b.add(b.op("Div", x, b.op("Expand", y, b.op("Shape", x))), shape)
+
+
+def recurrent(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    kind, gates = [("LSTM", 4), ("GRU", 3), ("RNN", 1)][int(b.rng.integers(3))]
+    hidden, n = int(b.rng.choice([1, 2, 3, 4])), int(b.rng.integers(1, 3))
+    weights = [b.weight(n, gates * hidden, c), b.weight(n, gates * hidden, hidden), b.weight(n, 2 * gates * hidden)]
+    seq = b.op("Transpose", b.op("Reshape", x, b.ints(0, c, h * w)), perm=[2, 0, 1])
+    options: dict[str, Any] = {"linear_before_reset": 1} if kind == "GRU" else {}
+    y = b.op(kind, seq, *weights, hidden_size=hidden, direction=["forward", "bidirectional"][n - 1], **options)
+    y = b.op("Transpose", y, perm=[2, 1, 3, 0])
+    b.add(b.op("Reshape", y, b.ints(0, n * hidden, h, w)), (n * hidden, h, w))
+
+
+def einsum(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    out = int(b.rng.choice(WIDTHS))
+    kind = int(b.rng.integers(3))
+    if kind == 0:
+        b.add(b.op("Einsum", x, b.weight(c, out), equation="bchw,co->bohw"), (out, h, w))
+    elif kind == 1:
+        b.add(b.op("Einsum", x, b.weight(c), equation="bchw, c -> bchw"), (c, h, w))
+    else:
+        y = b.op("Einsum", x, b.weight(c, h, out), equation="bchw,cho->bow")
+        b.add(b.op("Unsqueeze", y, b.ints(3)), (out, w, 1))
+
+
+def glu(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    half = int(b.rng.choice(WIDTHS))
+    y = b.op("Conv", x, b.weight(2 * half, c, 1, 1))
+    if b.rng.random() < 0.5:
+        one = b.op("Split", y, b.ints(half, half), n_outputs=2, axis=1)
+        other = f"v{b.n_names}"
+    else:
+        one = b.op("Slice", y, b.ints(0), b.ints(half), b.ints(1))
+        other = b.op("Slice", y, b.ints(half), b.ints(2**63 - 1), b.ints(1))
+    b.add(b.op("Mul", one, b.op("Sigmoid", other)), (half, h, w))
+
+
+def windows(b: Builder) -> None:
+    """Attention windows: space cut into pieces beside the batch, and put together again."""
+    x, (c, h, w) = b.pick()
+    if h % 2 or w % 2:
+        return
+    out = int(b.rng.choice(WIDTHS))
+    y = b.op("Transpose", b.op("Reshape", x, b.ints(0, c, h // 2, 2, w // 2, 2)), perm=[0, 2, 4, 3, 5, 1])
+    y = b.op("MatMul", b.op("Reshape", y, b.ints(-1, 4, c)), b.weight(c, out))
+    y = b.op("Reshape", y, b.ints(-1, h // 2, w // 2, 2, 2, out))
+    b.add(b.op("Reshape", b.op("Transpose", y, perm=[0, 5, 1, 3, 2, 4]), b.ints(-1, out, h, w)), (out, h, w))
+
+
+def grouped_query(b: Builder) -> None:
+    """Attention whose queries share keys and values, repeated by Expand."""
+    x, (c, h, w) = b.pick()
+    pairs, times, size, n = int(b.rng.integers(1, 3)), int(b.rng.integers(1, 3)), int(b.rng.integers(1, 4)), h * w
+    seq = b.op("Transpose", b.op("Reshape", x, b.ints(0, c, n)), perm=[0, 2, 1])
+
+    def heads(count: int) -> str:
+        y = b.op("Reshape", b.op("MatMul", seq, b.weight(c, count * size)), b.ints(0, n, count, size))
+        y = b.op("Transpose", y, perm=[0, 2, 1, 3])
+        if count == pairs * times:
+            return y
+        y = b.op("Expand", b.op("Unsqueeze", y, b.ints(2)), b.ints(1, pairs, times, n, size))
+        return b.op("Reshape", y, b.ints(0, pairs * times, n, size))
+
+    q, k, v = heads(pairs * times), heads(pairs), heads(pairs)
+    scores = b.op("Softmax", b.op("MatMul", q, b.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    y = b.op("Reshape", b.op("Transpose", b.op("MatMul", scores, v), perm=[0, 1, 3, 2]), b.ints(0, -1, h, w))
+    b.add(y, (pairs * times * size, h, w))
+
+
+def other_ranks(b: Builder) -> None:
+    """Conv of one and of three space dims."""
+    x, (c, h, w) = b.pick()
+    out = int(b.rng.choice(WIDTHS))
+    if b.rng.random() < 0.5:
+        y = b.op("Conv", b.op("Reshape", x, b.ints(0, c, h * w)), b.weight(out, c, 3), b.weight(out), pads=[1, 1])
+        b.add(b.op("Reshape", y, b.ints(0, out, h, w)), (out, h, w))
+    else:
+        y = b.op("Conv", b.op("Unsqueeze", x, b.ints(2)), b.weight(out, c, 1, 3, 3), pads=[0, 1, 1, 0, 1, 1])
+        b.add(b.op("Squeeze", y, b.ints(2)), (out, h, w))
+
+
+def standardised(b: Builder) -> None:
+    """A convolution whose weight is standardised when the model runs."""
+    x, (c, h, w) = b.pick()
+    out = int(b.rng.choice(WIDTHS))
+    k = b.weight(out, c, 1, 1)
+    k = b.op("Sub", k, b.op("ReduceMean", k, axes=[1, 2, 3]))
+    k = b.op(
+        "Mul", b.op("Transpose", b.op("Transpose", k, perm=[1, 0, 2, 3]), perm=[1, 0, 2, 3]), b.weight(out, 1, 1, 1)
+    )
+    b.add(b.op("Conv", x, k), (out, h, w))
+
+
+def selective(b: Builder) -> None:
+    """Two branches weighed by a softmax over them (selective kernels)."""
+    x, (c, h, w) = b.pick()
+    other = b.mate(x, (c, h, w))
+    if other is None:
+        return
+    both = b.op("Concat", b.op("Unsqueeze", x, b.ints(1)), b.op("Unsqueeze", other, b.ints(1)), axis=1)
+    pooled = b.op("ReduceMean", b.op("ReduceSum", both, b.ints(1), keepdims=0), axes=[2, 3])
+    scores = b.op("Reshape", b.op("Conv", pooled, b.weight(2 * c, c, 1, 1)), b.ints(0, 2, c, 1, 1))
+    y = b.op("Mul", both, b.op("Softmax", scores, axis=1))
+    b.add(b.op("ReduceSum", y, b.ints(1), keepdims=0), (c, h, w))
+
+
+def quantised(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    scale, zero = b.tensor(np.array(0.05, np.float32)), b.tensor(np.array(7, np.int8))
+    y = b.op("DequantizeLinear", b.op("QuantizeLinear", x, scale, zero), scale, zero)
+    if b.rng.random() < 0.5:
+        out = int(b.rng.choice(WIDTHS))
+        ints = b.tensor(b.rng.integers(-127, 128, (out, c, 1, 1)).astype(np.int8))
+        k = b.op("DequantizeLinear", ints, b.tensor(np.full(out, 0.01, np.float32)), axis=0)
+        y, c = b.op("Conv", y, k), out
+    b.add(y, (c, h, w))
+
+
+def resized(b: Builder) -> None:
+    x, (c, h, w) = b.pick()
+    kind = int(b.rng.integers(3))
+    if kind == 0 and h <= 4:
+        y = b.op("Resize", x, "", b.tensor(np.array([1, 1, 2, 2], np.float32)), mode="nearest")
+        b.add(y, (c, 2 * h, 2 * w))
+    elif kind == 1 and h > 1 and w > 1:
+        b.add(b.op("MaxPool", x, kernel_shape=[2, 2]), (c, h - 1, w - 1))
+    elif h == w == 2:
+        to = b.op("Concat", b.op("Slice", b.op("Shape", x), b.ints(0), b.ints(2)), b.ints(4, 4), axis=0)
+        b.add(b.op("Resize", x, "", "", to, mode="nearest"), (c, 4, 4))
+
+
+def not_understood(b: Builder) -> None:
+    """Ops without a rule: what they see stays whole."""
+    x, shape = b.pick()
+    if b.rng.random() < 0.5:
+        b.add(b.op("CumSum", x, b.tensor(np.array(2, np.int64))), shape)
+    else:
+        b.add(b.op("TopK", x, b.ints(shape[0]), n_outputs=2, axis=1), shape)
+
+
 OPS: dict[str, Callable[[Builder], None]] = {
     f.__name__: f
     for f in (
         conv, conv_grouped, conv_transpose, batch_norm, unary, binary, with_constant, gate, concat, split, slice_, gather,
-        pad, shuffle, rows, attention, layer_norm, reduced, flatten, space, tile, expand, where,
+        pad, shuffle, rows, attention, layer_norm, reduced, flatten, space, tile, expand, where, grouped_norm,
+        l2_norm_over_channels, recurrent, einsum, glu, windows, grouped_query, other_ranks, standardised, selective, quantised,
+        resized, not_understood,
     )
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from agmc_onnx.channels.axes import Axis, Ledger, Shuffle, walk
 from agmc_onnx.channels.balances import join_uneven, merge, step_of
-from agmc_onnx.channels.ops import rule_of
+from agmc_onnx.channels.table import rule_of
 from agmc_onnx.model.graph import Graph
 
 IntArray = npt.NDArray[np.int64]
@@ -154,14 +154,12 @@ def _signatures(axes: dict[Axis, AxisUnits], n_units: int, graph: Graph) -> tupl
     rng = np.random.default_rng(0)
     signature = np.zeros(n_units, np.uint64)
     first = np.full(n_units, np.iinfo(np.int64).max)
-    offset = 0
-    for axis_units in axes.values():
-        flat = axis_units.units.ravel()
-        units, at, counts = np.unique(flat, return_index=True, return_counts=True)
-        with np.errstate(over="ignore"):
-            signature[units] += rng.integers(0, 1 << 63, dtype=np.uint64) * counts.astype(np.uint64)
-        first[units] = np.minimum(first[units], offset + at)
-        offset += flat.size
+    if axes:
+        flat = np.concatenate([axis_units.units.ravel() for axis_units in axes.values()])
+        marks = rng.integers(0, 1 << 63, len(axes), dtype=np.uint64)
+        sizes = [axis_units.units.size for axis_units in axes.values()]
+        np.add.at(signature, flat, np.repeat(marks, sizes))  # wraps around
+        first[flat[::-1]] = np.arange(flat.size)[::-1]  # the last write is the earliest place
     return signature, first
 
 

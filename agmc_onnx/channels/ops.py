@@ -136,37 +136,48 @@ def gemm(ledger: Ledger, node: Node) -> None:
         if c:
             c_dim = dim - 2 + ledger.shape(c).rank
             if c_dim >= 0 and ledger.size(c, c_dim) > 1:
-                _tie_or_freeze(ledger, node, ids, c, c_dim)
+                tie_or_freeze(ledger, node, ids, c, c_dim)
         ledger.set(node.outputs[0], dim, ids)
 
 
 def matmul(ledger: Ledger, node: Node) -> None:
     """MatMul: the last dim of the first operand meets the last but one of the second; leading dims are a batch."""
+    product(ledger, node, False, False)
+
+
+def product(ledger: Ledger, node: Node, turn_a: bool, turn_b: bool) -> None:
+    """Tie a product of two stacks of matrices, either of which may be transposed before."""
     a, b = node.inputs[:2]
     y = node.outputs[0]
     rank, rank_a, rank_b = (ledger.shape(v).rank for v in (y, a, b))
     if rank_a < 2 or rank_b < 2:
         return
-    _meet(ledger, node, (a, rank_a - 1), (b, rank_b - 2), rank)
-    for value, rank_v, inner, target in ((a, rank_a, rank_a - 2, rank - 2), (b, rank_b, rank_b - 1, rank - 1)):
-        entries = ledger.axis(node, value, inner)
+    inner = (rank_a - 2 if turn_a else rank_a - 1, rank_b - 1 if turn_b else rank_b - 2)
+    outer = (2 * rank_a - 3 - inner[0], 2 * rank_b - 3 - inner[1])
+    _meet(ledger, node, (a, inner[0]), (b, inner[1]), rank)
+    for value, rank_v, own, target in ((a, rank_a, outer[0], rank - 2), (b, rank_b, outer[1], rank - 1)):
+        entries = ledger.axis(node, value, own)
         if entries is not None:
             kept = ledger.collapse(entries, [row for row in entries.rows if row >= rank_v - 2])
             moved = kept.permuted({row: row + rank - rank_v for row in kept.rows})
             ledger.set(y, target, moved.ids, moved.rows)
     for dim in range(rank - 2):  # batch dims: tied across both operands like any broadcast op
-        members = [(v, dim - rank + r) for v, r in ((a, rank_a), (b, rank_b)) if dim - rank + r >= -r]
-        members = [(v, d) for v, d in members if ledger.size(v, d % ledger.shape(v).rank) > 1]
-        found = [ledger.axis(node, *m) for m in members if m[0] not in ledger.graph.tensors]
-        known = [e for e in found if e is not None]
-        if known and len(known) == len(members):
-            columns = [ledger.column(e) for e in known]
-            for other in columns[1:]:
-                ledger.tie(columns[0], other)
-            ledger.set(y, dim, columns[0])
-        else:
-            for entries in known:
-                ledger.freeze(entries.ids, f"{node.label}: batch dimension {dim} cannot be cut in both operands")
+        _batch_dim(ledger, node, dim, rank, ((a, rank_a), (b, rank_b)))
+
+
+def _batch_dim(ledger: Ledger, node: Node, dim: int, rank: int, operands: Sequence[tuple[str, int]]) -> None:
+    members = [(v, dim - rank + r) for v, r in operands if dim - rank + r >= 0]
+    members = [(v, d) for v, d in members if ledger.size(v, d) > 1]
+    found = [ledger.axis(node, *m) for m in members if m[0] not in ledger.graph.tensors]
+    known = [e for e in found if e is not None]
+    if known and len(known) == len(members):
+        columns = [ledger.column(e) for e in known]
+        for other in columns[1:]:
+            ledger.tie(columns[0], other)
+        ledger.set(node.outputs[0], dim, columns[0])
+    else:
+        for entries in known:
+            ledger.freeze(entries.ids, f"{node.label}: batch dimension {dim} cannot be cut in both operands")
 
 
 def batch_norm(ledger: Ledger, node: Node) -> None:
@@ -186,7 +197,7 @@ def batch_norm(ledger: Ledger, node: Node) -> None:
     ids = ledger.flat(node, node.inputs[0], 1)
     if ids is not None:
         for name in node.inputs[1:]:
-            _tie_or_freeze(ledger, node, ids, name, 0)
+            tie_or_freeze(ledger, node, ids, name, 0)
 
 
 def pool(ledger: Ledger, node: Node) -> None:
@@ -262,7 +273,7 @@ def layer_norm(ledger: Ledger, node: Node) -> None:
         for name in node.inputs[1:]:
             own = dim - rank + ledger.shape(name).rank if name else -1
             if own >= 0 and ledger.size(name, own) > 1:
-                _tie_or_freeze(ledger, node, entries.ids, name, own)
+                tie_or_freeze(ledger, node, entries.ids, name, own)
 
 
 def group_norm(ledger: Ledger, node: Node) -> None:
@@ -275,13 +286,13 @@ def group_norm(ledger: Ledger, node: Node) -> None:
         ledger.normalise(ids, node)
         for name in node.inputs[1:]:
             if ledger.size(name, 0) == ids.size:
-                _tie_or_freeze(ledger, node, ids, name, 0)
+                tie_or_freeze(ledger, node, ids, name, 0)
 
 
 def _contract(ledger: Ledger, node: Node, source: Ids | None, weight: str, dim: int) -> None:
     """Tie contracted input channels to a dim of the weight; channels that cannot be cut leave the weight whole."""
     if source is not None:
-        _tie_or_freeze(ledger, node, source, weight, dim)
+        tie_or_freeze(ledger, node, source, weight, dim)
 
 
 def _bind_grouped(ledger: Ledger, node: Node, weight: str, grid: Ids) -> None:
@@ -300,10 +311,11 @@ def _bind_grouped(ledger: Ledger, node: Node, weight: str, grid: Ids) -> None:
 
 def _bias(ledger: Ledger, node: Node, position: int, ids: Ids) -> None:
     if len(node.inputs) > position and node.inputs[position]:
-        _tie_or_freeze(ledger, node, ids, node.inputs[position], 0)
+        tie_or_freeze(ledger, node, ids, node.inputs[position], 0)
 
 
-def _tie_or_freeze(ledger: Ledger, node: Node, ids: Ids, value: str, dim: int) -> None:
+def tie_or_freeze(ledger: Ledger, node: Node, ids: Ids, value: str, dim: int) -> None:
+    """Let ids live and die with a dim of another value, or freeze them where that cannot be cut."""
     entries = ledger.axis(node, value, dim)
     if entries is None:
         ledger.freeze(ids, f"{node.label}: its operand {value} cannot be cut with it")
@@ -377,13 +389,7 @@ RULES: dict[tuple[str, str], Handler] = {
     **{("", op): quantised.quantised for op in _QUANTISED.split()},
     ("", "QuantizeLinear"): quantised.linear,
     ("", "DequantizeLinear"): quantised.linear,
-    **{("com.microsoft", op): elementwise for op in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")},
     ("", "Shape"): sizes.shape_of,
     ("", "Size"): sizes.shape_of,
     **{("", op): softmax for op in ("Softmax", "LogSoftmax", "Hardmax")},
 }
-
-
-def rule_of(node: Node) -> Handler | None:
-    """Return the rule of a node, or None for an op the table does not have."""
-    return RULES.get((node.domain, node.op_type))

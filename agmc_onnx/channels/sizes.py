@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from agmc_onnx.channels.axes import Ledger
 from agmc_onnx.channels.moves import can_name_expand
 from agmc_onnx.model.graph import Node
+from agmc_onnx.model.shapes import Shape
 
 SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
     # op: inputs that are sizes, bounds or counts
@@ -52,6 +53,7 @@ _ARITHMETIC = frozenset(
         "Where",
     )
 )
+_SCALAR = Shape((), ())
 _INTEGERS = (6, 7)  # TensorProto.INT32, INT64
 
 
@@ -100,7 +102,9 @@ def _uses(ledger: Ledger, node: Node) -> Iterator[tuple[Node, int, set[int]]]:
                     picked = _picked(ledger, user, position, dims) if is_vector else None
                     if picked is None:
                         seen.add(user.index)
-                    pending.append((user, dims if picked is None else picked, False))
+                    # a Slice, or a Gather by a list, gives sizes of which others may be picked again
+                    still = picked is not None and (ledger.graph.shape(user.outputs[0]) or _SCALAR).rank == 1
+                    pending.append((user, dims if picked is None else picked, still))
 
 
 def _picked(ledger: Ledger, user: Node, position: int, dims: list[int]) -> list[int] | None:

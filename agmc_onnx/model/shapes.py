@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from agmc_onnx.model.fused_shapes import fused_shapes, standard_node
 from agmc_onnx.model.numbers import evaluate_node
 
 __all__ = ["Shape", "evaluate_node", "infer_shapes"]
@@ -22,6 +23,7 @@ __all__ = ["Shape", "evaluate_node", "infer_shapes"]
 _BATCH = (1, 2)  # the first open dimension of an input, in the two passes
 _OTHER = ((16, 24), (64, 96), (224, 256))  # all other open dimensions; larger ones when a graph shrinks 16 to nothing
 _IMAGE_RANK = 4  # images start with the largest: at 16 and 24 pixels the last of five halvings would look fixed at 1
+_FIRST_FLOAT = {"EmbedLayerNormalization": 2}  # input that has the type of the result, where that is not the first
 _KEPT_ELEMENTS = 1024  # constants up to this size keep their numbers: shape arithmetic needs them
 
 
@@ -132,8 +134,21 @@ def _walk(model: onnx.ModelProto, found: dict[str, onnx.TypeProto]) -> dict[str,
                 opset_imports=list(model.opset_import), ir_version=model.ir_version,
             )  # fmt: skip
         except Exception:  # unknown op, contradiction: the outputs stay unknown
+            learn_fused(node)
             return
         types.update(inferred)
+
+    def learn_fused(node: onnx.NodeProto) -> None:
+        """Learn what an op of onnxruntime gives; the type of a result is that of the first input."""
+        standard = standard_node(node)
+        if standard is not None:
+            learn_outputs(standard, [name for name in standard.input if name])
+            return
+        dims = [_dims(types.get(name)) if name else None for name in node.input]
+        for output, shape in zip(node.output, fused_shapes(node, dims), strict=False):
+            if output and shape is not None:
+                kind = types[node.input[_FIRST_FLOAT.get(node.op_type, 0)]].tensor_type.elem_type
+                types[output] = onnx.helper.make_tensor_type_proto(kind, shape)
 
     for tensor in model.graph.initializer:
         types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
@@ -141,8 +156,11 @@ def _walk(model: onnx.ModelProto, found: dict[str, onnx.TypeProto]) -> dict[str,
             data[tensor.name] = numpy_helper.to_array(tensor)
     for node in model.graph.node:
         used = [name for name in node.input if name]
-        if node.domain in ("", "ai.onnx") and all(name in types for name in used):
-            learn_outputs(node, used)
+        if all(name in types for name in used):
+            if node.domain in ("", "ai.onnx"):
+                learn_outputs(node, used)
+            else:
+                learn_fused(node)
         types.update((name, found[name]) for name in node.output if name in found and _dims(types.get(name)) is None)
     return {name: dims for name, kind in types.items() if (dims := _dims(kind)) is not None}
 

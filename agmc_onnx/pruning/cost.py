@@ -128,6 +128,30 @@ class _Builder:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """Sizes of axes as functions of kept counts; attributes as of `Cost`."""
+
+    base: IntArray
+    slope: csr_array
+    rows: IntArray
+
+    def __call__(self, kept: npt.ArrayLike) -> IntArray:
+        """Return every size at kept counts (n_groups,), (n_sizes,)."""
+        return np.asarray((self.base + self.slope @ np.asarray(kept, np.int64)) // self.rows)
+
+
+def axis_sizes(channels: Channels, axes: Sequence[Sequence[Axis]]) -> tuple[Sizes, tuple[IntArray, ...]]:
+    """Return the sizes that groups change, and for every list of axes which of them stand there, each once, in order."""
+    builder = _Builder(channels)
+    numbers = []
+    for some in axes:
+        found = [number for number in map(builder.size, some) if number is not None]
+        numbers.append(np.array(list(dict.fromkeys(found)), np.int64))
+    cost = builder.build()
+    return Sizes(cost.base, cost.slope, cost.rows), tuple(numbers)
+
+
 def macs_cost(channels: Channels) -> Cost:
     """Return multiply-adds (batch 1, other open sizes small) as a function of kept counts.
 
@@ -170,7 +194,10 @@ Product = tuple[tuple[int, ...], list["Axis | None"]]  # sizes, and the axis tha
 
 def _macs_of(graph: Graph, node: Node) -> list[Product]:
     """Return the products whose sum counts a node: one, two for recurrent nodes, none for ops that do not multiply."""
-    if node.domain or node.op_type not in _MAC_OPS:
+    if (node.domain, node.op_type) in _ATTENTION:
+        return _attention_macs(graph, node)
+    op_type = _FUSED.get(node.op_type, "") if node.domain else node.op_type
+    if op_type not in _MAC_OPS:
         return []
     x, w = node.inputs[:2]
     y = node.outputs[0] or x  # recurrent nodes may leave Y out; its shape is not used there
@@ -182,14 +209,14 @@ def _macs_of(graph: Graph, node: Node) -> list[Product]:
     def axes(value: str, first: int = 0) -> list[Axis | None]:
         return [(value, dim) for dim in range(first, len(dims[value]))]
 
-    if node.op_type == "Conv":
+    if op_type == "Conv":
         return [((*dims[y], *dims[w][1:]), axes(y) + axes(w, 1))]
-    if node.op_type == "ConvTranspose":
+    if op_type == "ConvTranspose":
         return [((*dims[x], *dims[w][1:]), axes(x) + axes(w, 1))]
-    if node.op_type in ("Gemm", "MatMul"):
-        inner = 0 if node.op_type == "Gemm" and node.attribute("transA", 0) else len(dims[x]) - 1
+    if op_type in ("Gemm", "MatMul"):
+        inner = len(dims[x]) - (2 if node.attribute("transA", 0) else 1)
         return [((*dims[y], dims[x][inner]), [*axes(y), (x, inner)])]
-    if node.op_type == "Einsum":
+    if op_type == "Einsum":
         return _einsum_macs(graph, node)
     steps, batch = (dims[x][1], dims[x][0]) if node.attribute("layout", 0) else (dims[x][0], dims[x][1])
     r = node.inputs[2]
@@ -198,6 +225,26 @@ def _macs_of(graph: Graph, node: Node) -> list[Product]:
         return []
     dims[r] = shape.dims
     return [((steps, batch, *dims[v]), [None, None, *axes(v)]) for v in (w, r)]
+
+
+def _attention_macs(graph: Graph, node: Node) -> list[Product]:
+    """Scores and their product with the values, in every head; onnxruntime's Attention makes queries, keys and values too."""
+    x, y = node.inputs[0], node.outputs[0]
+    shapes = [graph.shape(name) for name in (x, node.inputs[1], y)]
+    if any(shape is None for shape in shapes):
+        return []
+    query, key, out = (shape.dims for shape in shapes if shape is not None)
+    at = len(query) - 1
+    if not node.domain or node.op_type == "MultiHeadAttention":
+        pairs = (query[at - 1], key[at - 1] if len(key) == len(query) else query[at - 1])
+        return [
+            ((*query[: at - 1], *pairs, size), [*((x, dim) for dim in range(at - 1)), None, None, axis])
+            for size, axis in ((query[at], (x, at)), (out[at], (y, at)))
+        ]
+    made = ((*query[:2], *key), [None, None, (x, 2), (node.inputs[1], 1)])
+    # Queries and values are as many columns as half of all columns and of the output; an odd number of pairs loses one.
+    pairs = (query[0], query[1] * query[1] // 2)
+    return [made, ((*pairs, key[1]), [None, None, (node.inputs[1], 1)]), ((*pairs, out[2]), [None, None, (y, 2)])]
 
 
 def _einsum_macs(graph: Graph, node: Node) -> list[Product]:
@@ -214,4 +261,6 @@ def _einsum_macs(graph: Graph, node: Node) -> list[Product]:
     return [(tuple(sizes.values()), list(axes.values()))]
 
 
+_FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul"}
+_ATTENTION = frozenset({("", "Attention"), ("com.microsoft", "Attention"), ("com.microsoft", "MultiHeadAttention")})
 _MAC_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *GATES})

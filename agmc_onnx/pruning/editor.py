@@ -111,7 +111,7 @@ class Editor:
         self._added.append((proto.output[0], nodes))
         proto.input[position] = name
 
-    def attribute(self, proto: onnx.NodeProto, name: str, value: int | Sequence[int] | None) -> None:
+    def attribute(self, proto: onnx.NodeProto, name: str, value: int | float | Sequence[int] | None) -> None:
         """Set, or with None remove, an attribute."""
         kept = [a for a in proto.attribute if a.name != name]
         if value is not None:

@@ -11,6 +11,7 @@ from agmc_onnx.channels.axes import Ledger, Shuffle
 from agmc_onnx.channels.moves import pad_amounts, slice_bounds
 from agmc_onnx.channels.recurrent import GATES
 from agmc_onnx.model.graph import Node
+from agmc_onnx.pruning import fused
 from agmc_onnx.pruning.editor import Editor, Mask
 
 Repair = Callable[[Editor, Node, onnx.NodeProto], None]
@@ -212,15 +213,19 @@ def recurrent(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
         editor.attribute(proto, "hidden_size", editor.cut.size(node.inputs[2], 2))
 
 
-REPAIRS: dict[str, Repair] = {
-    **dict.fromkeys(GATES, recurrent),
-    "Conv": conv,
-    "ConvTranspose": conv,
-    "Expand": expand,
-    "Gather": gather,
-    "Pad": pad,
-    "Reshape": reshape,
-    "Resize": resize,
-    "Slice": slice_,
-    "Split": split,
+REPAIRS: dict[tuple[str, str], Repair] = {
+    **{("", op): recurrent for op in GATES},
+    ("", "Attention"): fused.attention,
+    ("", "Conv"): conv,
+    ("", "ConvTranspose"): conv,
+    ("", "Expand"): expand,
+    ("", "Gather"): gather,
+    ("", "Pad"): pad,
+    ("", "Reshape"): reshape,
+    ("", "Resize"): resize,
+    ("", "Slice"): slice_,
+    ("", "Split"): split,
+    ("com.microsoft", "Attention"): fused.fused_attention,
+    ("com.microsoft", "FusedConv"): conv,
+    ("com.microsoft", "MultiHeadAttention"): fused.multi_head,
 }

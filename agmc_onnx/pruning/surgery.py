@@ -36,12 +36,12 @@ class Surgeon:
         positions = [i for i, proto in enumerate(model.graph.node) if not _is_constant(proto, graph)]
         followers = {node.index for shuffle in channels.shuffles.values() for node in shuffle.chain[1:]}
         self._repairs = [
-            (node, positions[node.index], REPAIRS.get(node.op_type))
+            (node, positions[node.index], REPAIRS.get((node.domain, node.op_type)))
             for node in graph.nodes
             if node.index not in followers
             and (
                 node.index in channels.sized
-                or (node.op_type in REPAIRS and touched.intersection((*node.inputs, *node.outputs)))
+                or ((node.domain, node.op_type) in REPAIRS and touched.intersection((*node.inputs, *node.outputs)))
             )
         ]
         self._declared = [i for i, info in enumerate(model.graph.value_info) if info.name in touched]
