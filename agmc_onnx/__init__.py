@@ -1,7 +1,7 @@
 """agmc-onnx: compress any ONNX model to an exact budget by channel pruning with a learned graph policy.
 
-The verbs of the command line under their own names: `compress`, `inspect`, `apply`, `verify`, `measure`, `finetune`.
-Nothing heavy is imported before one of them is used.
+The verbs of the command line under their own names: `compress`, `inspect`, `apply`, `verify`, `measure`, `finetune`,
+and `import` as `import_model`. Nothing heavy is imported before one of them is used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from agmc_onnx.errors import AgmcError, BudgetError, DataError, ModelError, Plan
 if TYPE_CHECKING:
     from agmc_onnx.config import CompressOptions
     from agmc_onnx.diagnosis import doctor
+    from agmc_onnx.exchange.importers.importing import Imported, import_model
     from agmc_onnx.finetuning import finetune
+    from agmc_onnx.folder import compress_folder
     from agmc_onnx.inspection import inspect, measure
     from agmc_onnx.pipeline import Result, apply, compress
     from agmc_onnx.pipeline import verify_files as verify
@@ -24,18 +26,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "AgmcError", "BudgetError", "CompressOptions", "DataError", "ModelError", "PlanError", "Result", "UsageError",
-    "Verification", "VerificationError", "apply", "compress", "finetune", "inspect", "measure", "verify",
-    "doctor", "write_report",
+    "AgmcError", "BudgetError", "CompressOptions", "DataError", "Imported", "ModelError", "PlanError", "Result", "UsageError",
+    "Verification", "VerificationError", "apply", "compress", "compress_folder", "finetune", "import_model", "inspect", "measure",
+    "verify", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
     "CompressOptions": ("agmc_onnx.config", "CompressOptions"),
     "Result": ("agmc_onnx.pipeline", "Result"),
     "Verification": ("agmc_onnx.verification", "Verification"),
+    "Imported": ("agmc_onnx.exchange.importers.importing", "Imported"),
+    "import_model": ("agmc_onnx.exchange.importers.importing", "import_model"),
     "finetune": ("agmc_onnx.finetuning", "finetune"),
     "apply": ("agmc_onnx.pipeline", "apply"),
     "compress": ("agmc_onnx.pipeline", "compress"),
+    "compress_folder": ("agmc_onnx.folder", "compress_folder"),
     "inspect": ("agmc_onnx.inspection", "inspect"),
     "measure": ("agmc_onnx.inspection", "measure"),
     "verify": ("agmc_onnx.pipeline", "verify_files"),

@@ -26,6 +26,7 @@ from agmc_onnx.pruning.sparsity import dense
 from agmc_onnx.report.record import environment_versions
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.problem import Outcome
 
 INSPECT_FORMAT = "agmc-onnx/inspect@1"
 MEASURE_FORMAT = "agmc-onnx/measure@1"
@@ -183,7 +184,7 @@ def _smallest(channels: Channels, round_to: int) -> dict[str, float]:
     """Return the share of multiply-adds and parameters that remains when every group keeps the least it may."""
     if not channels.groups:
         return {"macs": 1.0, "params": 1.0}
-    bare = Environment(channels, np.zeros(channels.n_units), lambda _: (0.0, 0.0), None, round_to, 0.0)
+    bare = Environment(channels, np.zeros(channels.n_units), lambda _: Outcome(0.0), None, round_to, 0.0)
     return {
         name: cost(bare.min_keep) / max(cost(bare.n_units), 1)
         for name, cost in (("macs", bare.macs), ("params", bare.params))

@@ -12,6 +12,7 @@ from agmc_onnx.search.loop import search
 from agmc_onnx.search.policies import make_policy
 from agmc_onnx.search.policies.ddpg import Known
 from agmc_onnx.search.prior import ScoreCurves, greedy_candidates, prior_candidates, score_curves
+from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.rewards import err
 from tests.test_agmc import known_answer
 
@@ -104,7 +105,7 @@ def test_the_environment_knows_joined_groups_and_makes_curves_once():
         made.append(ScoreCurves((np.array([1, 4]),) * 2, (np.array([0.5, 0.0]),) * 2))
         return made[-1]
 
-    environment = Environment(channels, np.arange(channels.n_units, dtype=float), lambda m: (0.0, 0.0), curves=curves)
+    environment = Environment(channels, np.arange(channels.n_units, dtype=float), lambda m: Outcome(0.0), curves=curves)
     problem = environment.problem(environment.macs, environment.macs(environment.n_units) // 2)
     assert problem.is_joined.tolist() == [True, False]
     assert [s.tolist() == sorted(s.tolist(), reverse=True) for s in problem.scores] == [True, True]

@@ -256,7 +256,7 @@ def runs(report, tmp_path):
         (tmp_path / f"{name}.report.json").write_text(json.dumps(report | {"policy": name, "seed": 7}))
     (tmp_path / "c.run").mkdir()
     kept = report["history"][0]["kept"]
-    rows = [{"format": "agmc-onnx/journal@1", "settings": {"flops": 0.5, "policy": "agmc", "episodes": 9, "seed": 1}}]
+    rows = [{"format": "agmc-onnx/journal@2", "settings": {"flops": 0.5, "policy": "agmc", "episodes": 9, "seed": 1}}]
     rows += [{"kept": kept, "reward": -float(i), "metric": 90.0, "inference_s": 0.1} for i in range(3)]
     torn = '{"kept": [1'
     (tmp_path / "c.run" / "journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)

@@ -47,8 +47,8 @@ def test_a_journal_gives_back_what_was_written(tmp_path):
     assert again.known == first.known == {(i, 2): Outcome(100 / 3 + i, 0.1, 0.2) for i in range(3)}
     assert (again.n_resumed, again.n_set_aside) == (3, 0)
     rows = [json.loads(line) for line in again.path.read_text().splitlines()]
-    assert rows[0] == {"format": "agmc-onnx/journal@1", **IDENTITY}
-    assert rows[1] == {"kept": [0, 2], "reward": -1.0, "metric": 100 / 3, "inference_s": 0.1, "wall_s": 0.2}
+    assert rows[0] == {"format": "agmc-onnx/journal@2", **IDENTITY}
+    assert rows[1] == {"kept": [0, 2], "reward": -1.0, "metric": 100 / 3, "inference_s": 0.1, "wall_s": 0.2, "fidelity": None}
     again.end(finished=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -96,10 +96,10 @@ def test_the_journal_of_another_run_is_refused(tmp_path):
         " (journal: 0); expected the model, data and options of the journal. Give the same as before, or leave out --resume"
         " to start anew."
     )
-    path.write_bytes(before.replace(b"journal@1", b"journal@9"))
+    path.write_bytes(before.replace(b"journal@2", b"journal@9"))
     with pytest.raises(UsageError, match=r"not a journal of this version, got format 'agmc-onnx/journal@9'"):
         opened(tmp_path)
-    assert path.read_bytes() == before.replace(b"journal@1", b"journal@9")
+    assert path.read_bytes() == before.replace(b"journal@2", b"journal@9")
 
 
 def test_without_resume_an_old_journal_is_set_aside(tmp_path):

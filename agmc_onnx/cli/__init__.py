@@ -8,14 +8,23 @@ import warnings
 from collections.abc import Sequence
 
 from agmc_onnx import __version__
-from agmc_onnx.cli import checking, completion, compress, doctor, finetune, report
+from agmc_onnx.cli import checking, completion, compress, doctor, finetune, folder, importing, report
 from agmc_onnx.cli.config_file import with_config
 from agmc_onnx.cli.parsing import Parser
 from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, drop_stdout, fail, is_verbose, say, set_level
 from agmc_onnx.errors import AgmcError, UsageError
 
 DEBUG = "AGMC_ONNX_DEBUG"
-VERBS = (*compress.VERBS, *checking.VERBS, *finetune.VERBS, *report.VERBS, *doctor.VERBS, *completion.VERBS)
+VERBS = (
+    *compress.VERBS,
+    *folder.VERBS,
+    *checking.VERBS,
+    *finetune.VERBS,
+    *importing.VERBS,
+    *report.VERBS,
+    *doctor.VERBS,
+    *completion.VERBS,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

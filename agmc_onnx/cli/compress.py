@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agmc_onnx.cli.importing import add_options, as_onnx
 from agmc_onnx.cli.parsing import Flag, Parser, Verb, seconds, share, whole
 from agmc_onnx.cli.progress import Episodes
 from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, tell, tell_json
 from agmc_onnx.cli.words import say as say_error
-from agmc_onnx.config import RECOVER, SPARSE_LAYERS, SPARSE_METHODS, SPARSE_STORAGE, CompressOptions
+from agmc_onnx.config import JUDGES, RECOVER, SPARSE_LAYERS, SPARSE_METHODS, SPARSE_STORAGE, CompressOptions
 
 LONG = ("history", "network")  # parts of the report that --json leaves to the file
 
@@ -59,17 +60,36 @@ FLAGS = (
     Flag("search_positions", whole, "N", "output positions sampled per node for that"),
     Flag("distill_steps", whole, "N", "optimiser steps of --recover distill"),
     Flag("sparsity", share, "R", "share of the weights of dense layers that become zero", default="none"),
-    Flag("sparse_pattern", str, "N:M", "of M such weights in a row keep at most N; instead of --sparsity", default="none"),
-    Flag("sparse_method", str, "NAME", "how they are chosen", lambda: SPARSE_METHODS, "obs, or magnitude without recovery"),
-    Flag("sparse_layers", str, "NAME", "which layers: fully connected ones, or convolutions too", lambda: SPARSE_LAYERS),
+    Flag(
+        "sparse_pattern", str, "N:M", "of M such weights in a row keep at most N; instead of --sparsity", default="none"
+    ),
+    Flag(
+        "sparse_method",
+        str,
+        "NAME",
+        "how they are chosen",
+        lambda: SPARSE_METHODS,
+        "obs, or magnitude without recovery",
+    ),
+    Flag(
+        "sparse_layers", str, "NAME", "which layers: fully connected ones, or convolutions too", lambda: SPARSE_LAYERS
+    ),
     Flag("sparse_storage", str, "NAME", "dense, or as sparse_initializer where smaller", lambda: SPARSE_STORAGE),
     Flag("round_to", whole, "K", "kept channels are a multiple of K where the group allows"),
     Flag("floor", share, "R", "smallest share kept of any group, unless the budget needs less"),
     Flag("importance", str, "NAME", "ranking of the channels of a group", _importances),
     Flag("reward", str, "NAME", "what the policy is rewarded for", _rewards),
+    Flag("judge", str, "NAME", "what a reward is made of", lambda: JUDGES),
     Flag("reward_samples", whole, "N", "samples a candidate is measured on, at most"),
     Flag("resume", bool, "", "go on with an interrupted run of the same output, model, data and options"),
     Flag("workers", whole, "N", "processes that evaluate candidates side by side, with --threads each"),
+    Flag(
+        "ray",
+        str,
+        "ADDRESS",
+        "Ray cluster where --workers run: local, auto, host:port or ray://host:port",
+        default="none",
+    ),
     Flag("batch", whole, "N", "candidates proposed before the first is learned from", default="as many as --workers"),
     Flag("finalists", whole, "N", "best candidates recovered in full and measured on more samples at the end"),
     Flag("threads", whole, "N", "threads of onnxruntime"),
@@ -80,9 +100,17 @@ FLAGS = (
 
 def add(one: Parser) -> None:
     """Add the arguments of `compress`: one flag for each option."""
-    one.add_argument("model", metavar="MODEL.onnx")
+    one.add_argument("model", metavar="MODEL.onnx", help="or anything that `import` understands")
     one.add_argument("-o", "--output", metavar="OUT.onnx", help="default: MODEL.agmc.onnx beside the model")
-    one.add_argument("--json", action="store_true", help="print the result as JSON: the report without the search and graph")
+    one.add_argument(
+        "--json", action="store_true", help="print the result as JSON: the report without the search and graph"
+    )
+    add_settings(one)
+    add_options(one.add_argument_group("import, where MODEL is not ONNX"))
+
+
+def add_settings(one: Parser) -> None:
+    """Add data, budgets and settings."""
     one.add_argument(
         "--data",
         metavar="CARD",
@@ -103,14 +131,19 @@ def add(one: Parser) -> None:
         one.add_argument(_option(flag), type=flag.kind, metavar=flag.metavar, choices=choices, help=text)
 
 
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that were given, by field of `CompressOptions`."""
+    names = [flag.field for flag in (*BUDGETS, *FLAGS)]
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
 def _option(flag: Flag) -> str:
     return f"--{flag.field.replace('_', '-')}"
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compress; 130 after an interruption that still gave a model."""
-    names = [flag.field for flag in (*BUDGETS, *FLAGS)]
-    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    options = settings_of(arguments)
     settings = CompressOptions.of(**options)
     output = arguments.output or default_output(arguments.model)
     say: Callable[[str], None] = (lambda line: None) if arguments.json else tell
@@ -122,6 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
             say(budget_line(flag.field, getattr(settings, flag.field)))
     if not arguments.output:
         say(f"no -o given: the result goes to {output}")
+    model = as_onnx(arguments, output, say)
     sys.stdout.flush()
 
     from agmc_onnx.pipeline import compress, output_files
@@ -135,7 +169,7 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 episodes(stage, facts)
 
-        result = compress(arguments.model, output=output, data=arguments.data, progress=progress, **options)
+        result = compress(model, output=output, data=arguments.data, progress=progress, **options)
     files = {name: str(path) for name, path in output_files(output).items()}
     if arguments.json:
         tell_json({name: fact for name, fact in result.report.items() if name not in LONG} | {"files": files})
@@ -162,8 +196,13 @@ def journal_lines(facts: Mapping[str, Any]) -> list[str]:
 
 def default_output(model: str | Path) -> Path:
     """Return where a compressed model goes when nothing was said: MODEL.agmc.onnx beside MODEL.onnx."""
+    from agmc_onnx.exchange.importers import Source, is_onnx
+
+    if Source(model).is_reference:
+        return Path(f"{str(model).partition(':')[2]}.agmc.onnx")
     path = Path(model)
-    return path.with_name(f"{path.stem if path.suffix == '.onnx' else path.name}.agmc.onnx")
+    is_stem = path.suffix == ".onnx" or not (path.is_dir() or is_onnx(path))
+    return path.with_name(f"{path.stem if is_stem else path.name}.agmc.onnx")
 
 
 VERBS = (Verb("compress", "make a smaller model that keeps at most a share of the original's cost", add, run),)

@@ -52,12 +52,14 @@ class Evaluation:
         inference_s: Seconds inside onnxruntime's run.
         session_s: Seconds to make the session.
         outputs: Graph outputs in order, each of all samples, if they were asked for.
+        fidelity: `fidelity` to the original, if there is one to compare with; else None.
     """
 
     score: Score
     inference_s: float
     session_s: float
     outputs: Outputs | None = None
+    fidelity: float | None = None
 
 
 class Evaluator:
@@ -76,6 +78,7 @@ class Evaluator:
         *,
         batch_size: int = 100,
         reference: Model | None = None,
+        original: Model | None = None,
         threads: int = 1,
         provider: str = "cpu",
     ) -> None:
@@ -87,6 +90,7 @@ class Evaluator:
                 outputs are the graph outputs in order, all samples along their first axis.
             batch_size: Samples per inference.
             reference: The original model, for "agreement".
+            original: Model whose outputs the fidelity is measured to; None: fidelity is not measured.
             threads: Of onnxruntime.
             provider: As in `make_session`.
 
@@ -109,6 +113,7 @@ class Evaluator:
                     "metric: agreement needs a reference, got none; expected the original. Pass its model."
                 )
             self._reference = self._run(reference)[0]
+        self._original = None if original is None else _thin(self._reference or self._run(original)[0])
 
     def __call__(self, model: Model | Run, keep_outputs: bool = False) -> Evaluation:
         """Return a model's score on the samples.
@@ -124,7 +129,8 @@ class Evaluator:
         outputs, inference_s, session_s = self._run(model)
         value, interval = self._score(outputs, self)
         score = Score(self.metric, value, self.samples.n, interval)
-        return Evaluation(score, inference_s, session_s, outputs if keep_outputs else None)
+        close = None if self._original is None else fidelity(_thin(outputs), self._original)
+        return Evaluation(score, inference_s, session_s, outputs if keep_outputs else None, close)
 
     def _run(self, model: Model | Run) -> tuple[Outputs, float, float]:
         feeds = self.samples.feeds(self.batch_size)
@@ -146,10 +152,7 @@ class Evaluator:
         fixed = self.samples.fixed_batch
         if fixed and rows < fixed and output.ndim and len(output) == fixed:
             output = output[:rows]
-        if self.metric == "agreement" and output.ndim > 2 and output[0].size > MAX_ENTRIES:
-            step = -(-output[0].size // MAX_ENTRIES)
-            output = output.reshape(len(output), -1)[:, ::step].copy()
-        return output
+        return _thin([output])[0] if self.metric == "agreement" else output
 
     @property
     def reference(self) -> Outputs:
@@ -189,12 +192,35 @@ def agreement(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) ->
     Raises:
         ModelError: If the number of outputs differs, or there are none.
     """
+    return _mean_of(_agreement_of, outputs, reference)
+
+
+def _mean_of(
+    score: Callable[[np.ndarray, np.ndarray], float], outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]
+) -> float:
+    """Return the mean score of outputs, 0..100."""
     if not outputs or len(outputs) != len(reference):
         raise ModelError(
             f"model: outputs do not match the original's, got {len(outputs)}; expected {len(reference)}, at least 1. "
             "Compare a model with the one it was made from."
         )
-    return 100 * float(np.mean([_agreement_of(a, b) for a, b in zip(outputs, reference, strict=True)]))
+    return 100 * float(np.mean([score(a, b) for a, b in zip(outputs, reference, strict=True)]))
+
+
+def fidelity(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
+    """Return how close outputs are to the original's, 0..100: as `agreement`, but class scores count by their error too.
+
+    Which class comes first says one bit of a sample; the error of its scores says how far it is from changing. So
+    fidelity tells candidates apart with a quarter of the images, and needs no labels (docs/results.md).
+
+    Args:
+        outputs: Of shape (n, ...) each.
+        reference: The original's, likewise.
+
+    Raises:
+        ModelError: As `agreement`.
+    """
+    return _mean_of(_closeness, outputs, reference)
 
 
 def class_scores(output: np.ndarray) -> np.ndarray | None:
@@ -221,6 +247,17 @@ def _agreement_of(output: np.ndarray, reference: np.ndarray) -> float:
     scores, wanted = class_scores(output), class_scores(reference)
     if scores is not None and wanted is not None:
         return float(np.mean(_rank(scores, np.argmax(wanted, axis=1)) == 0))
+    return _closeness(output, reference)
+
+
+def _closeness(output: np.ndarray, reference: np.ndarray) -> float:
+    """Return one minus the normalised error of one output, 0..1; of what is not float the share of equal entries."""
+    if output.shape != reference.shape:
+        return 0.0
+    if not reference.size:
+        return 1.0
+    if not np.issubdtype(reference.dtype, np.floating):
+        return float(np.mean(output == reference))
     rows = len(reference) if reference.ndim else 1
     a, b = output.reshape(rows, -1).astype(np.float64), reference.reshape(rows, -1).astype(np.float64)
     known = np.isfinite(b).all(axis=1)
@@ -242,6 +279,16 @@ def _rank(scores: np.ndarray, label: NDArray[np.int64]) -> NDArray[np.int64]:
     is_before = np.arange(scores.shape[1]) < label[:, None]
     rank = ((scores > own) | ((scores == own) & is_before)).sum(axis=1)
     return np.where(np.isnan(scores).any(axis=1), scores.shape[1], rank)
+
+
+def _thin(outputs: Outputs) -> Outputs:
+    """Return outputs with at most `MAX_ENTRIES` entries per sample, at equal distances."""
+    return [
+        o.reshape(len(o), -1)[:, :: -(-o[0].size // MAX_ENTRIES)].copy()
+        if o.ndim > 2 and len(o) and o[0].size > MAX_ENTRIES
+        else o
+        for o in outputs
+    ]
 
 
 def _join(parts: Sequence[np.ndarray], valid_rows: Sequence[int]) -> np.ndarray:

@@ -62,6 +62,13 @@ class Roles:
         run_model(make_session(self._model, settings.threads), feed)
         self._settings = settings
 
+    @property
+    def absolute_source(self) -> str | None:
+        """What the user named, such that another process finds it from wherever it runs."""
+        if self.source is None or not Path(self.source).exists():
+            return self.source
+        return str(Path(self.source).absolute())
+
     def role(self, name: str) -> Samples:
         """Return "calibration", "reward" or "test"."""
         return self._roles[name]
@@ -75,17 +82,21 @@ class Roles:
         """Return the number of samples of every role."""
         return {name: samples.n for name, samples in self._roles.items()}
 
-    def evaluator(self, role: str, n_reward: int | None = None) -> Evaluator:
+    def evaluator(self, role: str, n_reward: int | None = None, fidelity: bool = False) -> Evaluator:
         """Return what scores models on a role.
 
         Args:
             role: Its name.
             n_reward: Of the reward role, take so many samples instead of as many as a search does.
+            fidelity: Measure how close the outputs are to the original's too.
         """
         samples = self._roles[role] if n_reward is None else self._whole_reward.take(n_reward)
         reference = self._model if self.metric == "agreement" else None
         threads, provider = self._settings.threads, self._settings.provider
-        return Evaluator(samples, self.metric, reference=reference, threads=threads, provider=provider)
+        original = self._model if fidelity else None
+        return Evaluator(
+            samples, self.metric, reference=reference, original=original, threads=threads, provider=provider
+        )
 
     def digest(self) -> str:
         """Return the SHA-256 of all that a search sees of the data."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from agmc_onnx.channels.groups import Channels, analyse
@@ -31,6 +33,28 @@ class Analysis:
     def graph(self) -> Graph:
         """The normalised model's graph."""
         return self.channels.graph
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a stage starts from: the recovered result of the one before, in the shapes of the original.
+
+    Attributes:
+        model: The original with other weights, and neutral ones where channels are gone.
+        kept: For each prunable group the positions that are left.
+    """
+
+    model: onnx.ModelProto
+    kept: list[npt.NDArray[np.int64]]
+
+    @property
+    def n_units(self) -> npt.NDArray[np.int64]:
+        """Units that are left in every group."""
+        return np.array([len(positions) for positions in self.kept], np.int64)
+
+    def channels(self) -> Channels:
+        """Return the analysis of the model; its groups are the original's."""
+        return analyse(view(self.model))
 
 
 def analyse_model(path: str | Path) -> Analysis:

@@ -13,15 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from agmc_onnx.channels.groups import Channels
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import BudgetError, ModelError, UsageError
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.pruning.importance import importance_of
 from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude
-from agmc_onnx.run.analysis import Analysis, analyse_model
+from agmc_onnx.run.analysis import Analysis, Base, analyse_model
 from agmc_onnx.run.target import Target
+from agmc_onnx.search.cluster import RayWorkers
 from agmc_onnx.search.environment import Environment, Recover
-from agmc_onnx.search.journal import EvaluateAll, Journal, Recorder
+from agmc_onnx.search.journal import EvaluateAll, Journal, Recorder, Section
 from agmc_onnx.search.loop import Record, SearchResult, one_by_one, search
 from agmc_onnx.search.policies import TAKE_BATCHES, make_policy
 from agmc_onnx.search.problem import Curves, Outcome
@@ -34,7 +36,7 @@ CURVE_SAMPLES, CURVE_POSITIONS = 256, 8000  # of the calibration role, for error
 
 
 def environment_of(
-    analysis: Analysis, data: Roles, settings: CompressOptions, floor: float | None = None
+    analysis: Analysis, data: Roles, settings: CompressOptions, floor: float | None = None, base: Base | None = None
 ) -> Environment:
     """Return what candidates of a run are measured by.
 
@@ -43,6 +45,7 @@ def environment_of(
         data: The roles.
         settings: Of the run.
         floor: Smallest share kept of any group; default: as set.
+        base: What a stage starts from; default: the model itself.
 
     Raises:
         ModelError: If nothing can be pruned.
@@ -51,17 +54,22 @@ def environment_of(
         reasons = sorted({group.why_frozen or "" for group in analysis.channels.frozen})
         why = reasons[0] if reasons else "no op of it is understood"
         raise ModelError(f"{analysis.file.path}: nothing in this model can be pruned ({why}). See agmc-onnx inspect.")
-    evaluator = data.evaluator("reward")
+    evaluator = data.evaluator("reward", fidelity=settings.judge == "fidelity")
 
-    def evaluate(model: onnx.ModelProto) -> tuple[float, float]:
+    def evaluate(model: onnx.ModelProto) -> Outcome:
         evaluation = evaluator(model)
-        return evaluation.score.value, evaluation.inference_s
+        return Outcome(evaluation.score.value, evaluation.inference_s, fidelity=evaluation.fidelity)
 
-    scores = importance_of(settings.importance)(analysis.channels)
+    channels = analysis.channels if base is None else base.channels()
+    scores = importance_of(settings.importance)(channels)
+    if base is not None:
+        for group, kept in zip(channels.groups, base.kept, strict=True):
+            scores[np.delete(group.units, kept)] = -1.0  # gone already: they are the last to be kept
     least = settings.floor if floor is None else floor
     recover = _recovery(analysis, data, settings)
-    curves = _curves(analysis, scores, data, settings) if data.real else None
-    return Environment(analysis.channels, scores, evaluate, recover, settings.round_to, least, curves)
+    curves = _curves(channels, scores, data, settings) if data.real else None
+    limit = None if base is None else base.n_units
+    return Environment(channels, scores, evaluate, recover, settings.round_to, least, curves, limit)
 
 
 def _recovery(analysis: Analysis, data: Roles, settings: CompressOptions) -> Recover | None:
@@ -81,7 +89,7 @@ def _recovery(analysis: Analysis, data: Roles, settings: CompressOptions) -> Rec
 
 
 def _curves(
-    analysis: Analysis, scores: npt.NDArray[np.float64], data: Roles, settings: CompressOptions
+    channels: Channels, scores: npt.NDArray[np.float64], data: Roles, settings: CompressOptions
 ) -> Callable[[], Curves]:
     """Return what makes the refit-error curves, for the policies that ask."""
 
@@ -90,13 +98,18 @@ def _curves(
         from agmc_onnx.recover.options import RecoverOptions
 
         few = RecoverOptions(n_samples=CURVE_SAMPLES, n_curve_positions=CURVE_POSITIONS, seed=settings.seed)
-        return error_curves(analysis.channels, scores, data.role("calibration"), few)
+        return error_curves(channels, scores, data.role("calibration"), few)
 
     return make
 
 
 def reachable(
-    environment: Environment, target: Target, analysis: Analysis, data: Roles, settings: CompressOptions
+    environment: Environment,
+    target: Target,
+    analysis: Analysis,
+    data: Roles,
+    settings: CompressOptions,
+    base: Base | None = None,
 ) -> Environment:
     """Return the environment, without the floor of the groups where the budget needs that.
 
@@ -105,7 +118,7 @@ def reachable(
     """
     if target.cost(environment.min_keep) <= target.budget:
         return environment
-    bare = environment_of(analysis, data, settings, floor=0.0)
+    bare = environment_of(analysis, data, settings, floor=0.0, base=base)
     least = target.cost(bare.min_keep)
     if least <= target.budget:
         return bare
@@ -123,17 +136,18 @@ def search_candidates(
     target: Target,
     data: Roles,
     settings: CompressOptions,
-    journal: Journal | None,
+    journal: Journal | Section | None,
     tell: Progress,
+    base: Base | None = None,
 ) -> SearchResult:
     """Search for the best candidate within the target; evaluations go to the journal and come from it."""
     options = replace(settings.search(), n_episodes=settings.episodes)
     reward = reward_named(options.reward)
 
     def reward_of(kept: IntArray, outcome: Outcome) -> float:
-        return float(reward(outcome.metric, int(environment.macs(kept)), int(environment.params(kept))))
+        return float(reward(outcome.judged, int(environment.macs(kept)), int(environment.params(kept))))
 
-    with _evaluators(analysis, environment, data, settings) as evaluate_all:
+    with _evaluators(analysis, environment, data, settings, base) as evaluate_all:
         recorder = Recorder(evaluate_all, reward_of, journal)
         problem = replace(environment.problem(target.cost, target.budget), evaluate=recorder)
         rng = np.random.default_rng(settings.seed)
@@ -154,16 +168,19 @@ def search_candidates(
 
 @contextmanager
 def _evaluators(
-    analysis: Analysis, environment: Environment, data: Roles, settings: CompressOptions
+    analysis: Analysis, environment: Environment, data: Roles, settings: CompressOptions, base: Base | None = None
 ) -> Iterator[EvaluateAll]:
-    """Give what evaluates candidates: this process, or several others."""
-    if settings.workers == 1:
+    """Give what evaluates candidates: this process, several others, or a cluster."""
+    if settings.workers == 1 and settings.ray is None:
         yield one_by_one(environment.evaluate)
         return
     file = analysis.file
-    workers = Workers(
-        settings.workers, partial(_worker_evaluator, file.path.absolute(), file.sha256, data.source, settings)
-    )
+    prepare = partial(_worker_evaluator, file.path.absolute(), file.sha256, data.absolute_source, settings, base)
+    workers: Workers | RayWorkers
+    if settings.ray is None:
+        workers = Workers(settings.workers, prepare)
+    else:
+        workers = RayWorkers(settings.ray, settings.workers, settings.threads, prepare)
     try:
         yield workers
     finally:
@@ -171,7 +188,7 @@ def _evaluators(
 
 
 def _worker_evaluator(
-    path: Path, sha256: str, data: str | None, settings: CompressOptions
+    path: Path, sha256: str, data: str | None, settings: CompressOptions, base: Base | None = None
 ) -> Callable[[IntArray], Outcome]:
     """Return the evaluator of candidates in a worker process, the same as that of the process which asks."""
     if settings.recover != "none":
@@ -181,4 +198,4 @@ def _worker_evaluator(
     analysis = analyse_model(path)
     if analysis.file.sha256 != sha256:
         raise ModelError(f"{path}: changed while it was being compressed. Start again.")
-    return environment_of(analysis, Roles(analysis.file.proto, data, settings), settings).evaluate
+    return environment_of(analysis, Roles(analysis.file.proto, data, settings), settings, base=base).evaluate

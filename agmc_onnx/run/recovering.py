@@ -17,6 +17,8 @@ from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.journal import run_folder
 from agmc_onnx.search.loop import SearchResult
 
+FINALIST_FACTOR = 8  # samples of the reward role that a finalist is measured on, over those of a candidate
+
 
 def best_finalist(
     analysis: Analysis, environment: Environment, found: SearchResult, data: Roles, settings: CompressOptions
@@ -31,7 +33,7 @@ def best_finalist(
     rewarded = {tuple(record["kept"]): record["reward"] for record in reversed(found.history)}
     ordered = sorted(rewarded, key=lambda kept: (kept != tuple(found.kept.tolist()), -rewarded[kept]))
     n_finalists = 1 if found.interrupted or settings.recover == "none" else settings.finalists
-    evaluator = data.evaluator("reward", 4 * settings.reward_samples) if n_finalists > 1 else None
+    evaluator = data.evaluator("reward", FINALIST_FACTOR * settings.reward_samples) if n_finalists > 1 else None
     finalists: list[dict[str, Any]] = []
     best: tuple[float, onnx.ModelProto, IntArray] | None = None
     for kept in ordered[:n_finalists]:

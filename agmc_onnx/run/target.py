@@ -43,6 +43,8 @@ def target_of(settings: CompressOptions, channels: Channels) -> Target:
     """
     for kind, make in KINDS.items():
         share = getattr(settings, kind)
+        if settings.max_drop is not None and kind == settings.minimise:
+            share = 1.0  # what is tried is less; see `run.dropping`
         if share is not None:
             cost = make(channels)
             return Target(kind, share, cost, cost([group.n_units for group in channels.groups]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -19,7 +20,7 @@ from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.search.problem import Curves, IntArray, Outcome, Problem
 
 FloatArray = npt.NDArray[np.float64]
-Evaluate = Callable[[onnx.ModelProto], tuple[float, float]]  # a model -> (metric 0..100, seconds of inference)
+Evaluate = Callable[[onnx.ModelProto], Outcome]
 Recover = Callable[[list[IntArray], onnx.ModelProto], onnx.ModelProto]
 
 
@@ -42,6 +43,7 @@ class Environment:
         round_to: int = 1,
         floor: float = 0.0,
         curves: Callable[[], Curves] | None = None,
+        limit: IntArray | None = None,
     ) -> None:
         """Prepare what does not change between candidates.
 
@@ -54,6 +56,7 @@ class Environment:
             floor: Smallest share of any group that is kept, 0..1.
             curves: Makes the refit-error curves of these scores; called when a policy asks, at most once. None where
                 there is no data to make them of.
+            limit: Most units that any candidate keeps of every group, (n_groups,); default: all.
         """
         self.channels = channels
         self.scores = scores
@@ -63,12 +66,13 @@ class Environment:
         self._evaluate = evaluate
         self._recover = recover
         self.curves = None if curves is None else cache(curves)
-        self.n_units = np.array([g.n_units for g in channels.groups], np.int64)
+        sizes = np.array([g.n_units for g in channels.groups], np.int64)
+        self.n_units = sizes if limit is None else limit
         steps = [int(np.lcm(g.step, round_to)) for g in channels.groups]
         self.step = np.array(
             [s if s <= g.n_units else g.step for g, s in zip(channels.groups, steps, strict=True)], np.int64
         )
-        lowest = np.maximum(np.ceil(self.n_units * floor / self.step), 1).astype(np.int64) * self.step
+        lowest = np.maximum(np.ceil(sizes * floor / self.step), 1).astype(np.int64) * self.step
         self.min_keep = np.minimum(lowest, self.n_units)
 
     def kept(self, n_kept: IntArray) -> list[IntArray]:
@@ -88,8 +92,8 @@ class Environment:
     def evaluate(self, n_kept: IntArray) -> Outcome:
         """Measure a candidate."""
         start = time.perf_counter()
-        metric, inference_s = self._evaluate(self.recovered(n_kept))
-        return Outcome(metric, inference_s, time.perf_counter() - start)
+        outcome = self._evaluate(self.recovered(n_kept))
+        return replace(outcome, wall_s=time.perf_counter() - start)
 
     def problem(self, cost: Cost, budget: int) -> Problem:
         """Return the search problem of keeping `cost` at most `budget`."""
@@ -114,7 +118,10 @@ class Environment:
             evaluate=self.evaluate,
             is_joined=self._is_joined(),
             layers=self._layers(members),
-            scores=[np.sort(self.scores[group.units])[::-1].astype(np.float64) for group in self.channels.groups],
+            scores=[
+                np.sort(self.scores[group.units])[::-1][:n].astype(np.float64)
+                for group, n in zip(self.channels.groups, self.n_units.tolist(), strict=True)
+            ],
             curves=self.curves,
         )
 

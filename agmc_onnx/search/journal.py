@@ -16,10 +16,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search.problem import IntArray, Outcome
 
-FORMAT = "agmc-onnx/journal@1"
+FORMAT = "agmc-onnx/journal@2"
 NAME, OLD_NAME = "journal.jsonl", "journal.old.jsonl"
 MAX_DIFFERENCES = 3  # named in the error about a journal of another run
 
@@ -164,11 +166,32 @@ class Journal:
             self._file = None
 
 
+class Section:
+    """The part of a journal that belongs to one of several searches of a run, whose candidates are different models.
+
+    Attributes:
+        known: Outcomes of this search by kept counts.
+    """
+
+    def __init__(self, journal: Journal, number: int) -> None:
+        """Take the rows whose counts begin with -number; counts themselves are never negative."""
+        self._journal, self._number = journal, number
+        self.known = {key[1:]: outcome for key, outcome in journal.known.items() if key[0] == -number}
+
+    def add(self, kept: IntArray, outcome: Outcome, reward: float) -> None:
+        """Write one evaluation, as `Journal.add`."""
+        self._journal.add(np.concatenate([[-self._number], kept]), outcome, reward)
+        self.known[tuple(kept.tolist())] = outcome
+
+
 class Recorder:
     """Evaluates candidates, but each only once in the life of a run: what a journal knows is not measured again."""
 
     def __init__(
-        self, evaluate_all: EvaluateAll, reward_of: Callable[[IntArray, Outcome], float], journal: Journal | None
+        self,
+        evaluate_all: EvaluateAll,
+        reward_of: Callable[[IntArray, Outcome], float],
+        journal: Journal | Section | None,
     ) -> None:
         """Evaluate with `evaluate_all`, and write to `journal` where there is one; `reward_of` is for its readers."""
         self.known: dict[Key, Outcome] = {} if journal is None else dict(journal.known)

@@ -26,7 +26,7 @@ class SearchResult:
     Attributes:
         kept: int64 (n_groups,), kept counts of the best candidate (the first of equals).
         reward: Its reward.
-        history: One record an episode: episode, reward, metric, macs, params, kept, inference_s, wall_s, cached.
+        history: One record an episode: episode, reward, metric, fidelity, macs, params, kept, inference_s, wall_s, cached.
             Numbers are Python's own, ready for JSON; `wall_s` covers the whole episode (proposal, budget, evaluation,
             learning), where episodes of one batch share the time until their evaluations are done; `cached` says that
             an earlier episode had the same candidate.
@@ -95,7 +95,7 @@ def search(
                 start = time.perf_counter()
                 outcome = outcomes[_key(met)]
                 macs, params = int(problem.macs(met.kept)), int(problem.params(met.kept))
-                value = float(reward(outcome.metric, macs, params))
+                value = float(reward(outcome.judged, macs, params))
                 policy.observe(met.keep_ratio, value, outcome)
                 if value > best_reward:
                     best_kept, best_reward = met.kept, value
@@ -103,6 +103,7 @@ def search(
                     "episode": len(history),
                     "reward": value,
                     "metric": float(outcome.metric),
+                    "fidelity": outcome.fidelity,
                     "macs": macs,
                     "params": params,
                     "kept": met.kept.tolist(),

@@ -38,11 +38,18 @@ class Outcome:
         metric: 0..100, higher is better.
         inference_s: Seconds spent in inference alone.
         wall_s: Seconds of the whole evaluation.
+        fidelity: Closeness of the outputs to the original's, 0..100, where candidates are judged by it; else None.
     """
 
     metric: float
     inference_s: float = 0.0
     wall_s: float = 0.0
+    fidelity: float | None = None
+
+    @property
+    def judged(self) -> float:
+        """What rewards are made of, 0..100: the fidelity where there is one, else the metric."""
+        return self.metric if self.fidelity is None else self.fidelity
 
 
 class Curves(Protocol):

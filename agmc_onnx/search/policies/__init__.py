@@ -111,6 +111,8 @@ POLICIES: dict[str, PolicyFactory] = {
 LEARNED = frozenset({"agmc", "amc", "gnn-rl", "greedy", "sensitivity"})  # the rows that use torch
 # the rows whose `observe` needs no more than its arguments: they may propose again before they observe
 TAKE_BATCHES = frozenset({"agmc", "amc", "uniform", "shallow", "deep", "random", "greedy", "global", "local"})
+# the rows that propose a handful of candidates and learn nothing: quick enough to be asked again and again
+TAKE_FEW = frozenset({"uniform", "shallow", "deep", "greedy", "sensitivity", "global"})
 # the rows that search, and may begin with the prior's candidates
 PRIMED = frozenset({"agmc", "amc", "gnn-rl", "local", "tpe", "cmaes"})
 

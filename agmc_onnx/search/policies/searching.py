@@ -97,7 +97,7 @@ class SensitivityPolicy:
     def _metric(self, kept: IntArray) -> float:
         """Return the metric at kept counts."""
         self.n_extra += 1
-        return self.problem.evaluate(kept.copy()).metric
+        return self.problem.evaluate(kept.copy()).judged
 
 
 def _falling(known: dict[float, float], grid: FloatArray) -> FloatArray:
