@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,14 @@ def key_of(row: Row) -> tuple[str, str]:
     return row["name"], row["exporter"]
 
 
-def fill(path: Path, jobs: Iterable[tuple[str, str]], make: Callable[[str, str], Row], part: str, again: bool) -> None:
+def fill(
+    path: Path,
+    jobs: Iterable[tuple[str, str]],
+    make: Callable[[str, str], Row],
+    part: str = "1/1",
+    again: bool = False,
+    minutes: float = 1e9,
+) -> None:
     """Append a row for every job that the file has none of yet; several processes may fill one file.
 
     Args:
@@ -75,18 +83,31 @@ def fill(path: Path, jobs: Iterable[tuple[str, str]], make: Callable[[str, str],
         make: Makes a row, without its name.
         part: "K/N" does every N-th job from the K-th (1 is the first).
         again: Also repeat rows that failed, or that older code of the engine made.
+        minutes: No job begins later than this.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     number, count = (int(text) for text in part.split("/"))
-    code = engine()
+    code, end = engine(), time.monotonic() + 60 * minutes
     for name, exporter in list(jobs)[number - 1 :: count]:
         known = {key_of(row): row for row in read_rows(path)}.get((name, exporter))
         if known is not None and not (again and ("error" in known or known["engine"] != code)):
             continue
+        if time.monotonic() > end:
+            return
         row = {"name": name, "exporter": exporter, "engine": code} | make(name, exporter)
         with path.open("a") as out:
             out.write(json.dumps(row) + "\n")
-        shown = ("macs_left", "valid", "equivalent", "relative", "seconds", "total_seconds", "error", "note")
+        shown = (
+            *(k for k in row if isinstance(row[k], dict)),
+            "macs_left",
+            "valid",
+            "equivalent",
+            "relative",
+            "seconds",
+            "total_seconds",
+            "error",
+            "note",
+        )
         sys.stdout.write(" ".join([name, exporter, *(f"{k}={row[k]}" for k in shown if row.get(k) not in (None, ""))]))
         sys.stdout.write("\n")
         sys.stdout.flush()

@@ -51,8 +51,9 @@ def graph_and_cut(proto: onnx.ModelProto) -> tuple[Channels, list[np.ndarray], o
     """Return the analysis, half of every group, the model cut to it, and the processor time of all that, s."""
     start = time.process_time()
     channels = analyse(view(normalize(proto)))
+    surgeon = Surgeon(channels)
     kept = choose(channels, l2_norm(channels), half_of(channels))
-    pruned = Surgeon(channels).cut(kept) if channels.groups else None
+    pruned = surgeon.cut(kept) if channels.groups else None
     return channels, kept, pruned, time.process_time() - start
 
 
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=600, help="limit of one model's processor time")
     parser.add_argument("--keep", type=Path, help="folder for exported models, to export each only once")
     parser.add_argument("--part", default="1/1", help="K/N: every N-th model from the K-th, for several processes")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no model later than this")
     parser.add_argument("--again", action="store_true", help="repeat rows that failed or that older code made")
     args = parser.parse_args()
     files = [name for name in args.only or () if name.startswith("light:") or name.endswith(".onnx")]
@@ -135,7 +137,7 @@ def main() -> None:
     def make(name: str, exporter: str) -> Row:
         return run_apart(partial(try_model, name, exporter, args.keep), args.seconds)
 
-    fill(args.out, jobs, make, args.part, args.again)
+    fill(args.out, jobs, make, args.part, args.again, args.minutes)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx
@@ -91,6 +92,7 @@ class Graph:
     opset: int
     folder: Path | None = None
     _values: dict[str, _Pair | None] = field(default_factory=dict, repr=False)
+    _arrays: WeakValueDictionary[str, np.ndarray] = field(default_factory=WeakValueDictionary, repr=False)
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
@@ -124,7 +126,10 @@ class Graph:
         Raises:
             ModelError: If its data lies in another file that cannot be read; see `folder`.
         """
-        return read_array(self.tensors[tensor], self.folder)
+        array = self._arrays.get(tensor)
+        if array is None:
+            array = self._arrays[tensor] = read_array(self.tensors[tensor], self.folder)
+        return array
 
     def real_array(self, tensor: str) -> np.ndarray:
         """Return a constant as the numbers it stands for: a quantised weight times its scale, float64.

@@ -37,23 +37,31 @@ def _norms(channels: Channels, order: int) -> FloatArray:
     for value, own in axes.items():
         array = channels.graph.real_array(value)
         rows = max((units.shape[0] for _, units in own if units.ndim == 2), default=1)  # groups of a grouped Conv
-        sums = {dim: np.zeros(units.shape) for dim, units in own}
-        for at in _chunks(array, rows):
-            power = array[at].astype(np.float64)
-            power = np.abs(power, out=power) if order == 1 else np.square(power, out=power)
-            for dim, units in own:
-                if units.ndim == 2:
-                    first = at.start * rows // array.shape[0]
-                    parts = power.reshape(-1, array.shape[0] // rows, *array.shape[1:])
-                    summed = parts.sum(axis=tuple(i for i in range(parts.ndim) if i not in (0, 2)))
-                    sums[dim][first : first + len(summed)] += summed
-                elif dim == 0:
-                    sums[dim][at] += power.reshape(len(power), -1).sum(axis=1)
-                else:
-                    sums[dim] += power.sum(axis=tuple(i for i in range(power.ndim) if i != dim))
+        first, others = _sums(array, order, rows)  # (size of dim 0,), (rows, *sizes of the other dims)
         for dim, units in own:
-            np.add.at(total, units.ravel(), sums[dim].ravel())
+            if dim == 0:
+                scores = first
+            else:
+                scores = others if units.ndim == 2 else others.sum(axis=0, keepdims=True)
+                scores = scores.sum(axis=tuple(i for i in range(1, array.ndim) if i != dim))
+            np.add.at(total, units.ravel(), scores.ravel())
     return total
+
+
+def _sums(array: np.ndarray, order: int, rows: int) -> tuple[FloatArray, FloatArray]:
+    """Return the sums of |w|^order over all but dim 0, and over dim 0 in each of its `rows` equal blocks."""
+    first = np.empty(array.shape[0])
+    others = np.zeros((rows, array.size // array.shape[0]))
+    block = array.shape[0] // rows
+    for at in _chunks(array, rows):
+        power = array[at].astype(np.float64).reshape(at.stop - at.start, -1)
+        power = np.abs(power, out=power) if order == 1 else np.square(power, out=power)
+        first[at] = power.sum(axis=1)
+        if rows > 1:
+            others[at.start // block : at.stop // block] = power.reshape(-1, block, power.shape[1]).sum(axis=1)
+        else:
+            others[0] += power.sum(axis=0)
+    return first, others.reshape(rows, *array.shape[1:])
 
 
 def _chunks(array: np.ndarray, rows: int) -> Iterator[slice]:
