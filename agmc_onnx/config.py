@@ -266,14 +266,19 @@ class CompressOptions:
                     f"options: unknown name, got {name!r}; expected one of {', '.join(sorted(known))}.{hint}"
                 )
         made = cls(**options)
-        given = [name for name in ("flops", "params") if getattr(made, name) is not None]
+        given = [name for name in (*BUDGETS, "max_drop") if getattr(made, name) is not None]
         if len(given) != 1:
             raise UsageError(
-                f"budget: got {' and '.join('--' + g for g in given) or 'none'}; expected exactly one of --flops R and"
-                " --params R, with 0 < R < 1. Say how much to keep."
+                f"budget: got {' and '.join('--' + g.replace('_', '-') for g in given) or 'none'}; expected exactly one of"
+                " --flops R and --params R, with 0 < R < 1, or --max-drop P. Say how much to keep, or to lose."
             )
         share = getattr(made, given[0])
-        if not isinstance(share, int | float) or not 0 < share < 1:
+        if given[0] == "max_drop":
+            if not isinstance(share, int | float) or not 0 < share < 100:
+                raise UsageError(
+                    f"--max-drop: the points to lose are out of range, got {share!r}; expected 0 < P < 100, such as 1."
+                )
+        elif not isinstance(share, int | float) or not 0 < share < 1:
             raise UsageError(
                 f"--{given[0]}: the share to keep is out of range, got {share!r}; expected 0 < R < 1, such as 0.5 to keep half."
             )
@@ -299,9 +304,13 @@ class CompressOptions:
             raise UsageError(f"--recover: unknown name, got {made.recover!r}; expected one of {', '.join(RECOVER)}.")
         if made.judge not in JUDGES:
             raise UsageError(f"--judge: unknown name, got {made.judge!r}; expected one of {', '.join(JUDGES)}.")
+        if made.minimise not in BUDGETS:
+            raise UsageError(f"--minimise: unknown name, got {made.minimise!r}; expected one of {', '.join(BUDGETS)}.")
         _check_sparsity(made)
         if made.stages > 1 and (made.max_drop is not None or made.recover == "none"):
-            beside = "--recover none, where a step leaves nothing to the next" if made.max_drop is None else "--max-drop"
+            beside = (
+                "--recover none, where a step leaves nothing to the next" if made.max_drop is None else "--max-drop"
+            )
             raise UsageError(f"--stages: got {made.stages} beside {beside}; expected 1 there. Leave out --stages.")
         return replace(made, batch=made.batch or made.workers)
 
@@ -319,6 +328,7 @@ class CompressOptions:
         return SearchOptions(policy=self.policy, reward=self.reward, n_episodes=self.episodes, seed=self.seed)
 
 
+BUDGETS = ("flops", "params")  # the fields that name a share of a cost
 JUDGES = ("fidelity", "metric")
 RECOVER = ("none", "compensate", "distill")
 SPARSE_METHODS = ("magnitude", "wanda", "obs")

@@ -27,15 +27,16 @@ from agmc_onnx.pruning.sparsity import check_zeros, facts, planned, sparse_plan,
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.report.record import compose, environment_versions, sizes_of, verified_facts
 from agmc_onnx.run.analysis import Analysis, analyse_model
-from agmc_onnx.run.candidates import Progress, environment_of, reachable, search_candidates
-from agmc_onnx.run.recovering import best_finalist, distilled
+from agmc_onnx.run.candidates import Progress, environment_of, reachable
+from agmc_onnx.run.dropping import by_drop
+from agmc_onnx.run.stages import Job, by_stages
 from agmc_onnx.run.target import Target, target_of
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.journal import Journal, run_folder
 from agmc_onnx.search.policies import LEARNED
 from agmc_onnx.verification import Verification, norms_of, verify
 
-NOT_IN_JOURNAL = ("resume", "workers", "latency_seconds")  # options that do not change what a search finds
+NOT_IN_JOURNAL = ("resume", "workers", "ray", "latency_seconds")  # options that do not change what a search finds
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def _compress(
     analysis = analyse_model(model)
     data_of = Roles(analysis.file.proto, data, settings)
     environment = environment_of(analysis, data_of, settings)
+    if settings.max_drop is not None and not data_of.real:
+        raise UsageError("--max-drop: got no --data; expected samples to measure the loss on. Give a data card.")
     target = target_of(settings, analysis.channels)
     facts = {"groups": len(analysis.channels.groups), "macs": environment.macs(environment.n_units)}
     tell("analysed", {**facts, "share": target.share, "kind": target.kind})
@@ -120,13 +123,11 @@ def _searched(
     tell: Progress,
 ) -> Result:
     """Search, then recover, verify, measure and write what was found."""
-    found = search_candidates(analysis, environment, target, data_of, settings, journal, tell)
-    tell("recovering", {"recover": settings.recover})
-    compressed, n_kept, finalists = best_finalist(analysis, environment, found, data_of, settings)
-    found = replace(found, kept=n_kept)
-    if settings.recover == "distill":
-        compressed = distilled(analysis, compressed, data_of, settings, output, tell)
-    best, as_cut = environment.kept(n_kept), environment.candidate(n_kept)
+    job = Job(analysis, data_of, settings, output, journal, tell)
+    reach = by_stages if settings.max_drop is None else by_drop
+    result_of = reach(job, environment, target)
+    compressed, best, found = result_of.model, result_of.kept, result_of.search
+    as_cut = Surgeon(analysis.channels).cut(best)
     sparsity = sparsity_of(settings, analysis.graph)
     plan = make_plan(analysis.channels, best, analysis.file.sha256)
     plan = plan if sparsity is None else sparse_plan(plan, compressed, sparsity)
@@ -147,11 +148,12 @@ def _searched(
         found,
         checked,
         target.kind,
-        target.share,
+        result_of.facts.get("max_drop", {}).get("keep", target.share),
         target.cost(found.kept) / target.full,
     )
     report["sparsity"] = None if sparsity is None else facts(analysis.file.proto, compressed, sparsity)
-    report["finalists"] = finalists
+    report["finalists"] = result_of.finalists
+    report.update(result_of.facts)
     report["resumed"] = 0 if journal is None else journal.n_resumed
     report["output"] = None if output is None else str(output)
     report["wall_s"] = round(time.perf_counter() - start, 3)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from agmc_onnx.cli.importing import add_options, as_onnx
-from agmc_onnx.cli.parsing import Flag, Parser, Verb, seconds, share, whole
+from agmc_onnx.cli.parsing import Flag, Parser, Verb, points, seconds, share, whole
 from agmc_onnx.cli.progress import Episodes
 from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, tell, tell_json
 from agmc_onnx.cli.words import say as say_error
+from agmc_onnx.config import BUDGETS as COSTS
 from agmc_onnx.config import JUDGES, RECOVER, SPARSE_LAYERS, SPARSE_METHODS, SPARSE_STORAGE, CompressOptions
 
 LONG = ("history", "network")  # parts of the report that --json leaves to the file
@@ -43,6 +44,7 @@ def _providers() -> Iterable[str]:
 BUDGETS = (
     Flag("flops", share, "R", "keep at most this share of the multiply-adds, 0 < R < 1"),
     Flag("params", share, "R", "keep at most this share of the parameters, 0 < R < 1"),
+    Flag("max_drop", points, "P", "the smallest model that loses at most P points of the metric; needs --data"),
 )
 FLAGS = (
     Flag("policy", str, "NAME", "what decides how much of every group to keep", _policies),
@@ -59,6 +61,8 @@ FLAGS = (
     Flag("search_samples", whole, "N", "calibration samples a candidate is refitted with"),
     Flag("search_positions", whole, "N", "output positions sampled per node for that"),
     Flag("distill_steps", whole, "N", "optimiser steps of --recover distill"),
+    Flag("minimise", str, "NAME", "what --max-drop makes small", lambda: COSTS),
+    Flag("stages", whole, "N", "steps in which the budget is reached, each recovered before the next"),
     Flag("sparsity", share, "R", "share of the weights of dense layers that become zero", default="none"),
     Flag(
         "sparse_pattern", str, "N:M", "of M such weights in a row keep at most N; instead of --sparsity", default="none"

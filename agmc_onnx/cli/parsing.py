@@ -64,6 +64,14 @@ def seconds(text: str) -> float:
     return value
 
 
+def points(text: str) -> float:
+    """Return points of a metric; their range is checked with the other options."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not a number, got {text!r}; expected points such as 1.") from None
+
+
 def share(text: str) -> float:
     """Return a share; its range is checked with the other options."""
     try:

@@ -54,6 +54,8 @@ def percent(share: float, digits: int = 1) -> str:
 
 def budget_line(kind: str, keep: float) -> str:
     """Return what a budget asks for, said both ways."""
+    if kind == "max_drop":
+        return f"the smallest model that loses at most {keep:g} points"
     return f"keep at most {percent(keep)} of the {KINDS.get(kind, kind)}, remove at least {percent(1 - keep)}"
 
 
@@ -129,7 +131,13 @@ def verified_line(verified: Mapping[str, Any]) -> str:
 
 def target_line(report: Report) -> str:
     """Return the budget and what was reached."""
-    target = report["target"]
+    target, drop = report["target"], report.get("max_drop")
+    if drop:
+        return (
+            f"max drop: at most {drop['limit']:g} points; on {drop['n']:,} reward samples it is {drop['drop']:.2f}, with 95 %"
+            f" confidence at most {drop['most']:.2f}; keeps {100 * target['reached']:.2f} % of the"
+            f" {KINDS.get(target['kind'], target['kind'])} after {len(drop['trials'])} trials"
+        )
     what = KINDS.get(target["kind"], target["kind"])
     return f"budget: at most {percent(target['keep'])} of the {what}; reached {100 * target['reached']:.2f} %"
 
@@ -142,6 +150,8 @@ def summary(report: Report) -> list[str]:
     cut, metric = report["compressed"].get("metric_before_recovery"), report["compressed"]["metric"]
     if cut is not None and report["verified"].get("recovered"):
         lines.append(f"recovery: {metric['name']} {metric_text(metric, cut)} as cut, {metric_text(metric)} after it")
+    if report.get("stages"):
+        lines.append("stages: " + ", ".join(f"{100 * one['reached']:.1f} %" for one in report["stages"]))
     lines += sparsity_lines(report)
     lines.append(verified_line(report["verified"]))
     if not report.get("accuracy_measured", True):
@@ -184,7 +194,7 @@ def command(report: Report) -> list[str]:
     settings, defaults = report["settings"], {f.name: f.default for f in fields(CompressOptions)}
     words = [["agmc-onnx", "compress", report["model"]["path"]]]
     for name, value in settings.items():
-        asked = name in ("flops", "params", "policy", "episodes", "seed", "recover") and value is not None
+        asked = name in ("flops", "params", "max_drop", "policy", "episodes", "seed", "recover") and value is not None
         if not asked and (name not in defaults or value == defaults[name]):
             continue
         if name == "batch" and value == settings.get("workers"):

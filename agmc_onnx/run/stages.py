@@ -1,0 +1,126 @@
+"""A budget reached in one step or in several, each recovered before the next begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from agmc_onnx.config import CompressOptions
+from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.pruning.plan import make_plan
+from agmc_onnx.run.analysis import Analysis, Base
+from agmc_onnx.run.candidates import IntArray, Progress, environment_of, reachable, search_candidates
+from agmc_onnx.run.recovering import best_finalist, distilled
+from agmc_onnx.run.target import Target
+from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.journal import Journal, Section
+from agmc_onnx.search.loop import SearchResult
+from agmc_onnx.verification import masked
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all searches of a run share.
+
+    Attributes:
+        analysis: Of the model.
+        data: The roles.
+        settings: Of the run.
+        output: Where the result goes, or None.
+        journal: Of its evaluations, or None.
+        tell: Takes progress.
+    """
+
+    analysis: Analysis
+    data: Roles
+    settings: CompressOptions
+    output: str | Path | None
+    journal: Journal | None
+    tell: Progress
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search, or several, came to.
+
+    Attributes:
+        model: Recovered, not verified yet.
+        kept: For each group the kept positions.
+        search: The kept counts, and the history of all searches one after the other.
+        finalists: What was measured of the last search's best.
+        facts: What the report says of stages or of the accuracy that was guaranteed, by the report's keys.
+    """
+
+    model: onnx.ModelProto
+    kept: list[IntArray]
+    search: SearchResult
+    finalists: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+
+def search_once(
+    job: Job, environment: Environment, target: Target, journal: Journal | Section | None, base: Base | None = None
+) -> Found:
+    """Search within a budget, and recover the best candidate."""
+    analysis, data, settings = job.analysis, job.data, job.settings
+    found = search_candidates(analysis, environment, target, data, settings, journal, job.tell, base)
+    job.tell("recovering", {"recover": settings.recover})
+    model, n_kept, finalists = best_finalist(analysis, environment, found, data, settings)
+    if settings.recover == "distill":
+        model = distilled(analysis, model, data, settings, job.output, job.tell)
+    return Found(model, environment.kept(n_kept), replace(found, kept=n_kept), finalists, {})
+
+
+def by_stages(job: Job, environment: Environment, target: Target) -> Found:
+    """Reach a budget in `stages` steps: share^(1/n) of what is left in each, so that 0.5 in two is 0.71 of 0.71.
+
+    A stage begins with the recovered network of the one before: its ranking, its refit errors and its weights are new, and
+    all its recovery is still towards the original (AGMC, section 4.2, has the stages; it does not say what is carried over).
+    """
+    n = job.settings.stages
+    if n == 1:
+        return search_once(job, environment, target, job.journal)
+    done: list[Found] = []
+    told: list[dict[str, Any]] = []
+    base: Base | None = None
+    for stage in range(1, n + 1):
+        aim = replace(target, share=target.share if stage == n else target.share ** (stage / n))
+        job.tell(f"stage {stage} of {n}", {"share": aim.share})
+        if base is not None:
+            environment = environment_of(job.analysis, job.data, job.settings, base=base)
+        environment = reachable(environment, aim, job.analysis, job.data, job.settings, base)
+        journal = None if job.journal is None else Section(job.journal, stage)
+        found = search_once(job, environment, aim, journal, base)
+        if found.search.interrupted and stage < n:
+            raise KeyboardInterrupt(f"interrupted in stage {stage} of {n}.")
+        done.append(found)
+        told.append({"stage": stage, "keep": aim.share, "reached": aim.cost(found.search.kept) / aim.full})
+        plan = make_plan(job.analysis.channels, found.kept, job.analysis.file.sha256)
+        base = Base(masked(job.analysis.model, plan, found.model), found.kept)
+    return replace(done[-1], search=joined([one.search for one in done], "stage"), facts={"stages": told})
+
+
+def joined(searches: Iterable[SearchResult], name: str) -> SearchResult:
+    """Return the last of several searches with the history of all, whose records say under `name` which one it was."""
+    history: list[dict[str, Any]] = []
+    seen: set[tuple[int, ...]] = set()
+    last, n_extra = None, 0
+    for number, last in enumerate(searches, 1):
+        for record in last.history:
+            key = (number if name == "stage" else 0, *record["kept"])
+            is_known = record["cached"] or key in seen
+            seen.add(key)
+            history.append({**record, "episode": len(history), name: number, "cached": is_known})
+        n_extra += last.n_extra
+    assert last is not None
+    return replace(last, history=history, n_extra=n_extra)
+
+
+def positions(kept: Iterable[IntArray]) -> IntArray:
+    """Return the kept counts of kept positions."""
+    return np.array([len(one) for one in kept], np.int64)
