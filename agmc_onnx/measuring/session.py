@@ -64,7 +64,9 @@ def model_inputs(model: onnx.ModelProto) -> list[InputSpec]:
     return specs
 
 
-def make_session(model: Model, threads: int = 1, provider: str = "cpu", optimise: bool = True) -> ort.InferenceSession:
+def make_session(
+    model: Model, threads: int = 1, provider: str = "cpu", optimise: bool = True, profile: Path | None = None
+) -> ort.InferenceSession:
     """Return a session for a model; every measurement of this project runs in one of these.
 
     Args:
@@ -73,6 +75,7 @@ def make_session(model: Model, threads: int = 1, provider: str = "cpu", optimise
         threads: Threads inside one node, at least 1; nodes run one after the other.
         provider: "cpu"; "cuda", an error where CUDA does not start; or "auto", CUDA where it starts and CPU otherwise.
         optimise: All graph optimisations; only these turn on the fast convolution layout.
+        profile: Where the profiler writes, as the beginning of a path; None leaves it off.
 
     Raises:
         UsageError: If `threads` or `provider` cannot be used here.
@@ -85,7 +88,7 @@ def make_session(model: Model, threads: int = 1, provider: str = "cpu", optimise
         raise UsageError(f"provider: unknown name, got {provider!r}; expected one of {choices}. Choose one.")
     if provider == "auto":
         provider = "cuda" if _cuda_starts() else "cpu"
-    session = _open(model, threads, PROVIDERS[provider], optimise)
+    session = _open(model, threads, PROVIDERS[provider], optimise, profile)
     if provider_of(session) != provider:
         raise UsageError(
             f"provider: {provider} did not start, got {provider_of(session)}; expected {provider}. "
@@ -132,6 +135,35 @@ def opened(model: Model | Run, threads: int = 1, provider: str = "cpu") -> tuple
     return functools.partial(run_model, session), provider_of(session)
 
 
+def bound(run: Run, feeds: Sequence[Mapping[str, np.ndarray]]) -> Run:
+    """Return what runs a model on these very feeds; on a GPU they lie there already, and so do the outputs.
+
+    Args:
+        run: As `opened` returns it; what does not run on a GPU is returned as it is.
+        feeds: The only ones it will be called with, the same objects.
+    """
+    session = (getattr(run, "args", None) or (None,))[0]
+    if not isinstance(session, ort.InferenceSession) or provider_of(session) != "cuda":
+        return run
+    bindings = {id(feed): _bind(session, feed) for feed in feeds}
+
+    def on_device(feed: Mapping[str, np.ndarray]) -> Sequence[Any]:
+        session.run_with_iobinding(bindings[id(feed)])
+        bindings[id(feed)].synchronize_outputs()
+        return []
+
+    return on_device
+
+
+def _bind(session: ort.InferenceSession, feed: Mapping[str, np.ndarray]) -> ort.IOBinding:
+    binding = session.io_binding()
+    for name, value in feed.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), "cuda", 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cuda", 0)
+    return binding
+
+
 def save_optimised(model: Path, target: Path, level: str = "basic", is_portable: bool = True) -> None:
     """Write a model as onnxruntime's graph optimisations leave it.
 
@@ -161,8 +193,13 @@ def save_optimised(model: Path, target: Path, level: str = "basic", is_portable:
         ) from None
 
 
-def _open(model: Model, threads: int, names: Sequence[str], optimise: bool) -> ort.InferenceSession:
+def _open(
+    model: Model, threads: int, names: Sequence[str], optimise: bool, profile: Path | None = None
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
