@@ -14,12 +14,43 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from agmc_onnx.config import SearchOptions
 from agmc_onnx.pipeline import compress
+from agmc_onnx.search import policies
+from agmc_onnx.search.policies import Policy
+from agmc_onnx.search.problem import Problem
+
+# Ablations of AGMC, as policies of their own: what its options are set to.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "agmc-frozen": {"frozen_encoder": True},  # the encoder as initialised, as in the published code
+    "agmc-blind": {"known": False},  # no static features, no error curves: only what the encoder sees
+    "agmc-features": {"known": True, "frozen_encoder": True, "group_embedding": False},
+}
+
+
+def add_variants() -> None:
+    """Add the ablations to the table of policies."""
+
+    def made(changes: dict[str, Any]) -> policies.PolicyFactory:
+        def policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
+            from agmc_onnx.search.policies.agmc import AgmcPolicy
+
+            return AgmcPolicy(problem, replace(options, agmc=replace(options.agmc, **changes)), rng)
+
+        return policy
+
+    policies.POLICIES.update({name: made(changes) for name, changes in VARIANTS.items()})
+    policies.PRIMED |= frozenset(VARIANTS)
 
 
 def main() -> None:
+    add_variants()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", required=True)
@@ -28,7 +59,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--recover", default="compensate")
-    parser.add_argument("--reward-samples", type=int, default=1000)
+    parser.add_argument("--reward-samples", type=int, default=500)
+    parser.add_argument("--judge", default="fidelity")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -37,13 +69,13 @@ def main() -> None:
         for policy in args.policies:
             key = {
                 "model": args.model.name, "flops": args.flops, "policy": policy, "seed": seed, "episodes": args.episodes,
-                "recover": args.recover, "reward_samples": args.reward_samples,
+                "recover": args.recover, "reward_samples": args.reward_samples, "judge": args.judge,
             }  # fmt: skip
-            if any(all(row[name] == value for name, value in key.items()) for row in rows):
+            if any(all(row.get(name) == value for name, value in key.items()) for row in rows):
                 continue
             report = compress(
                 args.model, data=args.data, flops=args.flops, policy=policy, seed=seed, episodes=args.episodes,
-                recover=args.recover, reward_samples=args.reward_samples, latency_seconds=1.0,
+                recover=args.recover, reward_samples=args.reward_samples, judge=args.judge, latency_seconds=1.0,
             ).report  # fmt: skip
             rows.append({
                 **key, "evaluations": report["evaluations"], "reached": report["target"]["reached"],
@@ -55,11 +87,13 @@ def main() -> None:
             })  # fmt: skip
             with args.out.open("a") as out:
                 out.write(json.dumps(rows[-1]) + "\n")
-            sys.stdout.write(f"{policy} seed {seed}: test {rows[-1]['test']:.2f}, reward {rows[-1]['best_reward']:.2f}\n")
+            sys.stdout.write(
+                f"{policy} seed {seed}: test {rows[-1]['test']:.2f}, reward {rows[-1]['best_reward']:.2f}\n"
+            )
             sys.stdout.flush()
     table = defaultdict(list)
     for row in rows:
-        table[row["model"], row["flops"], row["recover"], row["episodes"], row["policy"]].append(row)
+        table[row["model"], row["flops"], row["recover"], row["episodes"], row.get("judge", "metric"), row["policy"]].append(row)
     for name, runs in sorted(table.items(), key=str):
         tests = [row["test"] for row in runs]
         spread = statistics.stdev(tests) if len(tests) > 1 else 0.0

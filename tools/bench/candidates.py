@@ -1,0 +1,148 @@
+"""Candidates a minute, in turns on the same machine: ours, and three other ways to measure one; prints one JSON line.
+
+    python tools/bench/candidates.py MODEL.onnx --data CARD --images 1000 --candidates 6 [--torch-pruning resnet20]
+
+Every way gets the same random candidates of the same budget, and answers each with its metric on the same images, on one
+thread, without recovery:
+
+- ours: cut the graph, make a session, run it in onnxruntime;
+- torch: the same cut graph, run by PyTorch in eager mode (through `recover.torch_graph`), convolutions with BatchNorm as stored;
+- masks: the whole graph with zeros in place of what is removed, in onnxruntime;
+- Torch-Pruning (with --torch-pruning NAME, a network of models/zoo.py of the same shape; pip install --no-deps
+  torch-pruning): the module copied, cut to the same ratio everywhere, run by PyTorch.
+
+With --episodes N it also runs a whole search and says which share of its time is inference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from agmc_onnx.config import CompressOptions
+from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.model.graph import view
+from agmc_onnx.pipeline import compress
+from agmc_onnx.pruning.plan import make_plan
+from agmc_onnx.recover.torch_graph import TorchGraph
+from agmc_onnx.run.analysis import analyse_model
+from agmc_onnx.run.candidates import environment_of
+from agmc_onnx.run.target import target_of
+from agmc_onnx.search.budget import meet_target
+from agmc_onnx.verification import masked
+
+
+def torch_answers(run: Callable[[torch.Tensor], torch.Tensor], feeds: list[dict[str, np.ndarray]]) -> np.ndarray:
+    with torch.inference_mode():
+        return np.concatenate([run(torch.from_numpy(next(iter(feed.values())))).numpy() for feed in feeds])
+
+
+def torch_pruned(module: torch.nn.Module, ratio: float, example: torch.Tensor) -> torch.nn.Module:
+    """Return a copy of the module that keeps `ratio` of every group Torch-Pruning finds."""
+    import torch_pruning
+
+    made = copy.deepcopy(module)
+    last = [m for m in made.modules() if isinstance(m, torch.nn.Linear)][-1:]
+    importance = torch_pruning.importance.MagnitudeImportance(p=2)
+    torch_pruning.pruner.MagnitudePruner(
+        made, example, importance=importance, pruning_ratio=1 - ratio, ignored_layers=last
+    ).step()
+    return made.eval()
+
+
+def share_of_inference(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what part of the episodes of a search is inference."""
+    report = compress(
+        args.model, data=args.data, flops=args.flops, policy=args.policy, episodes=args.episodes, recover=args.recover,
+        reward_samples=args.images, judge="metric", latency_seconds=0.05,
+    ).report  # fmt: skip
+    history = report["history"]
+    wall, inference = sum(r["wall_s"] for r in history), sum(r["inference_s"] for r in history)
+    return {"episodes": len(history), "recover": args.recover, "inference_share": inference / wall, "wall_s": wall}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--flops", type=float, default=0.5)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--candidates", type=int, default=6)
+    parser.add_argument("--torch-pruning", metavar="NAME")
+    parser.add_argument("--episodes", type=int, default=0)
+    parser.add_argument("--policy", default="agmc")
+    parser.add_argument("--recover", default="none")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = CompressOptions.of(flops=args.flops, recover="none", reward_samples=args.images, judge="metric")
+    analysis = analyse_model(args.model)
+    data = Roles(analysis.file.proto, args.data, settings)
+    environment = environment_of(analysis, data, settings)
+    target = target_of(settings, analysis.channels)
+    evaluator = data.evaluator("reward")
+    feeds = data.role("reward").feeds(100)
+    rng = np.random.default_rng(0)
+    groups = environment.n_units, environment.step, environment.min_keep
+    ways: dict[str, Callable[[Any], float]] = {}
+
+    def ours(met: Any) -> float:
+        return environment.evaluate(met.kept).metric
+
+    def eager(met: Any) -> float:
+        module = TorchGraph(environment.candidate(met.kept))
+        answers = torch_answers(lambda x: module(x)[0], feeds)
+        return float(np.mean(answers.argmax(1) == data.role("reward").labels)) * 100
+
+    def masks(met: Any) -> float:
+        plan = make_plan(analysis.channels, environment.kept(met.kept), analysis.file.sha256)
+        return evaluator(masked(analysis.model, plan)).score.value
+
+    ways |= {"ours": ours, "torch": eager, "masks": masks}
+    if args.torch_pruning:
+        from models.zoo import BUILDERS, build
+
+        module = build(args.torch_pruning)
+        example = torch.zeros(1, *BUILDERS[args.torch_pruning].input_shape[1:])
+
+        def peer(met: Any) -> float:
+            made = torch_pruned(module, float(np.sqrt(args.flops)), example)
+            torch_answers(made, feeds)
+            return float("nan")
+
+        ways["torch-pruning"] = peer
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    same = []
+    for number in range(args.candidates + 1):
+        met = meet_target(rng.uniform(0.3, 1, len(groups[0])), target.cost, *groups, target.budget)
+        metrics = {}
+        for name, way in ways.items():
+            start = time.perf_counter()
+            metrics[name] = way(met)
+            if number:  # the first warms everything up
+                seconds[name].append(time.perf_counter() - start)
+        same.append(abs(metrics["ours"] - metrics["torch"]) < 0.5 and abs(metrics["ours"] - metrics["masks"]) < 0.5)
+    middle = {name: statistics.median(times) for name, times in seconds.items()}
+    row: dict[str, Any] = {
+        "model": args.model.name, "images": args.images, "seconds": middle, "same_metric": all(same),
+        "times_ours": {name: value / middle["ours"] for name, value in middle.items()},
+        "macs": {"original": int(environment.macs(groups[0])), "nodes": len(view(analysis.model).nodes)},
+    }  # fmt: skip
+    if args.episodes:
+        row["search"] = share_of_inference(args)
+    sys.stdout.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
