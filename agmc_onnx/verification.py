@@ -15,11 +15,12 @@ import onnx
 from onnx import numpy_helper
 
 from agmc_onnx.channels.groups import Channels
+from agmc_onnx.channels.ops import reduced_dims
 from agmc_onnx.errors import AgmcError, PlanError, VerificationError
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.model.files import external_tensors, without_external
-from agmc_onnx.model.graph import Graph, view
+from agmc_onnx.model.graph import Graph, Node, view
 from agmc_onnx.model.parts import Mask, is_external, part_of
 from agmc_onnx.model.precision import as_fed, is_half, to_float32
 from agmc_onnx.pruning.editor import Cut
@@ -29,6 +30,7 @@ Feed = dict[str, np.ndarray]
 _SAMPLES = 3
 _RELATIVE = 1e-3  # float32 sums of some thousand terms in another order: far below; a wrong channel: far above
 _NORM_OUTPUTS = {  # normalisations of the last dim, with the outputs that have it
+    "BatchNormalization": (0,),  # one that trains, on weights
     **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), (0,)),
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), (0, 3)),
 }
@@ -173,21 +175,26 @@ def norms_of(channels: Channels, kept: Sequence[npt.NDArray[np.int64]]) -> list[
         if node.label not in labels:
             continue
         x = node.inputs[0]
-        shape, result = channels.graph.shape(x), channels.graph.shape(node.outputs[0])
-        assert shape is not None and result is not None
+        shape = channels.graph.shape(x)
+        assert shape is not None
+        dims = _normalised_dims(channels.graph, node, shape.rank)
         for dim in range(shape.rank):
             mask = cut.mask(x, dim)
-            if mask is None:
-                continue
-            if node.op_type.startswith("Reduce"):
-                if shape.rank == result.rank and result.other[dim] != 1:
-                    continue  # this dim passes
-            elif node.op_type not in _NORM_OUTPUTS or dim != shape.rank - 1:
-                return None
-            if mask.ndim != 1:
+            if mask is None or (dims is not None and dim not in dims):
+                continue  # this dim passes
+            if dims is None or mask.ndim != 1:
                 return None
             found.append(Norm(node.outputs[0], dim, np.flatnonzero(mask), mask.size))
     return found
+
+
+def _normalised_dims(graph: Graph, node: Node, rank: int) -> set[int] | None:
+    """Return the dims a node takes statistics over, or None where they cannot be gathered here."""
+    if node.op_type.startswith("Reduce"):
+        return reduced_dims(graph, node)
+    if node.op_type == "BatchNormalization":
+        return {2} if rank == 3 else None
+    return {rank - 1} if node.op_type in _NORM_OUTPUTS and node.attribute("axis", -1) % rank == rank - 1 else None
 
 
 def _over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto:
@@ -201,7 +208,7 @@ def _over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto
         graph.initializer.append(numpy_helper.from_array(norm.kept, name))
         made = []
         outputs = _NORM_OUTPUTS.get(proto.op_type, ())
-        for i in range(len(proto.input)) if outputs else range(1):
+        for i in range(len(proto.input)) if outputs and proto.op_type != "BatchNormalization" else range(1):
             if proto.input[i]:
                 axis = norm.dim if i == 0 else -1
                 made.append(onnx.helper.make_node("Gather", [proto.input[i], name], [f"{name}_{i}"], axis=axis))

@@ -287,6 +287,17 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
            t = Concat<axis = 0>(n, n1) e = Reshape(a, t) out = MatMul(e, wo) }""",
         {"wa": (6, 8), "wo": (8, 3), "turned": i64(1, 0), "one": i64(1), "n1": i64(-1)},
     ),
+    "weight standardised by a batch norm that trains": (
+        """g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] out) {
+           a = Conv(x, wa) m = ReduceMean<axes = [0, 1], keepdims = 0>(copy) s = Sub(copy, c) q = Mul(s, s)
+           v = ReduceMean<axes = [0, 1], keepdims = 0>(q)
+           k, rm, rv = BatchNormalization<training_mode = 1, momentum = 1.0>(w, g, z, m, v) kernel = Reshape(k, to)
+           b = Conv<pads = [1, 1, 1, 1]>(a, kernel) r = Relu(b) out = Conv(r, wo) }""",
+        {
+            "wa": (6, 3, 1, 1), "w": (1, 8, 54), "copy": (1, 54, 8), "c": (1, 1, 8), "g": (8,), "z": np.zeros(8, np.float32),
+            "to": i64(8, 6, 3, 3), "wo": (2, 8, 1, 1),
+        },
+    ),
     "grouped over a concat with the input": (
         """g (float[N, 4, 4, 4] x) => (float[N, 2, 4, 4] out) {
            a = Conv(x, wa) b = Conv(x, wb) c = Concat<axis = 1>(a, b, x) d = Conv<group = 2>(c, wc) e = Relu(d)

@@ -98,6 +98,8 @@ def analyse(graph: Graph) -> Channels:
     unit_of, n_units = _components(ledger)
     why = _frozen_units(ledger, unit_of)
     axes = {axis: AxisUnits(unit_of[e.grid if e.rows else e.ids]) for axis, e in ledger.entries.items()}
+    for unit in _idle_units(graph, axes, n_units).tolist():
+        why.setdefault(unit, "only statistics of a constant depend on it")
     signature, first = _signatures(axes, n_units, graph)
     members: dict[int, list[int]] = {}
     present = np.unique(np.concatenate([a.units.ravel() for a in axes.values()])) if axes else np.empty(0, np.int64)
@@ -147,6 +149,20 @@ def _frozen_units(ledger: Ledger, unit_of: IntArray) -> dict[int, str]:
         for unit in np.unique(unit_of[freeze.ids]).tolist():
             why.setdefault(unit, freeze.why)
     return why
+
+
+def _idle_units(graph: Graph, axes: dict[Axis, AxisUnits], n_units: int) -> IntArray:
+    """Return the units on no axis that meets anything but constants (exporters leave such copies of a weight behind)."""
+    idle = np.zeros(n_units, bool)
+    for (value, _), axis in axes.items():
+        if value in graph.weights and all(u.outputs[0] in graph.weights for u, _ in graph.consumers.get(value, ())):
+            idle[axis.units] = True
+    for (value, _), axis in axes.items() if idle.any() else ():
+        if value not in graph.weights or any(
+            u.outputs[0] not in graph.weights for u, _ in graph.consumers.get(value, ())
+        ):
+            idle[axis.units] = False
+    return np.flatnonzero(idle)
 
 
 def _signatures(axes: dict[Axis, AxisUnits], n_units: int, graph: Graph) -> tuple[npt.NDArray[np.uint64], IntArray]:

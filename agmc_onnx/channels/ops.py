@@ -14,7 +14,7 @@ from agmc_onnx.channels import moves, quantised, sizes
 from agmc_onnx.channels.axes import Axis, Entries, Handler, Ids, Ledger
 from agmc_onnx.channels.einsum import einsum
 from agmc_onnx.channels.recurrent import GATES, recurrent
-from agmc_onnx.model.graph import Node
+from agmc_onnx.model.graph import Graph, Node
 
 
 def elementwise(ledger: Ledger, node: Node) -> None:
@@ -183,17 +183,20 @@ def _batch_dim(ledger: Ledger, node: Node, dim: int, rank: int, operands: Sequen
 def batch_norm(ledger: Ledger, node: Node) -> None:
     """BatchNormalization, InstanceNormalization: every parameter follows dim 1 of the input.
 
-    Groups of channels may lie in the later dims of an InstanceNormalization (how GroupNorm is written out): cutting there
-    changes the statistics.
+    Groups of channels may lie in the later dims of an InstanceNormalization (how GroupNorm is written out), and a weight's
+    inputs in those of a BatchNormalization that trains (how weights are standardised): cutting there changes the statistics.
     """
-    whole = {1}
-    if node.op_type == "InstanceNormalization":
-        whole = set(range(ledger.shape(node.inputs[0]).rank))
-        for dim in whole - {0, 1}:
+    rank = ledger.shape(node.inputs[0]).rank
+    if node.op_type == "BatchNormalization" and not node.attribute(
+        "spatial", 1
+    ):  # up to opset 8: parameters of all dims
+        return
+    if node.op_type == "InstanceNormalization" or node.attribute("training_mode", 0):
+        for dim in range(2, rank):
             entries = ledger.axis(node, node.inputs[0], dim)
             if entries is not None:
                 ledger.normalise(entries.ids, node)
-    _pass_through(ledger, node, whole)
+    _pass_through(ledger, node, set(range(rank)))
     ids = ledger.flat(node, node.inputs[0], 1)
     if ids is not None:
         for name in node.inputs[1:]:
@@ -217,17 +220,12 @@ def reduce(ledger: Ledger, node: Node) -> None:
     """Reduce ops: dims that are not reduced pass; cutting what is reduced changes the statistics."""
     x = node.inputs[0]
     rank = ledger.shape(x).rank
-    axes = node.attribute("axes")
-    if axes is None and len(node.inputs) > 1 and node.inputs[1]:
-        given = ledger.graph.value(node.inputs[1])
-        if given is None:
-            return
-        axes = given.ravel().tolist()
-    if not axes:
-        if node.attribute("noop_with_empty_axes", 0):
-            elementwise(ledger, node)
+    reduced = reduced_dims(ledger.graph, node)
+    if reduced is None or len(reduced) == rank:
         return
-    reduced = {int(axis) % rank for axis in axes}
+    if not reduced:
+        elementwise(ledger, node)
+        return
     keepdims = node.attribute("keepdims", 1)
     kept = [dim for dim in range(rank) if dim not in reduced]
     moves.carry(ledger, node, x, node.outputs[0], {dim: (dim if keepdims else i) for i, dim in enumerate(kept)})
@@ -236,6 +234,22 @@ def reduce(ledger: Ledger, node: Node) -> None:
             entries = ledger.axis(node, x, dim)
             if entries is not None:
                 ledger.normalise(entries.ids, node)
+
+
+def reduced_dims(graph: Graph, node: Node) -> set[int] | None:
+    """Return the dims that a Reduce op takes together, or None where they are not known."""
+    shape = graph.shape(node.inputs[0])
+    axes = node.attribute("axes")
+    if axes is None and len(node.inputs) > 1 and node.inputs[1]:
+        given = graph.value(node.inputs[1])
+        axes = None if given is None else given.ravel().tolist()
+        if axes is None:
+            return None
+    if shape is None:
+        return None
+    if not axes:
+        return set() if node.attribute("noop_with_empty_axes", 0) else set(range(shape.rank))
+    return {int(axis) % shape.rank for axis in axes}
 
 
 def arg_reduce(ledger: Ledger, node: Node) -> None:

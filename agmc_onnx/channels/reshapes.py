@@ -80,6 +80,11 @@ def _reshape_block(ledger: Ledger, node: Node, dim: int, block: Block, blocks: l
     if not varies:
         ledger.freeze(entries.ids, f"{node.label}: dimension {dim} of {x} is cut apart in an unknown way")
         return
+    if len(varies) > 1 and not rows and _becomes_kernel(ledger, y) and wide_to[varies[0]] == 1:
+        first = np.moveaxis(grid, varies[0], 0).reshape(grid.shape[varies[0]], -1)  # (channels, places of the kernel)
+        ledger.tie(first, np.broadcast_to(first[:, :1], first.shape))
+        ledger.set(y, 1, first[:, 0])
+        return
     index = tuple(slice(None) if i in varies else 0 for i in range(len(wide_to)))
     grid = grid[(*(slice(None) for _ in lead), *index)]
     found = Entries(grid, (*rows, *(wide_to[i] for i in varies[:-1])))
@@ -87,6 +92,16 @@ def _reshape_block(ledger: Ledger, node: Node, dim: int, block: Block, blocks: l
     if len(varies) > 1:
         ledger.balance(found.ids)
     ledger.set(y, wide_to[varies[-1]], found.ids, found.rows)
+
+
+def _becomes_kernel(ledger: Ledger, value: str) -> bool:
+    """Whether a value made of constants alone is the weight of a convolution: channels, then the places of the kernel."""
+    users = ledger.graph.consumers.get(value, ())
+    return value in ledger.graph.weights and any(
+        (user.op_type in ("Conv", "ConvTranspose") and position == 1)
+        or (user.op_type in ("Mul", "Add", "Sub", "Div") and _becomes_kernel(ledger, user.outputs[0]))
+        for user, position in users
+    )
 
 
 def _with_open_batch(ledger: Ledger, node: Node, dim: int, wide: list[int], wide_to: list[int]) -> bool:
