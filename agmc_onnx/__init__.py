@@ -1,7 +1,7 @@
 """agmc-onnx: compress any ONNX model to an exact budget by channel pruning with a learned graph policy.
 
 The verbs of the command line under their own names: `compress`, `inspect`, `apply`, `verify`, `measure`, `finetune`,
-and `import` as `import_model`. Nothing heavy is imported before one of them is used.
+`export`, and `import` as `import_model`. Nothing heavy is imported before one of them is used.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from agmc_onnx.errors import AgmcError, BudgetError, DataError, ModelError, Plan
 if TYPE_CHECKING:
     from agmc_onnx.config import CompressOptions
     from agmc_onnx.diagnosis import doctor
+    from agmc_onnx.exchange.exporters.exporting import export
     from agmc_onnx.exchange.importers.importing import Imported, import_model
     from agmc_onnx.finetuning import finetune
     from agmc_onnx.folder import compress_folder
@@ -27,8 +28,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgmcError", "BudgetError", "CompressOptions", "DataError", "Imported", "ModelError", "PlanError", "Result", "UsageError",
-    "Verification", "VerificationError", "apply", "compress", "compress_folder", "finetune", "import_model", "inspect", "measure",
-    "verify", "write_report",
+    "Verification", "VerificationError", "apply", "compress", "compress_folder", "export", "finetune", "import_model", "inspect",
+    "measure", "verify", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "Verification": ("agmc_onnx.verification", "Verification"),
     "Imported": ("agmc_onnx.exchange.importers.importing", "Imported"),
     "import_model": ("agmc_onnx.exchange.importers.importing", "import_model"),
+    "export": ("agmc_onnx.exchange.exporters.exporting", "export"),
     "finetune": ("agmc_onnx.finetuning", "finetune"),
     "apply": ("agmc_onnx.pipeline", "apply"),
     "compress": ("agmc_onnx.pipeline", "compress"),

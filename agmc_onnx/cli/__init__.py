@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from agmc_onnx import __version__
-from agmc_onnx.cli import checking, completion, compress, doctor, finetune, folder, importing, report
+from agmc_onnx.cli import checking, completion, compress, doctor, exporting, finetune, folder, importing, report
 from agmc_onnx.cli.config_file import with_config
 from agmc_onnx.cli.parsing import Parser
 from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, drop_stdout, fail, is_verbose, say, set_level
@@ -21,6 +21,7 @@ VERBS = (
     *checking.VERBS,
     *finetune.VERBS,
     *importing.VERBS,
+    *exporting.VERBS,
     *report.VERBS,
     *doctor.VERBS,
     *completion.VERBS,

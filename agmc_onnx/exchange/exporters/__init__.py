@@ -1,0 +1,1 @@
+"""ONNX to other formats and runtimes; a row of `table.EXPORTERS` each."""

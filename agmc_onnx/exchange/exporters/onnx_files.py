@@ -1,0 +1,63 @@
+"""ONNX with 16-bit numbers, and onnxruntime's own format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from agmc_onnx.exchange.exporters.plain import sort_nodes
+from agmc_onnx.exchange.exporters.row import Source
+from agmc_onnx.measuring.session import Run, opened, save_optimised
+from agmc_onnx.model.files import write_model
+
+
+def open_onnx(path: Path, source: Source) -> Run:
+    """Return what runs an .onnx or .ort file."""
+    return opened(path, source.settings.threads)[0]
+
+
+def to_ort(source: Source, path: Path) -> None:
+    """Write onnxruntime's format, already optimised; for x86 with the convolution layout of this machine."""
+    save_optimised(source.path, path, "all", is_portable=source.settings.target != "x86")
+
+
+def to_fp16(source: Source, path: Path) -> None:
+    """Write the model in float16; inputs and outputs stay float32.
+
+    onnxruntime's converter does it: numbers out of float16's range become its largest, ops without a float16 form stay.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = onnx.ModelProto()
+    model.CopyFrom(source.proto)
+    half = convert_float_to_float16(model, keep_io_types=True)
+    sort_nodes(half)
+    write_model(half, path)
+
+
+def to_bf16(source: Source, path: Path) -> None:
+    """Write the model with its weights in bfloat16, made float32 again by a Cast when it is loaded.
+
+    So it runs everywhere, at half the size. A graph that computes in bfloat16 needs opset 22 and a runtime with such
+    kernels; onnxruntime's CPU provider has none for Conv.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(source.proto)
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims, dtype=np.int64) < 2:
+            continue
+        name, dtype = tensor.name, helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), f"{name}_bf16"))
+        casts.append(helper.make_node("Cast", [tensor.name], [name], f"{name}_to_float", to=TensorProto.FLOAT))
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*casts, *nodes])
+    stored = {cast.output[0] for cast in casts}
+    inputs = [value for value in model.graph.input if value.name not in stored]  # IR 3 lists initializers there too
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    write_model(model, path)
