@@ -1,7 +1,7 @@
 PYTHON ?= .venv/bin/python
 BIN = $(dir $(PYTHON))
 
-.PHONY: check lint test demo
+.PHONY: check lint test demo docs
 
 check: lint test
 
@@ -14,3 +14,6 @@ test:
 
 demo:
 	$(BIN)agmc-onnx compress models/digits/digits_resnet.onnx --flops 0.3 --data digits -o digits_small.onnx
+
+docs:
+	$(BIN)sphinx-build -W --keep-going -q -b html docs docs/_build

@@ -1,0 +1,92 @@
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agmc_onnx.cli import parser_of_all
+from agmc_onnx.cli.config_file import with_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def anchors(page):
+    """Return the anchors of a page's headings, as GitHub and the site make them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    titles = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{page.name}: {link}"
+
+
+def commands(page):
+    """Return the agmc-onnx commands of a page's code blocks."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", text, re.S | re.M)
+    blocks += re.findall(r"(?:^    .*\n)+", text, re.M)
+    for block in blocks:
+        for line in block.replace("\\\n", " ").splitlines():
+            words = re.split(r"&&|\|", line.strip().removeprefix("$ "))
+            yield from (word.strip() for word in words if re.match(r"(\S*/)?agmc-onnx ", word.strip()))
+
+
+COMMANDS = sorted({(page.name, command) for page in PAGES for command in commands(page)})
+
+
+@pytest.fixture(scope="module")
+def parsers():
+    return parser_of_all()
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_are_understood(page, command, parsers, tmp_path, monkeypatch):
+    if re.search(r"\b(MODEL|OUT|VERB|SOURCE|FORMAT|CARD)\b|\.\.\.", command):
+        pytest.skip("a form, not a command")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text('[compress]\nmodel = "model.onnx"\nflops = 0.5\n')
+    parser, verbs = parser_of_all() if "--config" in command else parsers
+    words = shlex.split(command, comments=True)[1:]
+    verbs[words[0]].check_options(words[1:])
+    parser.parse_args([words[0], *with_config(verbs[words[0]], words[0], list(verbs), words[1:])])
+
+
+def test_python_of_the_pages_compiles():
+    for page in PAGES:
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
+            compile(block, page.name, "exec")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_run(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [path.name])
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 4
+
+
+@pytest.mark.skipif(shutil.which("sphinx-build") is None, reason="the extra 'docs' is not installed")
+def test_site_is_built_without_warnings(tmp_path):
+    command = ["sphinx-build", "-W", "-q", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
