@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import BudgetError
 from agmc_onnx.measuring.paired import Drop, DropMeter
-from agmc_onnx.run.candidates import reachable
-from agmc_onnx.run.stages import Found, Job, joined, search_once
+from agmc_onnx.run.candidates import reachable, search_candidates
+from agmc_onnx.run.stages import Found, Job, joined, recover_best
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.loop import SearchResult
 from agmc_onnx.search.policies import TAKE_FEW
 
 CLOSE = 0.02  # share of the cost between the smallest model that was accepted and the largest that was not
@@ -48,6 +51,28 @@ def by_drop(job: Job, environment: Environment, target: Target) -> Found:
     return trial.result()
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """A budget that was tried; `found` is None where an interrupted run had measured it, and only `kept` is known."""
+
+    asked: float
+    reached: float
+    settings: CompressOptions
+    environment: Environment
+    search: SearchResult
+    found: Found | None
+    drop: Drop
+    wall_s: float
+
+    def facts(self) -> dict[str, Any]:
+        """Return the trial as the report has it."""
+        drop = self.drop
+        return {
+            "keep": self.asked, "reached": self.reached, "policy": self.settings.policy, "drop": drop.value,
+            "most": drop.most, "n": drop.n, "original": drop.original, "metric": drop.model,
+        }  # fmt: skip
+
+
 class _Trials:
     """Budgets that were tried, and the best that came of them."""
 
@@ -56,63 +81,75 @@ class _Trials:
         self.job, self.environment, self.target = job, environment, target
         self.limit: float = job.settings.max_drop
         self.meter = DropMeter(job.data.evaluator("reward", ALL), job.analysis.file.proto)
-        self.told: list[dict[str, Any]] = []
-        self.found: list[Found] = []
-        self.best: Found | None = None
-        self.reached: float | None = None  # share of the cost that the best has
+        self.done: list[_Trial] = []
+        self.best: _Trial | None = None
         self.interrupted = False
 
-    def run(self, share: float, settings: Any) -> float | None:
+    @property
+    def reached(self) -> float | None:
+        """Share of the cost that the best has."""
+        return None if self.best is None else self.best.reached
+
+    def run(self, share: float, settings: CompressOptions) -> float | None:
         """Search within a share of the cost; return the share reached, or None where the model loses too much."""
         start = time.perf_counter()
         aim, job = replace(self.target, share=share), replace(self.job, settings=settings)
         job.tell(f"trying {100 * share:.1f} %", {"share": share})
         environment = reachable(self.environment, aim, job.analysis, job.data, settings)
-        found = search_once(job, environment, aim, job.journal)
-        if found.search.interrupted:
+        search = search_candidates(job.analysis, environment, aim, job.data, settings, job.journal, job.tell)
+        if search.interrupted:
             self.interrupted = True
             if self.best is None:
                 raise KeyboardInterrupt("interrupted before any model was within the drop.")
             return None
-        drop = self.meter(found.model)
-        reached = aim.cost(found.search.kept) / aim.full
-        accepted = drop.most <= self.limit
-        self.found.append(found)
-        self.told.append(_trial(share, reached, drop, accepted, settings.policy, time.perf_counter() - start))
-        if accepted and (self.reached is None or reached < self.reached):
-            self.best, self.reached = found, reached
-        return reached if accepted else None
+        name, found = f"keep {share!r} by {settings.policy}", None
+        note = None if job.journal is None else job.journal.notes.get(name)
+        if note is None:
+            found = recover_best(job, environment, search)
+            search, drop = found.search, self.meter(found.model)
+            if job.journal is not None:
+                job.journal.note(name, {"kept": search.kept.tolist(), "drop": asdict(drop)})
+        else:
+            search, drop = replace(search, kept=np.array(note["kept"], np.int64)), Drop(**note["drop"])
+        reached = aim.cost(search.kept) / aim.full
+        trial = _Trial(share, reached, settings, environment, search, found, drop, time.perf_counter() - start)
+        self.done.append(trial)
+        if drop.most > self.limit:
+            return None
+        if self.best is None or reached < self.best.reached:
+            self.best = trial
+        return reached
 
     def result(self) -> Found:
         """Return the best model, with the history of all searches."""
-        if self.best is None:
-            last = max(self.told, key=lambda one: float(one["reached"]))
-            unsure = last["most"] - last["drop"]
-            samples = f"{last['n']:,} sample{'s' if last['n'] != 1 else ''} of the reward role"
-            more = " Most of that is doubt: give the card more reward samples, or" if unsure > self.limit / 2 else ""
-            raise BudgetError(
-                f"--max-drop: no smaller model stays within {self.limit:g} points; the largest tried keeps"
-                f" {last['reached']:.3f} of the {self.target.kind} and loses {last['drop']:.2f}, at most {last['most']:.2f}"
-                f" with 95 % confidence on {samples}.{more or ' Try'} --recover distill, or allow a larger drop.",
-                1.0,
-            )
-        history = joined([one.search for one in self.found], "trial")
-        search = replace(
-            self.best.search, history=history.history, n_extra=history.n_extra, interrupted=self.interrupted
+        best = self.best
+        if best is None:
+            raise self._nothing()
+        found = best.found
+        if found is None:  # recovery has no chance in it: this is the model that was measured
+            job = replace(self.job, settings=replace(best.settings, finalists=1))
+            found = recover_best(job, best.environment, best.search)
+        history = joined([one.search for one in self.done], "trial")
+        search = replace(found.search, history=history.history, n_extra=history.n_extra, interrupted=self.interrupted)
+        trials = [
+            {**one.facts(), "accepted": one.drop.most <= self.limit, "wall_s": round(one.wall_s, 3)}
+            for one in self.done
+        ]
+        return replace(
+            found, search=search, facts={"max_drop": {"limit": self.limit, **best.facts(), "trials": trials}}
         )
-        mine = next(one for one in self.told if one["accepted"] and one["reached"] == self.reached)
-        facts = {"max_drop": {"limit": self.limit, **_facts(mine), "trials": self.told}}
-        return replace(self.best, search=search, facts=facts)
 
-
-def _trial(share: float, reached: float, drop: Drop, accepted: bool, policy: str, wall_s: float) -> dict[str, Any]:
-    numbers = asdict(drop)
-    return {
-        "keep": share, "reached": reached, "policy": policy, "drop": numbers["value"], "most": numbers["most"],
-        "n": numbers["n"], "original": numbers["original"], "metric": numbers["model"], "accepted": accepted,
-        "wall_s": round(wall_s, 3),
-    }  # fmt: skip
-
-
-def _facts(trial: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: trial[name] for name in ("keep", "reached", "drop", "most", "n", "original", "metric", "policy")}
+    def _nothing(self) -> BudgetError:
+        last = max(self.done, key=lambda one: one.reached)
+        drop = last.drop
+        doubt = (
+            " Most of that is doubt: give the card more reward samples, or"
+            if drop.most - drop.value > self.limit / 2
+            else " Try"
+        )
+        return BudgetError(
+            f"--max-drop: no smaller model stays within {self.limit:g} points; the largest tried keeps"
+            f" {last.reached:.3f} of the {self.target.kind} and loses {drop.value:.2f}, at most {drop.most:.2f} with 95 %"
+            f" confidence on {drop.n:,} reward samples.{doubt} --recover distill, or allow a larger drop.",
+            1.0,
+        )

@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 
 from agmc_onnx.config import CompressOptions
+from agmc_onnx.errors import UsageError
 from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.model.files import read_model, write_model
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.run.analysis import Analysis, Base
 from agmc_onnx.run.candidates import IntArray, Progress, environment_of, reachable, search_candidates
@@ -67,13 +69,18 @@ def search_once(
     job: Job, environment: Environment, target: Target, journal: Journal | Section | None, base: Base | None = None
 ) -> Found:
     """Search within a budget, and recover the best candidate."""
+    found = search_candidates(job.analysis, environment, target, job.data, job.settings, journal, job.tell, base)
+    return recover_best(job, environment, found)
+
+
+def recover_best(job: Job, environment: Environment, search: SearchResult) -> Found:
+    """Recover the best candidate of a search in full."""
     analysis, data, settings = job.analysis, job.data, job.settings
-    found = search_candidates(analysis, environment, target, data, settings, journal, job.tell, base)
     job.tell("recovering", {"recover": settings.recover})
-    model, n_kept, finalists = best_finalist(analysis, environment, found, data, settings)
+    model, n_kept, finalists = best_finalist(analysis, environment, search, data, settings)
     if settings.recover == "distill":
         model = distilled(analysis, model, data, settings, job.output, job.tell)
-    return Found(model, environment.kept(n_kept), replace(found, kept=n_kept), finalists, {})
+    return Found(model, environment.kept(n_kept), replace(search, kept=n_kept), finalists, {})
 
 
 def by_stages(job: Job, environment: Environment, target: Target) -> Found:
@@ -85,6 +92,8 @@ def by_stages(job: Job, environment: Environment, target: Target) -> Found:
     n = job.settings.stages
     if n == 1:
         return search_once(job, environment, target, job.journal)
+    if job.settings.recover == "none":
+        raise UsageError(f"--stages: got {n} without --data; expected 1, since nothing is recovered between them.")
     done: list[Found] = []
     told: list[dict[str, Any]] = []
     base: Base | None = None
@@ -95,14 +104,36 @@ def by_stages(job: Job, environment: Environment, target: Target) -> Found:
             environment = environment_of(job.analysis, job.data, job.settings, base=base)
         environment = reachable(environment, aim, job.analysis, job.data, job.settings, base)
         journal = None if job.journal is None else Section(job.journal, stage)
-        found = search_once(job, environment, aim, journal, base)
+        found = _known(job, environment, stage) or search_once(job, environment, aim, journal, base)
         if found.search.interrupted and stage < n:
             raise KeyboardInterrupt(f"interrupted in stage {stage} of {n}.")
         done.append(found)
+        _note(job, stage, found)
         told.append({"stage": stage, "keep": aim.share, "reached": aim.cost(found.search.kept) / aim.full})
         plan = make_plan(job.analysis.channels, found.kept, job.analysis.file.sha256)
         base = Base(masked(job.analysis.model, plan, found.model), found.kept)
     return replace(done[-1], search=joined([one.search for one in done], "stage"), facts={"stages": told})
+
+
+def _note(job: Job, stage: int, found: Found) -> None:
+    """Put the model of a stage beside the journal, so that a run which is taken up again begins with the next."""
+    if job.journal is None or stage == job.settings.stages or found.search.interrupted:
+        return
+    write_model(found.model, job.journal.model_path(stage))
+    facts = {"kept": found.search.kept.tolist(), "reward": found.search.reward, "finalists": found.finalists}
+    job.journal.note(f"stage {stage}", {**facts, "history": found.search.history})
+
+
+def _known(job: Job, environment: Environment, stage: int) -> Found | None:
+    """Return a stage that an interrupted run had finished."""
+    if job.journal is None or f"stage {stage}" not in job.journal.notes:
+        return None
+    path, note = job.journal.model_path(stage), job.journal.notes[f"stage {stage}"]
+    if not path.is_file():
+        return None
+    n_kept = np.array(note["kept"], np.int64)
+    search = SearchResult(n_kept, note["reward"], note["history"])
+    return Found(read_model(path).proto, environment.kept(n_kept), search, note["finalists"], {})
 
 
 def joined(searches: Iterable[SearchResult], name: str) -> SearchResult:
@@ -119,8 +150,3 @@ def joined(searches: Iterable[SearchResult], name: str) -> SearchResult:
         n_extra += last.n_extra
     assert last is not None
     return replace(last, history=history, n_extra=n_extra)
-
-
-def positions(kept: Iterable[IntArray]) -> IntArray:
-    """Return the kept counts of kept positions."""
-    return np.array([len(one) for one in kept], np.int64)

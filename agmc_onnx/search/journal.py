@@ -43,6 +43,7 @@ class Journal:
         path: `journal.jsonl` in the run's folder.
         old_path: Where the journal of an interrupted run goes that is not resumed.
         known: Outcomes by kept counts, those of an interrupted run included.
+        notes: What a run of several searches wrote down between them, by name, as JSON has it.
         n_resumed: Evaluations taken from an interrupted run.
         n_set_aside: Evaluations of an interrupted run that was not resumed; its journal lies at `old_path` now.
     """
@@ -60,6 +61,7 @@ class Journal:
         """
         self.path, self.old_path = folder / NAME, folder / OLD_NAME
         self.known: dict[Key, Outcome] = {}
+        self.notes: dict[str, Any] = {}
         self.n_resumed = self.n_set_aside = 0
         is_new = not folder.exists()
         self._file: IO[bytes] | None = None
@@ -71,13 +73,16 @@ class Journal:
             found, n_bytes = self._read()
             if found and resume:
                 _check_identity(self.path, found[0], header)
-                self.known = dict(self._outcome(row, place) for place, row in enumerate(found[1:], 2))
+                rows = [(place, row) for place, row in enumerate(found[1:], 2) if "note" not in row]
+                self.known = dict(self._outcome(row, place) for place, row in rows)
+                self.notes = {row["note"]: row.get("value") for row in found[1:] if "note" in row}
                 self.n_resumed = len(self.known)
                 self._file.truncate(n_bytes)
             else:
                 if len(found) > 1:
                     self.n_set_aside = len(found) - 1
                     self.old_path.write_bytes(self.path.read_bytes())
+                self._drop_models()
                 self._file.truncate(0)
                 self._append(header)
                 _sync_folder(folder)
@@ -107,6 +112,22 @@ class Journal:
             ) from None
         self.known[key] = outcome
 
+    def note(self, name: str, value: Any) -> None:
+        """Write down what a search came to, on the disk when this returns.
+
+        Raises:
+            UsageError: If it cannot be written; what was written before is kept.
+        """
+        try:
+            self._append({"note": name, "value": value})
+        except OSError as error:
+            raise UsageError(f"{self.path}: cannot be written ({error.strerror}). Make room on the disk.") from None
+        self.notes[name] = value
+
+    def model_path(self, number: int) -> Path:
+        """Return where the model of a stage lies until the run is finished."""
+        return self.path.with_name(f"stage-{number}.onnx")
+
     def hint(self) -> str:
         """Return how an interrupted or failed run goes on; "" where nothing was measured."""
         n = len(self.known)
@@ -118,6 +139,7 @@ class Journal:
         self._close()
         if not finished and self.known:
             return
+        self._drop_models()
         with suppress(OSError):
             self.path.unlink()
         if finished:
@@ -125,6 +147,11 @@ class Journal:
                 self.old_path.unlink()
         with suppress(OSError):  # not empty: something of another's lies there
             self.path.parent.rmdir()
+
+    def _drop_models(self) -> None:
+        for path in self.path.parent.glob("stage-*.onnx*"):
+            with suppress(OSError):
+                path.unlink()
 
     def _append(self, row: Mapping[str, Any]) -> None:
         assert self._file is not None
