@@ -11,10 +11,12 @@ already are not repeated; with `--again` those are that failed or that older cod
 from __future__ import annotations
 
 import argparse
+import re
 import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +59,16 @@ def graph_and_cut(proto: onnx.ModelProto) -> tuple[Channels, list[np.ndarray], o
     return channels, kept, pruned, time.process_time() - start
 
 
+def kinds_of(reasons: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return reasons without the names of nodes and values, most frequent first; outputs of the graph are none."""
+    counted: Counter[str] = Counter()
+    for why, n in reasons:
+        if "graph output" not in why:
+            text = re.sub(r"\b(of|operand|Conv|[A-Z]\w+) [/\w.]*[/_.]\S*", r"\1", why)
+            counted[re.sub(r"(cann?|canno|can)$", "cannot be cut with it", text)] += n
+    return counted.most_common()
+
+
 def try_model(name: str, exporter: str, keep: Path | None) -> Row:
     """Return the row of one model."""
     row: Row = {}
@@ -68,7 +80,7 @@ def try_model(name: str, exporter: str, keep: Path | None) -> Row:
     graph = channels.graph
     row["nodes"], row["seconds"] = len(graph.nodes), round(seconds, 3)
     row["groups"], row["frozen"] = len(channels.groups), len(channels.frozen)
-    row["reasons"] = Counter((group.why_frozen or "")[:160] for group in channels.frozen).most_common(8)
+    row["reasons"] = kinds_of((group.why_frozen or "", 1) for group in channels.frozen)[:8]
     if pruned is None:
         return row | {"valid": True, "equivalent": None, "budget_met": False, "note": "nothing can be cut"}
     cost = macs_cost(channels)

@@ -246,7 +246,14 @@ def measure_file(megabytes: int, scratch: Path, verbs: list[str]) -> list[Row]:
         half = ["--flops", "0.5", "--policy", "uniform", "--recover", "none", "--latency-seconds", "0.1"]
         commands = {
             "inspect": [*cli, "inspect", str(path)],
-            "apply": [*cli, "apply", str(path), str(path.with_suffix(".plan.json")), "-o", str(Path(name, "applied.onnx"))],
+            "apply": [
+                *cli,
+                "apply",
+                str(path),
+                str(path.with_suffix(".plan.json")),
+                "-o",
+                str(Path(name, "applied.onnx")),
+            ],
             "compress": [*cli, "compress", str(path), *half, "-o", str(Path(name, "small.onnx"))],
         }
         for verb in verbs:
