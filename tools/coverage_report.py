@@ -157,9 +157,7 @@ def peers(rows: list[Row]) -> list[str]:
     same = [r for r in rows if all(r[tool].get("valid") for tool in tools)]
     if same:
         medians = [percentiles([r[tool]["macs_left"] for r in same]) for tool in tools]
-        lines.append(
-            f"On the {len(same)} models where all three are valid, medians of the MACs left: {', '.join(medians)}."
-        )
+        lines.append(f"Where all three are valid ({len(same)} models), medians of the MACs left: {', '.join(medians)}.")
     lines += [
         "",
         "| model | agmc-onnx: left, s | Torch-Pruning: left, s | onnxsim: left, s |",
@@ -204,13 +202,14 @@ def sizes(path: Path) -> list[str]:
 
 INTRO = """# Coverage
 
-Written by `tools/coverage_report.py`; do not edit. Networks of torchvision and timm with random weights (zero tensors too,
-BatchNorm statistics of their own activations), exported here by both PyTorch exporters with an open batch, at their usual
-input size; the `light_*` topologies of the onnx package with random weights put in; trained models as files (a face detector with
-initializers as inputs, a tf2onnx network in NHWC, a speech model with If and LSTM, CIFAR and ImageNet networks). Half of
-every group is cut by L2 norm, nothing is recovered. Equal: on three random inputs, to the original whose removed entries are zero, and
-whose normalisations take their statistics over the kept entries; where a normalisation cannot be written that way, with only
-those groups cut that it does not see. Seconds are processor time, one thread, on two shared cores under load."""
+Written by `tools/coverage_report.py`; do not edit. Networks of torchvision and timm with random weights (zero tensors
+too, BatchNorm statistics of their own activations), exported here by both PyTorch exporters with an open batch, at
+their usual input size; the `light_*` topologies of the onnx package with random weights put in; trained models as files
+(a face detector with initializers as inputs, a tf2onnx network in NHWC, a speech model with If and LSTM, CIFAR and
+ImageNet networks). Half of every group is cut by L2 norm, nothing is recovered. Equal: on three random inputs, to the
+original whose removed entries are zero, and whose normalisations take their statistics over the kept entries; where a
+normalisation cannot be written that way, with only those groups cut that it does not see. Seconds are processor time,
+one thread, on two shared cores under load."""
 
 
 def page(rows: list[Row], peer_rows: list[Row], scaling: Path | None, note: str) -> str:
@@ -240,19 +239,21 @@ def page(rows: list[Row], peer_rows: list[Row], scaling: Path | None, note: str)
 def peer_intro(rows: list[Row], code: str) -> list[str]:
     old = sum(r["engine"] != code for r in rows)
     text = [
-        "One run, the three one after the other on each model: half of everything, L2 norm, one thread. This project and",
-        "onnxsim (`apply_structured_pruning`) start from the same ONNX model; Torch-Pruning (`MagnitudePruner`) from the module it",
-        "was exported from, with the classifier as the only ignored layer and nothing said about heads; it does better with",
-        "scripts of its own for a family of networks. Seconds are processor time of graph and cut. MACs are counted in the ONNX",
-        "graphs, by one counter; a pruned module is exported first.",
+        "One run, the three one after the other on each model: half of everything, L2 norm, one thread. This",
+        "project and onnxsim (`apply_structured_pruning`) start from the same ONNX model; Torch-Pruning",
+        "(`MagnitudePruner`) from the module it was exported from, with the classifier as the only ignored layer",
+        "and nothing said about heads; it does better with scripts of its own for a family of networks. Seconds",
+        "are processor time of graph and cut. MACs are counted in the ONNX graphs, by one counter; a pruned",
+        "module is exported first.",
     ]
     return [*text, f"{old} of the {len(rows)} rows were made by earlier code of the same day."] if old else text
 
 
 SIZE = (
-    "Generated networks of residual, concatenating, gated and shuffling blocks; read, analysed, cut to half and written in a",
-    "process of its own, processor seconds. The file is a residual network of dense layers with LayerNorm, its weights in",
-    "external data; whole commands, with their imports and verification. Memory is the peak resident set, mapped pages of files included.",
+    "Generated networks of residual, concatenating, gated and shuffling blocks; read, analysed, cut to half and",
+    "written in a process of its own, processor seconds. The file is a residual network of dense layers with",
+    "LayerNorm, its weights in external data; whole commands, with their imports and verification. Memory is the",
+    "peak resident set, mapped pages of files included.",
 )
 COMMANDS = (
     "pip install -e '.[test,coverage]' && pip install --no-deps torch-pruning==1.6.1 onnxsim==0.8.1",
@@ -260,7 +261,8 @@ COMMANDS = (
     "python tools/bench/peers.py --out peers.jsonl --keep exported",
     "python tools/bench/scaling.py nodes --out scaling.jsonl",
     "python tools/bench/scaling.py file --megabytes 100 2500 --out scaling.jsonl",
-    "python tools/coverage_report.py --rows rows.jsonl --peers peers.jsonl --scaling scaling.jsonl \\\n    --out docs/coverage.md",
+    "python tools/coverage_report.py --rows rows.jsonl --peers peers.jsonl --scaling scaling.jsonl \\",
+    "    --out docs/coverage.md",
 )
 
 
