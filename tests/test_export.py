@@ -104,7 +104,8 @@ def test_int8_weights_have_a_scale_per_channel_and_targets_their_own_numbers(tmp
 def test_a_quantised_model_passes_through_measure(tmp_path):
     export(DIGITS, to="int8", output=tmp_path / "q.onnx", **QUICK)
     found = measure(DIGITS, tmp_path / "q.onnx", data="digits", seconds=0.1)["models"]
-    assert found[0]["macs"] == found[1]["macs"] and found[1]["metric"]["value"] >= 97.0
+    assert found[0]["macs"] == found[1]["macs"] and found[0]["params"] == found[1]["params"]
+    assert found[1]["metric"]["value"] >= 97.0
 
 
 @pytest.mark.parametrize("name, row", [(n, r) for n, r in table.EXPORTERS.items() if r.extra and r.check is None])

@@ -110,6 +110,13 @@ class Graph:
         """Whether a constant holds floating numbers."""
         return self.tensors[tensor].data_type in FLOATS
 
+    def is_parameter(self, tensor: str) -> bool:
+        """Whether a constant is counted as parameters: floating numbers, or quantised ones; not the scales of these."""
+        uses = [(node.op_type, position) for node, position in self.consumers.get(tensor, ())]
+        if any(op_type in ("QuantizeLinear", "DequantizeLinear") for op_type, _ in uses):
+            return ("DequantizeLinear", 0) in uses or ("QuantizeLinear", 0) in uses
+        return self.is_float(tensor)
+
     @cached_property
     def weights(self) -> frozenset[str]:
         """Constants, and values computed from constants alone (a transposed or scaled weight)."""

@@ -166,10 +166,10 @@ def macs_cost(channels: Channels) -> Cost:
 
 
 def params_cost(channels: Channels) -> Cost:
-    """Return the number of floating elements of all constants as a function of kept counts."""
+    """Return the number of floating and quantised elements of all constants as a function of kept counts."""
     builder = _Builder(channels)
     for name, tensor in channels.graph.tensors.items():
-        if channels.graph.is_float(name):
+        if channels.graph.is_parameter(name):
             builder.add(name, tuple(tensor.dims), [(name, dim) for dim in range(len(tensor.dims))])
     return builder.build()
 
@@ -185,8 +185,8 @@ def count_macs(graph: Graph) -> dict[str, int]:
 
 
 def count_params(graph: Graph) -> int:
-    """Return the number of floating elements of a graph's constants."""
-    return sum(math.prod(tensor.dims) for name, tensor in graph.tensors.items() if graph.is_float(name))
+    """Return the number of floating and quantised elements of a graph's constants."""
+    return sum(math.prod(tensor.dims) for name, tensor in graph.tensors.items() if graph.is_parameter(name))
 
 
 Product = tuple[tuple[int, ...], list["Axis | None"]]  # sizes, and the axis that may change each

@@ -6,7 +6,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from agmc_onnx.exchange.exporters.plain import converting, write_plain
 from agmc_onnx.exchange.exporters.row import CALIBRATIONS, TARGETS, Exporter, Settings, Source
 from agmc_onnx.exchange.exporters.table import check_installed, exporter_of, missing, versions_of
 from agmc_onnx.measuring.accuracy import Evaluator, Score, class_scores
-from agmc_onnx.measuring.data import Dataset, Samples, load_card, open_data
+from agmc_onnx.measuring.data import Dataset, Feed, Samples, load_card, open_data
 from agmc_onnx.measuring.latency import Latency, compare, ratio
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import Run, make_session, model_inputs, run_model
@@ -147,22 +147,47 @@ def _source(
     file: ModelFile, row: Exporter, tested: Samples, dataset: Dataset | None, settings: Settings, scratch: Path
 ) -> Source:
     size = tested.batch_size(settings.batch)
-    feed = tested.take(size).feeds(size)[0]
-    answers = run_model(make_session(file.path), feed)
-    plain = file.path
-    if row.plain:
-        plain = write_plain(file.proto, file.path, scratch, feed if row.plain == "fixed" else None)
+    found = _as_it_is(file, tested.take(size).feeds(size)[0], settings)
+    calibration = None if dataset is None else dataset.role("calibration")
+    if not row.plain:
+        return replace(found, calibration=calibration)
+    plain = write_plain(file.proto, file.path, scratch, found.feed if row.plain == "fixed" else None)
+    return replace(found, calibration=calibration, plain=plain.resolve())
+
+
+def _as_it_is(file: ModelFile, feed: Feed, settings: Settings) -> Source:
+    path = file.path.resolve()
     return Source(
         proto=file.proto,
-        path=file.path.resolve(),
-        plain=plain.resolve(),
+        path=path,
+        plain=path,
         inputs=tuple(model_inputs(file.proto)),
         outputs=tuple(value.name for value in file.proto.graph.output),
         feed=feed,
-        answers=tuple(np.asarray(answer) for answer in answers),
-        calibration=None if dataset is None else dataset.role("calibration"),
+        answers=tuple(np.asarray(answer) for answer in run_model(make_session(path), feed)),
+        calibration=None,
         settings=settings,
     )
+
+
+def open_exported(model: str | Path, to: str, path: str | Path, feed: Feed, threads: int = 1) -> Run:
+    """Return what runs a model that `export` wrote.
+
+    Args:
+        model: The ONNX model that it was made from.
+        to: Its format, a key of `table.EXPORTERS`.
+        path: Its main file.
+        feed: One batch, by input name.
+        threads: Of the runtime.
+
+    Raises:
+        UsageError: If there is no such format.
+        ModelError: If it cannot be loaded.
+    """
+    row = exporter_of(to)
+    source = _as_it_is(read_model(model), feed, Settings(threads=threads))
+    with converting(row.name):
+        return row.open(Path(path), source)
 
 
 def _measured(
