@@ -9,12 +9,13 @@ from typing import Any
 
 from agmc_onnx.report.layout import Layout, layered
 
-BOX2, BOX1 = (176, 44), (212, 46)
+BOX2, BOX1 = (202, 44), (212, 46)
 GAP2, GAP1 = (14, 16), (16, 22)
 N_HUES = 8  # colours of motifs in page.css; more motifs share them
 LONGEST_CHAIN = 12  # single ops drawn as one box
 MOST_WIDTHS = 3  # said of one box
-TITLE_LENGTH = 25
+TITLE_LENGTH = 26
+NOTE_LENGTH = 26
 MINOR = frozenset(("relu", "activation", "batchnorm", "norm", "identity", "pad", "split", "reshape"))  # not in titles
 
 Network = Mapping[str, Any]
@@ -166,12 +167,14 @@ def _size(dims: Sequence[int] | None) -> str:
 
 def _widths(network: Network, ops: Sequence[Mapping[str, Any]], members: Sequence[int]) -> str:
     """Return the channels behind each op with multiply-adds, or else behind the whole box, before and after."""
-    heavy = [op for op in members if "macs" in ops[op]]
-    pairs = [
-        pair for op in (heavy if 0 < len(heavy) <= MOST_WIDTHS else members[-1:]) if (pair := _width(network, ops[op]))
-    ]
-    one, other = (", ".join(str(pair[side]) for pair in pairs) for side in (0, 1))
-    return f"{one} wide" if pairs and one == other else f"{one} \u2192 {other}" if pairs else ""
+    heavy = [op for op in members if "macs" in ops[op] and not ops[op]["type"].endswith("-depthwise")] or members[-1:]
+    for some in (heavy if len(heavy) <= MOST_WIDTHS else heavy[-1:], heavy[-1:]):
+        pairs = [pair for op in some if (pair := _width(network, ops[op]))]
+        one, other = (", ".join(str(pair[side]) for pair in pairs) for side in (0, 1))
+        text = f"{one} wide" if pairs and one == other else f"{one} \u2192 {other}" if pairs else ""
+        if len(text) <= NOTE_LENGTH:
+            break
+    return text
 
 
 def _width(network: Network, op: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -192,6 +195,13 @@ def _place(names: Sequence[str]) -> str:
 
 def _title(name: str, place: str, kinds: Sequence[str]) -> str:
     """Return what a box is called: its motif, and where it stands, or else the ops that matter most."""
-    shown = [place] if name and place else [kind for kind in kinds if kind not in MINOR] or list(kinds)
+    shown = [place] if name and place else [_brief(kind) for kind in kinds if kind not in MINOR] or list(kinds)
     text = " ".join([name, *shown] if name else shown)
     return text if len(text) <= TITLE_LENGTH else f"{text[: TITLE_LENGTH - 1].rstrip()}\u2026"
+
+
+def _brief(kind: str) -> str:
+    """Return an op's type as titles have it: conv3-depthwise is dwconv3."""
+    if kind.endswith("-depthwise"):
+        return f"dw{kind.removesuffix('-depthwise')}"
+    return f"g{kind.removesuffix('-grouped')}" if kind.endswith("-grouped") else kind
