@@ -180,6 +180,9 @@ class CompressOptions:
     Attributes:
         flops: Keep at most this share of the original's multiply-adds, 0 < R < 1.
         params: Keep at most this share of its parameters.
+        latency: Keep at most this share of its latency: of one inference of batch 1 with `threads`, measured beside it.
+        latency_table: Table of op times that another device filled (`tools/time_ops.py`); None times the ops here, once, and
+            keeps them in the user's cache folder.
         max_drop: Instead of a budget: the smallest model that loses at most so many points of the metric.
         minimise: What is smallest then: the name of a budget.
         stages: Steps in which the budget is reached, each recovered before the next.
@@ -201,8 +204,9 @@ class CompressOptions:
             default, since onnx's own checker and most other runtimes refuse it, and a zip file makes up the difference.
         search_samples: Calibration samples that a candidate is refitted with.
         search_positions: Output positions sampled per node for that.
-        round_to: Kept counts are multiples of this where a group has that many units; 4, since onnxruntime leaves its fast
-            layout for other widths (ours: 17 channels took 1.9 times as long as 16).
+        round_to: Kept counts are multiples of this where a group has that many units. "auto": the channels that convolutions take
+            at once on this machine, half or a quarter of them in small groups, at least 4 (ours: onnxruntime leaves its fast
+            layout for widths that are no multiple of 4; 17 channels took 1.9 times as long as 16, and 20 as long as 32).
         floor: Smallest share of a group that is kept, unless the budget needs less; 0.2 is the paper's a_max of 0.8 (code).
         judge: What a candidate's reward is made of: "fidelity", the closeness of its outputs to the original's, or "metric",
             the card's (paper). Ours: on ResNet-20 the fidelity on 500 images ranks candidates as their accuracy on 3,000 others
@@ -220,6 +224,8 @@ class CompressOptions:
 
     flops: float | None = None
     params: float | None = None
+    latency: float | None = None
+    latency_table: str | None = None
     max_drop: float | None = None
     minimise: str = "flops"
     stages: int = 1
@@ -237,7 +243,7 @@ class CompressOptions:
     sparse_storage: str = "dense"
     search_samples: int = 128
     search_positions: int = 4000
-    round_to: int = 4
+    round_to: int | str = 4
     floor: float = 0.2
     judge: str = "fidelity"
     reward_samples: int = 500
@@ -266,11 +272,11 @@ class CompressOptions:
                     f"options: unknown name, got {name!r}; expected one of {', '.join(sorted(known))}.{hint}"
                 )
         made = cls(**options)
-        given = [name for name in (*BUDGETS, "max_drop") if getattr(made, name) is not None]
+        given = [name for name in (*BUDGETS, "latency", "max_drop") if getattr(made, name) is not None]
         if len(given) != 1:
             raise UsageError(
                 f"budget: got {' and '.join('--' + g.replace('_', '-') for g in given) or 'none'}; expected exactly one of"
-                " --flops R and --params R, with 0 < R < 1, or --max-drop P. Say how much to keep, or to lose."
+                " --flops R, --params R and --latency R, with 0 < R < 1, or --max-drop P. Say how much to keep, or to lose."
             )
         share = getattr(made, given[0])
         if given[0] == "max_drop":
@@ -284,7 +290,6 @@ class CompressOptions:
             )
         for name, low in (
             ("episodes", 1),
-            ("round_to", 1),
             ("reward_samples", 1),
             ("finalists", 1),
             ("distill_steps", 1),
@@ -298,6 +303,10 @@ class CompressOptions:
                 raise UsageError(
                     f"--{name.replace('_', '-')}: too small, got {getattr(made, name)}; expected at least {low}."
                 )
+        if made.round_to != "auto" and (not isinstance(made.round_to, int) or made.round_to < 1):
+            raise UsageError(f"--round-to: too small, got {made.round_to}; expected at least 1, or auto.")
+        if made.latency_table is not None and made.latency is None:
+            raise UsageError("--latency-table: got no --latency; expected the budget it is for. Add --latency R.")
         if not 0 <= made.floor < 1:
             raise UsageError(f"--floor: out of range, got {made.floor}; expected 0 <= R < 1.")
         if made.recover is not None and made.recover not in RECOVER:

@@ -23,6 +23,7 @@ from agmc_onnx.model.files import ModelFile, read_model
 from agmc_onnx.model.graph import view
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
 from agmc_onnx.pruning.sparsity import dense
+from agmc_onnx.pruning.widths import FINE
 from agmc_onnx.report.record import environment_versions
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.search.environment import Environment
@@ -71,7 +72,7 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "macs": costs["macs"](n_units),
         "params": costs["params"](n_units),
         "prunable": {name: cost.prunable_share(n_units) for name, cost in costs.items()},
-        "smallest": {str(k): _smallest(channels, k) for k in sorted({1, CompressOptions.round_to})},
+        "smallest": {str(k): _smallest(channels, k) for k in (1, FINE)},
         "groups": [
             {
                 "name": group.name,

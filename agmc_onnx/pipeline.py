@@ -29,6 +29,7 @@ from agmc_onnx.report.record import compose, environment_versions, sizes_of, ver
 from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.run.candidates import Progress, environment_of, reachable
 from agmc_onnx.run.dropping import by_drop
+from agmc_onnx.run.latency import latency_target, reported, settled
 from agmc_onnx.run.stages import Job, by_stages
 from agmc_onnx.run.target import Target, target_of
 from agmc_onnx.search.environment import Environment
@@ -103,7 +104,12 @@ def _compress(
     environment = environment_of(analysis, data_of, settings)
     if settings.max_drop is not None and not data_of.real:
         raise UsageError("--max-drop: got no --data; expected samples to measure the loss on. Give a data card.")
-    target = target_of(settings, analysis.channels)
+    by_latency = settings.latency is not None
+    target = (
+        latency_target(analysis, environment, data_of, settings, tell)
+        if by_latency
+        else target_of(settings, analysis.channels)
+    )
     facts = {"groups": len(analysis.channels.groups), "macs": environment.macs(environment.n_units)}
     tell("analysed", {**facts, "share": target.share, "kind": target.kind})
     environment = reachable(environment, target, analysis, data_of, settings)
@@ -125,7 +131,7 @@ def _searched(
     """Search, then recover, verify, measure and write what was found."""
     job = Job(analysis, data_of, settings, output, journal, tell)
     reach = by_stages if settings.max_drop is None else by_drop
-    result_of = reach(job, environment, target)
+    result_of = settled(job, environment, target, reach(job, environment, target))
     compressed, best, found = result_of.model, result_of.kept, result_of.search
     as_cut = Surgeon(analysis.channels).cut(best)
     sparsity = sparsity_of(settings, analysis.graph)
@@ -154,6 +160,7 @@ def _searched(
     report["sparsity"] = None if sparsity is None else facts(analysis.file.proto, compressed, sparsity)
     report["finalists"] = result_of.finalists
     report.update(result_of.facts)
+    report = reported(report, target)
     report["resumed"] = 0 if journal is None else journal.n_resumed
     report["output"] = None if output is None else str(output)
     report["wall_s"] = round(time.perf_counter() - start, 3)

@@ -41,9 +41,15 @@ def _providers() -> Iterable[str]:
     return ("cpu", "cuda", "auto")
 
 
+def width(text: str) -> int | str:
+    """Return a number of channels, or "auto"."""
+    return text if text == "auto" else whole(text)
+
+
 BUDGETS = (
     Flag("flops", share, "R", "keep at most this share of the multiply-adds, 0 < R < 1"),
     Flag("params", share, "R", "keep at most this share of the parameters, 0 < R < 1"),
+    Flag("latency", share, "R", "keep at most this share of the latency, 0 < R < 1, measured on this machine"),
     Flag("max_drop", points, "P", "the smallest model that loses at most P points of the metric; needs --data"),
 )
 FLAGS = (
@@ -79,7 +85,9 @@ FLAGS = (
         "sparse_layers", str, "NAME", "which layers: fully connected ones, or convolutions too", lambda: SPARSE_LAYERS
     ),
     Flag("sparse_storage", str, "NAME", "dense, or as sparse_initializer where smaller", lambda: SPARSE_STORAGE),
-    Flag("round_to", whole, "K", "kept channels are a multiple of K where the group allows"),
+    Flag(
+        "round_to", width, "K", "kept channels are a multiple of K where the group allows; auto: of what is fast here"
+    ),
     Flag("floor", share, "R", "smallest share kept of any group, unless the budget needs less"),
     Flag("importance", str, "NAME", "ranking of the channels of a group", _importances),
     Flag("reward", str, "NAME", "what the policy is rewarded for", _rewards),
@@ -98,6 +106,13 @@ FLAGS = (
     Flag("finalists", whole, "N", "best candidates recovered in full and measured on more samples at the end"),
     Flag("threads", whole, "N", "threads of onnxruntime"),
     Flag("provider", str, "NAME", "where onnxruntime runs", _providers),
+    Flag(
+        "latency_table",
+        str,
+        "FILE",
+        "op times of another device for --latency; see tools/time_ops.py",
+        default="timed here",
+    ),
     Flag("latency_seconds", seconds, "S", "time given to measuring latency"),
 )
 

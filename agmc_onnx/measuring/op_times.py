@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 
 from agmc_onnx.errors import ModelError, UsageError
 from agmc_onnx.measuring import time_ops
@@ -127,3 +130,22 @@ def read_table(path: str | Path) -> LatencyTable:
         raise UsageError(
             f"{path}: not a latency table; expected a JSON file that tools/time_ops.py wrote. Fill it again."
         ) from None
+
+
+@functools.cache
+def layout_block(provider: str = "cpu") -> int:
+    """Return how many channels onnxruntime's convolutions take at once here: 16 with AVX-512, 8 with AVX2, 1 without layout.
+
+    Args:
+        provider: "cpu"; anything else has no such layout, and 8 is what tensor cores like.
+    """
+    if provider != "cpu":
+        return 8
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, 4, 8, 8] x, float[4, 4, 3, 3] w) => (float[1, 4, 6, 6] y) { y = Conv(x, w) }"""
+    model = onnx.parser.parse_model(text)
+    del model.graph.input[1]  # only a constant weight gets the layout
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 4, 3, 3), np.float32), "w"))
+    ops = time_ops.time_ops(model.SerializeToString(), {"x": np.ones((1, 4, 8, 8), np.float32)}, runs=1)["ops"]
+    found = [re.search(r"nchwc\.Conv .* -> float1x(\d+)x", key) for _, key, _ in ops]
+    return next((int(match[1]) for match in found if match), 1)

@@ -179,10 +179,7 @@ def packed(
         "setting": dict(setting),
         "ops": [{"op": key, "ms": round(float(np.median(ms)), 6), "n": len(ms)} for key, ms in times.items()],
         "models": {
-            name: [
-                {"kept": s["kept"], "ms": s["ms"], "ops": [[owner, place[key]] for owner, key, _ in s["ops"]]}
-                for s in samples
-            ]
+            name: [{**s, "ops": [[owner, place[key]] for owner, key, _ in s["ops"]]} for s in samples]
             for name, samples in models.items()
         },
     }

@@ -19,6 +19,7 @@ from agmc_onnx.errors import BudgetError, ModelError, UsageError
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.pruning.importance import importance_of
 from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude
+from agmc_onnx.pruning.widths import AUTO, FINE, rounding
 from agmc_onnx.run.analysis import Analysis, Base, analyse_model
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.cluster import RayWorkers
@@ -69,7 +70,8 @@ def environment_of(
     recover = _recovery(analysis, data, settings)
     curves = _curves(channels, scores, data, settings) if data.real else None
     limit = None if base is None else base.n_units
-    return Environment(channels, scores, evaluate, recover, settings.round_to, least, curves, limit)
+    rounds = rounding(channels, settings.round_to, settings.provider)
+    return Environment(channels, scores, evaluate, recover, rounds, least, curves, limit)
 
 
 def _recovery(analysis: Analysis, data: Roles, settings: CompressOptions) -> Recover | None:
@@ -111,7 +113,7 @@ def reachable(
     settings: CompressOptions,
     base: Base | None = None,
 ) -> Environment:
-    """Return the environment, without the floor of the groups where the budget needs that.
+    """Return the environment, without the floor of the groups, or in finer widths too, where the budget needs that.
 
     Raises:
         BudgetError: If even the smallest candidate costs more.
@@ -119,6 +121,8 @@ def reachable(
     if target.cost(environment.min_keep) <= target.budget:
         return environment
     bare = environment_of(analysis, data, settings, floor=0.0, base=base)
+    if target.cost(bare.min_keep) > target.budget and settings.round_to == AUTO:
+        bare = environment_of(analysis, data, replace(settings, round_to=FINE), floor=0.0, base=base)
     least = target.cost(bare.min_keep)
     if least <= target.budget:
         return bare

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy.typing as npt
+
 from agmc_onnx.channels.groups import Channels
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import UsageError
@@ -22,17 +24,19 @@ class Target:
         share: Share of the original's cost to keep at most, 0..1.
         cost: Cost of kept counts (n_groups,).
         full: Cost of the original.
+        miss: What was measured of the cost, over what was predicted; 1 where the cost is exact.
     """
 
     kind: str
     share: float
-    cost: Cost
+    cost: Callable[[npt.ArrayLike], int]
     full: int
+    miss: float = 1.0
 
     @property
     def budget(self) -> int:
         """Largest cost allowed."""
-        return int(self.share * self.full)
+        return int(self.share / self.miss * self.full)
 
 
 def target_of(settings: CompressOptions, channels: Channels) -> Target:

@@ -14,7 +14,7 @@ import onnx
 from agmc_onnx.channels.groups import Channels
 from agmc_onnx.hierarchy import arrays, build
 from agmc_onnx.hierarchy.level1 import kernel_shape, op_macs
-from agmc_onnx.pruning.cost import Cost, macs_cost, params_cost
+from agmc_onnx.pruning.cost import macs_cost, params_cost
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.search.problem import Curves, IntArray, Outcome, Problem
@@ -40,7 +40,7 @@ class Environment:
         scores: FloatArray,
         evaluate: Evaluate,
         recover: Recover | None = None,
-        round_to: int = 1,
+        round_to: npt.ArrayLike = 1,
         floor: float = 0.0,
         curves: Callable[[], Curves] | None = None,
         limit: IntArray | None = None,
@@ -52,7 +52,7 @@ class Environment:
             scores: Importance of every unit.
             evaluate: Measures a model.
             recover: Recovers a freshly cut model before it is measured; None measures it as cut.
-            round_to: Kept counts are multiples of this where a group has that many units.
+            round_to: Kept counts are multiples of this where a group has that many units; one number, or (n_groups,).
             floor: Smallest share of any group that is kept, 0..1.
             curves: Makes the refit-error curves of these scores; called when a policy asks, at most once. None where
                 there is no data to make them of.
@@ -68,7 +68,8 @@ class Environment:
         self.curves = None if curves is None else cache(curves)
         sizes = np.array([g.n_units for g in channels.groups], np.int64)
         self.n_units = sizes if limit is None else limit
-        steps = [int(np.lcm(g.step, round_to)) for g in channels.groups]
+        rounds = np.broadcast_to(np.asarray(round_to, np.int64), len(channels.groups))
+        steps = [int(np.lcm(g.step, r)) for g, r in zip(channels.groups, rounds.tolist(), strict=True)]
         self.step = np.array(
             [s if s <= g.n_units else g.step for g, s in zip(channels.groups, steps, strict=True)], np.int64
         )
@@ -95,7 +96,7 @@ class Environment:
         outcome = self._evaluate(self.recovered(n_kept))
         return replace(outcome, wall_s=time.perf_counter() - start)
 
-    def problem(self, cost: Cost, budget: int) -> Problem:
+    def problem(self, cost: Callable[[npt.ArrayLike], int], budget: int) -> Problem:
         """Return the search problem of keeping `cost` at most `budget`."""
         members: list[set[str]] = [set() for _ in self.channels.groups]
         for value, groups in self._groups_of_values():

@@ -1,0 +1,260 @@
+"""Latency in a run: learned from timed samples, met by the search, settled by measuring; slower results give way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from agmc_onnx.config import CompressOptions
+from agmc_onnx.errors import UsageError
+from agmc_onnx.measuring import time_ops
+from agmc_onnx.measuring.latency import Ratio, compare, ratio
+from agmc_onnx.measuring.op_times import LatencyTable, cache_path, cached_table, read_table, time_sample
+from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.measuring.session import make_session, provider_of
+from agmc_onnx.model.files import write_atomically
+from agmc_onnx.pruning.latency_cost import latency_cost, sample_counts
+from agmc_onnx.pruning.widths import AUTO, FINE
+from agmc_onnx.run.analysis import Analysis
+from agmc_onnx.run.candidates import IntArray, Progress, environment_of
+from agmc_onnx.run.recovering import distilled, recovered
+from agmc_onnx.run.stages import Found, Job
+from agmc_onnx.run.target import Target
+from agmc_onnx.search.budget import meet_target
+from agmc_onnx.search.environment import Environment
+
+SAMPLES = 24  # candidates whose ops are timed: 3 s for ResNet-20, 10 s for MobileNetV2
+AIM = 0.99  # share of the budget that a correction aims at
+OVER, UNDER = 1.005, 0.97  # share of the budget within which a measured latency is accepted
+CORRECTIONS = 4
+ROUNDS = 400
+BESIDE = 4  # samples that are measured beside the original
+TRIED = 3  # other candidates that are measured where the best is slower than the original
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A result's latency beside its original's.
+
+    Attributes:
+        ratio: Of the two.
+        predicted: The same from the table, or None where there is none.
+    """
+
+    ratio: Ratio
+    predicted: float | None = None
+
+
+def table_samples(
+    analysis: Analysis, environment: Environment, data: Roles, settings: CompressOptions, tell: Progress
+) -> Sequence[Mapping[str, Any]]:
+    """Return the timed samples of a model: from the table given, this machine's, or timed now and put there.
+
+    Raises:
+        UsageError: If the table given is not of this model.
+    """
+    sha256, n_units = analysis.file.sha256, environment.n_units.tolist()
+    if settings.latency_table is not None:
+        table = read_table(settings.latency_table)
+        samples = table.models.get(sha256, [])
+        if not _fits(samples, n_units):
+            raise UsageError(
+                f"{settings.latency_table}: has no times of {analysis.file.path.name}; expected a table filled for this very"
+                " file. Make a request with tools/time_ops.py and fill it on the device."
+            )
+        return samples
+    original = make_session(analysis.file.proto, settings.threads, settings.provider)
+    table = cached_table(settings.threads, provider_of(original), 1)
+    samples = table.models.get(sha256, [])
+    if not _fits(samples, n_units):
+        samples = timed_samples(analysis, environment, data, settings, table, tell)
+        path = cache_path(table.threads, table.provider, table.batch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, table.with_model(sha256, samples).to_json().encode())
+        samples = read_table(path).models[sha256]
+    return samples
+
+
+def _fits(samples: Sequence[Mapping[str, Any]], n_units: list[int]) -> bool:
+    """Whether samples are of a network with these groups: the first is the whole of it."""
+    return bool(samples) and list(samples[0]["kept"]) == n_units
+
+
+def samples_of(environment: Environment, n: int = SAMPLES) -> list[IntArray]:
+    """Return the kept counts of the candidates whose ops are timed: in this run's widths, and in finer ones."""
+    groups = environment.channels.groups
+    fine = np.array([np.lcm(g.step, FINE) if g.n_units >= np.lcm(g.step, FINE) else g.step for g in groups], np.int64)
+    n_units = environment.n_units
+    coarse = sample_counts(n_units, environment.step, environment.min_keep, n - n // 2, 0)
+    return coarse + sample_counts(n_units, fine, np.minimum(fine, n_units), n // 2 + 1, 1)[1:]
+
+
+def timed_samples(
+    analysis: Analysis,
+    environment: Environment,
+    data: Roles,
+    settings: CompressOptions,
+    table: LatencyTable,
+    tell: Progress,
+) -> list[Mapping[str, Any]]:
+    """Return sample candidates with the times of their ops on this machine; of some also the share of the original's."""
+    feed = data.role("calibration").take(1).feeds(1)[0]
+    samples: list[Mapping[str, Any]] = []
+    ms = compare([analysis.file.proto], feed, threads=table.threads, provider=table.provider, rounds=3, warmup=1)[0].p50
+    counts = samples_of(environment)
+    for i, kept in enumerate(counts):
+        tell("timing ops", {"sample": i + 1, "n_samples": len(counts)})
+        timed = time_sample(environment.candidate(kept), feed, table.threads, table.provider, ms)
+        samples.append({"kept": kept.tolist(), **timed})
+    beside = range(2, min(2 + BESIDE, len(counts)))
+    models = [analysis.file.proto, *(environment.candidate(counts[i]) for i in beside)]
+    times = compare(
+        models, feed, threads=table.threads, provider=table.provider, rounds=ROUNDS, seconds=settings.latency_seconds
+    )
+    for i, latency in zip(beside, times[1:], strict=True):
+        samples[i] = {**samples[i], "share": ratio(latency, times[0]).steady}
+    return samples
+
+
+def latency_target(
+    analysis: Analysis, environment: Environment, data: Roles, settings: CompressOptions, tell: Progress
+) -> Target:
+    """Return a budget on latency.
+
+    Some samples were measured beside the original; what they differ from the prediction is taken into account.
+    """
+    assert settings.latency is not None
+    samples = table_samples(analysis, environment, data, settings, tell)
+    cost = latency_cost(analysis.channels, samples)
+    full = cost(environment.n_units)
+    misses = [sample["share"] * full / cost(sample["kept"]) for sample in samples if "share" in sample]
+    return Target("latency", settings.latency, cost, full, float(np.median(misses)) if misses else 1.0)
+
+
+def is_here(settings: CompressOptions) -> bool:
+    """Return whether the latency asked for is that of this machine, so that it can be measured."""
+    return settings.latency_table is None or dict(read_table(settings.latency_table).device) == time_ops.device()
+
+
+def measured(
+    analysis: Analysis,
+    model: onnx.ModelProto,
+    data: Roles,
+    settings: CompressOptions,
+    target: Target | None = None,
+    kept: IntArray | None = None,
+) -> Measured:
+    """Measure a candidate beside the original, in turns, on samples of the calibration role."""
+    feeds = data.role("calibration").take(8).feeds(1)
+    times = compare(
+        [analysis.file.proto, model], feeds, threads=settings.threads, seconds=settings.latency_seconds,
+        rounds=ROUNDS, provider=settings.provider,
+    )  # fmt: skip
+    predicted = None if target is None or kept is None else target.cost(kept) / target.full
+    return Measured(ratio(times[1], times[0]), predicted)
+
+
+def settled(job: Job, environment: Environment, target: Target, found: Found) -> Found:
+    """Return the result with its latency measured, and corrected where that says so.
+
+    A latency budget that is missed, by the measured time, is solved again with what was learned from the miss. A result
+    that is slower than its original gives way to another candidate that is not. What was done stands in the facts.
+    """
+    if found.search.interrupted or not is_here(job.settings):
+        return found
+    if target.kind == "latency":
+        return _within(job, environment, target, found)
+    return _not_slower(job, environment, target, found)
+
+
+def _within(job: Job, environment: Environment, target: Target, found: Found) -> Found:
+    """Solve a latency budget again until the measured latency meets it."""
+    tried: list[tuple[float, Found]] = []
+    told: list[dict[str, Any]] = []
+    for _ in range(CORRECTIONS):
+        got = measured(job.analysis, found.model, job.data, job.settings, target, found.search.kept)
+        assert got.predicted is not None
+        share = got.ratio.steady
+        told.append({"predicted": got.predicted, "measured": asdict(got.ratio), "kept": found.search.kept.tolist()})
+        job.tell("latency", {"share": share, "keep": target.share})
+        tried.append((share, found))
+        if UNDER * target.share <= share <= OVER * target.share:
+            break
+        aim = replace(target, share=AIM * target.share, miss=share / got.predicted)
+        kept = _solved(environment, aim, found.search.kept / environment.n_units)
+        if any(np.array_equal(kept, one.search.kept) for _, one in tried):
+            break
+        found = _instead(job, environment, found, kept)
+    good = [one for one in tried if one[0] <= OVER * target.share]
+    share, found = max(good, key=lambda one: one[0]) if good else min(tried, key=lambda one: one[0])
+    facts = {"keep": target.share, "reached": share, "trials": told}
+    return replace(found, facts={**found.facts, "latency_budget": facts})
+
+
+def _not_slower(job: Job, environment: Environment, target: Target, found: Found) -> Found:
+    """Return another candidate where the measured one is slower than the original."""
+    got = measured(job.analysis, found.model, job.data, job.settings)
+    if not is_slower(got.ratio):
+        return found
+    job.tell("slower", {"share": got.ratio.steady})
+    told = [{"measured": asdict(got.ratio), "kept": found.search.kept.tolist()}]
+    best = (got.ratio.steady, found)
+    for kept in _faster(job, environment, target, found):
+        other = _instead(job, environment, found, kept)
+        got = measured(job.analysis, other.model, job.data, job.settings)
+        told.append({"measured": asdict(got.ratio), "kept": kept.tolist()})
+        best = min(best, (got.ratio.steady, other), key=lambda one: one[0])
+        if not is_slower(got.ratio):
+            break
+    share, chosen = best
+    word = "another candidate was taken" if chosen is not found else "no candidate tried is faster"
+    facts = {"note": f"the best candidate was slower than the original ({100 * told[0]['measured']['median']:.1f} %); {word}",
+             "reached": share, "trials": told}  # fmt: skip
+    return replace(chosen, facts={**chosen.facts, "slower": facts})
+
+
+def reported(report: dict[str, Any], target: Target) -> dict[str, Any]:
+    """Return a report whose target says what share of a latency was measured; what the table predicts stands beside."""
+    if target.kind != "latency":
+        return report
+    times = report["latency_ratio"]
+    reached = times["median"] if times["cpu"] is None else times["cpu"]
+    return report | {"target": report["target"] | {"predicted": report["target"]["reached"], "reached": reached}}
+
+
+def is_slower(found: Ratio) -> bool:
+    """Return whether a model is slower than its original, by all that was measured."""
+    return found.steady > 1.0 and found.interval[0] > 1.0
+
+
+def _faster(job: Job, environment: Environment, target: Target, found: Found) -> list[IntArray]:
+    """Return candidates within the budget that the table says are faster than the original, best first."""
+    samples = table_samples(job.analysis, environment, job.data, job.settings, job.tell)
+    cost = latency_cost(job.analysis.channels, samples)
+    full = cost(environment.n_units)
+    history = sorted(found.search.history, key=lambda record: -record["reward"])
+    others = [np.array(record["kept"], np.int64) for record in history]
+    wide = environment_of(job.analysis, job.data, replace(job.settings, round_to=AUTO))
+    if target.cost(wide.min_keep) <= target.budget:
+        others.append(_solved(wide, target, found.search.kept / environment.n_units))
+    own = tuple(found.search.kept.tolist())
+    fast = {tuple(kept.tolist()): kept for kept in others if cost(kept) < full}
+    return [kept for key, kept in fast.items() if key != own][:TRIED]
+
+
+def _solved(environment: Environment, target: Target, keep_ratio: Any) -> IntArray:
+    units, least = environment.n_units, environment.min_keep
+    return meet_target(keep_ratio, target.cost, units, environment.step, least, target.budget).kept
+
+
+def _instead(job: Job, environment: Environment, found: Found, kept: IntArray) -> Found:
+    """Return what was found with other kept counts, recovered anew."""
+    units = environment.kept(kept)
+    model = recovered(job.analysis, units, environment.candidate(kept), job.data, job.settings)
+    if job.settings.recover == "distill":
+        model = distilled(job.analysis, model, job.data, job.settings, job.output, job.tell)
+    return replace(found, model=model, kept=units, search=replace(found.search, kept=kept))
