@@ -34,6 +34,8 @@ _NORM_OUTPUTS = {  # normalisations of the last dim, with the outputs that have 
     **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), (0,)),
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), (0, 3)),
 }
+_LOW_SCORE = -3e4  # its exponential is 0, in float16 too
+_SOFTMAX_OF_LAST_DIM = 13  # opset since which that is the default
 _NOISE = 10.0  # times what onnxruntime's own optimisations change in the masked original
 
 
@@ -146,13 +148,13 @@ class Norm:
     Attributes:
         output: Its first output.
         dim: The dim of its input.
-        kept: Indices that stay, ascending.
+        kept: Indices that stay, ascending; of a Softmax bool, true where an entry stays, as an array that fits its input.
         size: How many there were.
     """
 
     output: str
     dim: int
-    kept: npt.NDArray[np.int64]
+    kept: npt.NDArray[np.int64] | Mask
     size: int
 
 
@@ -182,16 +184,38 @@ def norms_of(channels: Channels, kept: Sequence[npt.NDArray[np.int64]]) -> list[
             mask = cut.mask(x, dim)
             if mask is None or (dims is not None and dim not in dims):
                 continue  # this dim passes
+            if node.op_type == "Softmax":
+                stays = _spread_mask(channels, x, dim, mask)
+                if stays is None:
+                    return None
+                found.append(Norm(node.outputs[0], dim, stays, mask.shape[-1]))
+                continue
             if dims is None or mask.ndim != 1:
                 return None
             found.append(Norm(node.outputs[0], dim, np.flatnonzero(mask), mask.size))
     return found
 
 
+def _spread_mask(channels: Channels, value: str, dim: int, mask: Mask) -> Mask | None:
+    """Return what stays of an axis as an array that fits the value, or None where its rows lie along an open dim."""
+    axis, shape = channels.axes[value, dim], channels.graph.shape(value)
+    assert shape is not None
+    sizes = [1] * shape.rank
+    sizes[dim] = mask.shape[-1]
+    for row, period in zip(axis.rows, axis.periods, strict=True):
+        if not shape.is_fixed(row) or period != shape.other[row]:
+            return None
+        sizes[row] = period
+    order = np.argsort([*axis.rows, dim])
+    return mask.reshape(*axis.periods, -1).transpose(order.tolist()).reshape(sizes)
+
+
 def _normalised_dims(graph: Graph, node: Node, rank: int) -> set[int] | None:
     """Return the dims a node takes statistics over, or None where they cannot be gathered here."""
     if node.op_type.startswith("Reduce"):
         return reduced_dims(graph, node)
+    if node.op_type == "Softmax":
+        return {node.attribute("axis", 1 if graph.opset < _SOFTMAX_OF_LAST_DIM else -1) % rank}
     if node.op_type == "BatchNormalization":
         return {2} if rank == 3 else None
     return {rank - 1} if node.op_type in _NORM_OUTPUTS and node.attribute("axis", -1) % rank == rank - 1 else None
@@ -205,6 +229,9 @@ def _over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto
         proto = onnx.NodeProto()
         proto.CopyFrom(graph.node[at])
         name = f"{norm.output}__kept_{number}"
+        if proto.op_type == "Softmax":
+            _silence(graph, at, norm, name)
+            continue
         graph.initializer.append(numpy_helper.from_array(norm.kept, name))
         made = []
         outputs = _NORM_OUTPUTS.get(proto.op_type, ())
@@ -224,6 +251,16 @@ def _over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto
         for offset, node in enumerate(made):
             graph.node.insert(at + offset, node)
     return model
+
+
+def _silence(graph: onnx.GraphProto, at: int, norm: Norm, name: str) -> None:
+    """Let the Softmax at a position see a very low score wherever an entry goes: it gives 0 there."""
+    low = np.where(norm.kept, 0, _LOW_SCORE).astype(np.float32)
+    graph.initializer.append(numpy_helper.from_array(low, name))
+    proto = graph.node[at]
+    node = onnx.helper.make_node("Add", [proto.input[0], name], [f"{name}_scores"])
+    proto.input[0] = f"{name}_scores"
+    graph.node.insert(at, node)
 
 
 def _spreading(model: onnx.ModelProto, norm: Norm, name: str, like: str) -> onnx.TensorProto:

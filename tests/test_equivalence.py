@@ -298,6 +298,23 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
             "to": i64(8, 6, 3, 3), "wo": (2, 8, 1, 1),
         },
     ),
+    "attention over channels": (
+        """g (float[N, 5, 6] x) => (float[N, 5, 3] out) {
+           p = MatMul(x, w) r = Reshape(p, to) t = Transpose<perm = [2, 0, 3, 4, 1]>(r)
+           q = Gather<axis = 0>(t, c0) k = Gather<axis = 0>(t, c1) v = Gather<axis = 0>(t, c2)
+           kt = Transpose<perm = [0, 1, 3, 2]>(k) s = MatMul(q, kt) e = Softmax<axis = -1>(s) o = MatMul(e, v)
+           ot = Transpose<perm = [0, 3, 1, 2]>(o) of = Reshape(ot, back) out = MatMul(of, wo) }""",
+        {
+            "w": (6, 24), "wo": (8, 3), "to": i64(0, 5, 3, 2, 4), "back": i64(0, 5, 8),
+            **{f"c{i}": np.array(i, np.int64) for i in range(3)},
+        },
+    ),
+    "lstm from a state of zeros": (
+        """g (float[5, N, 6] x) => (float[5, N, 3] out) {
+           h = Shape(x) n = Slice(h, i1, i2) t = Concat<axis = 0>(i1, n, i4) s = ConstantOfShape(t)
+           y, yh = LSTM<hidden_size = 4>(x, w, r, b, , s, s) z = Squeeze(y, i1) out = MatMul(z, wo) }""",
+        {"w": (1, 16, 6), "r": (1, 16, 4), "b": (1, 32), "wo": (4, 3), **{f"i{n}": i64(n) for n in (1, 2, 4)}},
+    ),
     "grouped over a concat with the input": (
         """g (float[N, 4, 4, 4] x) => (float[N, 2, 4, 4] out) {
            a = Conv(x, wa) b = Conv(x, wb) c = Concat<axis = 1>(a, b, x) d = Conv<group = 2>(c, wc) e = Relu(d)

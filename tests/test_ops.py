@@ -104,6 +104,11 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
         {"k": (1, 1, 4), "i0": ints(0), "i1": ints(1)},
         "k y",
     ),
+    "entries of a constant fill": (
+        "h = Shape(x) n = Slice(h, i0, i1) t = Concat<axis = 0>(n, i4) e = ConstantOfShape(t) y = MatMul(e, w)",
+        {"w": (4, 3), **{f"i{n}": ints(n) for n in (0, 1, 4)}},
+        "e w y",
+    ),
     "tile": ("y = Tile(a, times)", {"times": ints(1, 2, 1, 1)}, "a y"),
     "depth to space": ("y = DepthToSpace<blocksize = 2>(a)", {}, "a"),
     "depth to space of six": ('y = DepthToSpace<blocksize = 2, mode = "CRD">(a8)', {}, "a8 y"),

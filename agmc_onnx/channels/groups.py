@@ -48,9 +48,17 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class AxisUnits:
-    """Units of one axis: (size,) or, where rows differ, (number of rows, size)."""
+    """Units of one axis.
+
+    Attributes:
+        units: (size,) or, where rows differ, (number of rows, size).
+        rows: The dims that rows are along, ascending.
+        periods: How many rows there are along each; they repeat along a larger dim.
+    """
 
     units: IntArray
+    rows: tuple[int, ...] = ()
+    periods: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +105,12 @@ def analyse(graph: Graph) -> Channels:
     ledger = walk(graph, rule_of)
     unit_of, n_units = _components(ledger)
     why = _frozen_units(ledger, unit_of)
-    axes = {axis: AxisUnits(unit_of[e.grid if e.rows else e.ids]) for axis, e in ledger.entries.items()}
+    axes = {
+        axis: AxisUnits(unit_of[e.grid if e.rows else e.ids], e.rows, e.ids.shape[:-1])
+        for axis, e in ledger.entries.items()
+    }
     for unit in _idle_units(graph, axes, n_units).tolist():
-        why.setdefault(unit, "only statistics of a constant depend on it")
+        why.setdefault(unit, "no weight that meets anything but constants has it")
     signature, first = _signatures(axes, n_units, graph)
     members: dict[int, list[int]] = {}
     present = np.unique(np.concatenate([a.units.ravel() for a in axes.values()])) if axes else np.empty(0, np.int64)
@@ -152,17 +163,20 @@ def _frozen_units(ledger: Ledger, unit_of: IntArray) -> dict[int, str]:
 
 
 def _idle_units(graph: Graph, axes: dict[Axis, AxisUnits], n_units: int) -> IntArray:
-    """Return the units on no axis that meets anything but constants (exporters leave such copies of a weight behind)."""
-    idle = np.zeros(n_units, bool)
+    """Return the units without a weight, and those on no axis that meets anything but constants.
+
+    Exporters leave copies of a weight behind of which only statistics are taken.
+    """
+    has_weight, is_used = np.zeros((2, n_units), bool)
     for (value, _), axis in axes.items():
-        if value in graph.weights and all(u.outputs[0] in graph.weights for u, _ in graph.consumers.get(value, ())):
-            idle[axis.units] = True
-    for (value, _), axis in axes.items() if idle.any() else ():
+        if value in graph.tensors:
+            has_weight[axis.units] = True
         if value not in graph.weights or any(
-            u.outputs[0] not in graph.weights for u, _ in graph.consumers.get(value, ())
+            user.outputs[0] not in graph.weights for user, _ in graph.consumers.get(value, ())
         ):
-            idle[axis.units] = False
-    return np.flatnonzero(idle)
+            is_used[axis.units] = True
+    present = np.unique(np.concatenate([a.units.ravel() for a in axes.values()])) if axes else np.empty(0, np.int64)
+    return present[~(has_weight & is_used)[present]]
 
 
 def _signatures(axes: dict[Axis, AxisUnits], n_units: int, graph: Graph) -> tuple[npt.NDArray[np.uint64], IntArray]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from agmc_onnx.channels.axes import Entries, Handler, Ledger
 from agmc_onnx.channels.reshapes import reshape
-from agmc_onnx.model.graph import Node
+from agmc_onnx.model.graph import FLOATS, Node
 from agmc_onnx.model.shapes import Shape
 
 IntArray = npt.NDArray[np.int64]
@@ -280,6 +280,21 @@ def can_name_expand(before: Shape, after: Shape) -> bool:
     )
 
 
+def constant_of_shape(ledger: Ledger, node: Node) -> None:
+    """ConstantOfShape: equal entries, so any of them may go; initial states of recurrent nodes are made so."""
+    y = node.outputs[0]
+    shape = ledger.shape(y)
+    given = ledger.graph.shape(node.inputs[0])
+    if given is None or given.other != (shape.rank,) or not ledger.graph.consumers.get(y):
+        return
+    value = node.attribute("value")
+    if value is not None and value.data_type not in FLOATS:
+        return  # numbers to compute sizes with
+    for dim in range(shape.rank):
+        if shape.is_fixed(dim) and shape.other[dim] > 1:
+            ledger.set(y, dim, ledger.fresh(shape.other[dim]))
+
+
 def tile(ledger: Ledger, node: Node) -> None:
     """Tile: ids repeat with the entries; along dims of fixed sizes these tell how often."""
     x, y = node.inputs[0], node.outputs[0]
@@ -321,6 +336,7 @@ def space_to_depth(ledger: Ledger, node: Node) -> None:
 
 RULES: dict[str, Handler] = {
     "Concat": concat,
+    "ConstantOfShape": constant_of_shape,
     "DepthToSpace": depth_to_space,
     "Expand": expand,
     "Flatten": reshape,

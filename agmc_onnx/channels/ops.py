@@ -263,11 +263,23 @@ def arg_reduce(ledger: Ledger, node: Node) -> None:
 
 
 def softmax(ledger: Ledger, node: Node) -> None:
-    """Softmax, LogSoftmax, Hardmax: the normalised dims must be whole, the others pass."""
-    rank = ledger.shape(node.inputs[0]).rank
+    """Softmax, LogSoftmax, Hardmax: dims pass; cutting the normalised ones changes what the entries that stay sum up to.
+
+    So the scores of an attention over channels are cut. Several normalised dims (up to opset 12) must be whole.
+    """
+    x = node.inputs[0]
+    rank = ledger.shape(x).rank
     axis = node.attribute("axis", 1 if ledger.graph.opset < 13 else -1) % rank
-    whole = set(range(axis, rank)) if ledger.graph.opset < 13 else {axis}
-    _pass_through(ledger, node, set(range(rank)) - whole)
+    if ledger.graph.opset < 13 and axis < rank - 1:
+        _pass_through(ledger, node, set(range(axis)))
+        return
+    if node.op_type != "Softmax":
+        _pass_through(ledger, node, set(range(rank)) - {axis})
+        return
+    _pass_through(ledger, node, set(range(rank)))
+    entries = ledger.axis(node, x, axis)
+    if entries is not None:
+        ledger.normalise(entries.ids, node)
 
 
 def layer_norm(ledger: Ledger, node: Node) -> None:

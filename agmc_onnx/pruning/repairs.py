@@ -101,6 +101,19 @@ def expand(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
         editor.mix(proto, 1, new)
 
 
+def constant_of_shape(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """ConstantOfShape: the sizes that are cut."""
+    cut, y = editor.cut, node.outputs[0]
+    shape = editor.graph.shape(y)
+    if shape is None or not cut.is_cut(y):
+        return
+    fixed = [cut.size(y, dim) if shape.is_fixed(dim) else None for dim in range(shape.rank)]
+    if None not in fixed:
+        editor.constant(proto, 0, [size for size in fixed if size is not None])
+    else:
+        editor.mix(proto, 0, fixed)
+
+
 def split(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     """Split: the size of every part."""
     cut = editor.cut
@@ -216,6 +229,7 @@ def recurrent(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
 REPAIRS: dict[tuple[str, str], Repair] = {
     **{("", op): recurrent for op in GATES},
     ("", "Attention"): fused.attention,
+    ("", "ConstantOfShape"): constant_of_shape,
     ("", "Conv"): conv,
     ("", "ConvTranspose"): conv,
     ("", "Expand"): expand,
