@@ -25,7 +25,7 @@ from agmc_onnx.pruning.sparsity import (
     weights_of,
     zeros_wanted,
 )
-from agmc_onnx.recover.sparse import METHODS
+from agmc_onnx.recover.sparse import METHODS, shrunk
 from tests.nets import model
 
 DIGITS = Path(__file__).parents[1] / "models" / "digits" / "digits_resnet.onnx"
@@ -119,6 +119,16 @@ def test_a_single_removal_moves_the_others_as_the_closed_form_says():
     wanted = rows[0].copy()
     wanted[later] -= rows[0, gone] / inverse[0, 0] * inverse[0]
     assert np.allclose(found[0], wanted)
+
+
+def test_few_samples_say_little_about_what_makes_up_for_what():
+    generator = np.random.default_rng(0)
+    inputs = generator.standard_normal((1000, 4)) @ generator.standard_normal((4, 40)) + generator.standard_normal((1000, 40))
+    truth = np.cov(inputs.T)
+    few = np.cov(inputs[:30].T)
+    assert np.square(shrunk(few, 30) - truth).sum() < np.square(few - truth).sum()
+    assert np.allclose(shrunk(truth, 10**9), truth)
+    assert np.allclose(shrunk(few, 1), np.diag(few.diagonal()))
 
 
 def test_weights_that_are_zero_count_and_nothing_else_is_cut():

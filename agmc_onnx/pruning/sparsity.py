@@ -104,8 +104,12 @@ def zeros_wanted(size: int, share: float) -> int:
 
 def weakest(scores: FloatArray, n: int) -> BoolArray:
     """Return the n lowest scores of an array of any shape as a mask; ties go to the first."""
-    chosen = np.zeros(scores.size, bool)
-    chosen[np.argsort(scores, axis=None, kind="stable")[:n]] = True
+    flat = np.asarray(scores).reshape(-1)
+    if n <= 0:
+        return np.zeros(scores.shape, bool)
+    limit = np.partition(flat, n - 1)[n - 1]
+    chosen = flat < limit
+    chosen[np.flatnonzero(flat == limit)[: n - int(chosen.sum())]] = True
     return chosen.reshape(scores.shape)
 
 
