@@ -136,7 +136,7 @@ class _Refit:
             self.old.release(site.target)
             if progress is not None:
                 progress(number + 1, len(sites), site.node.label)
-        return _add_biases(replace_constants(self.pruned, self.changed), self.added)
+        return add_biases(replace_constants(self.pruned, self.changed), self.added)
 
     def _target(self, site: Site, number: int, batch: int, index: Tensor) -> Tensor:
         """Return the original's value at some positions, (positions, channels), all channels."""
@@ -211,7 +211,7 @@ class _Refit:
         old = self.new.constants[site.weight]
         if self.owner.thin is not None and self._is_thinned(site):
             matrix, n_places = patches.matrix(old).double(), math.prod(old.shape[2:])
-            step, offset = self.owner.thin(site, matrix, step, moments, ridge, has_bias, n_places)
+            step, offset = self.owner.thin(site, matrix, step, moments, min(ridge, 1.0), has_bias, n_places)
         new = patches.weight(patches.matrix(old).double() + step.transpose(1, 2), old)
         self.new.constants[site.weight] = new
         self.changed[site.weight] = new.numpy()
@@ -231,6 +231,8 @@ class _Refit:
 def choose_ridge(halves: Halves, ridges: Sequence[float], has_bias: bool) -> float:
     """Return the ridge that serves best where each half of the samples is predicted from the other.
 
+    Infinity where any correction learned on one half makes the other worse: few samples fit a wide node by heart.
+
     Args:
         halves: Moments of two disjoint sets of samples.
         ridges: Candidates, ascending.
@@ -242,7 +244,8 @@ def choose_ridge(halves: Halves, ridges: Sequence[float], has_bias: bool) -> flo
     for known, other in (halves, halves[::-1]):
         for i, ridge in enumerate(ridges):
             errors[i] += other.error(*solve(known, ridge, has_bias))
-    return ridges[int(np.argmin(errors))]
+    best = int(np.argmin(errors))
+    return ridges[best] if errors[best] < 0 else np.inf
 
 
 def solve(moments: Moments, ridge: float, has_bias: bool) -> tuple[Tensor, Tensor]:
@@ -250,7 +253,7 @@ def solve(moments: Moments, ridge: float, has_bias: bool) -> tuple[Tensor, Tenso
 
     Args:
         moments: Of u and of the residual.
-        ridge: Share of the mean diagonal of the second moments.
+        ridge: Share of the mean diagonal of the second moments; infinity leaves the weight as it is.
         has_bias: Whether a constant may be added to the output.
 
     Returns:
@@ -260,6 +263,8 @@ def solve(moments: Moments, ridge: float, has_bias: bool) -> tuple[Tensor, Tenso
     n = max(moments.n, 1)
     second, cross = moments.uu / n, moments.ur / n
     mean, r_mean = moments.u / n, moments.r / n
+    if np.isinf(ridge):
+        return torch.zeros_like(cross), r_mean if has_bias else torch.zeros_like(r_mean)
     weight = ridge * second.diagonal(dim1=1, dim2=2).mean(1)  # (groups,)
     if has_bias:
         second = second - mean[:, :, None] * mean[:, None, :]
@@ -271,7 +276,7 @@ def solve(moments: Moments, ridge: float, has_bias: bool) -> tuple[Tensor, Tenso
     return step, offset
 
 
-def _add_biases(model: onnx.ModelProto, added: dict[str, np.ndarray]) -> onnx.ModelProto:
+def add_biases(model: onnx.ModelProto, added: dict[str, np.ndarray]) -> onnx.ModelProto:
     """Give nodes a bias, by the names of their outputs; the model is changed."""
     for node in model.graph.node:
         if node.output and node.output[0] in added:

@@ -12,6 +12,7 @@ surgeon (Hassibi and Stork 1993), block by block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -100,7 +101,7 @@ def measure_consumers(channels: Channels, samples: Samples, options: RecoverOpti
             matrix = patches.matrix(weight).double()
             g, n, width = matrix.shape
             units = _units_of(channels, site.x, site.channel_dim, g, width)
-            if units is None or not prunable[units[units >= 0]].any() or _is_elementwise(g, n, weight.shape):
+            if units is None or not prunable[units[units >= 0]].any() or is_elementwise(g, width, weight.shape):
                 continue
             stream.advance(site.node.index)
             generator = np.random.default_rng([options.seed, number])
@@ -122,9 +123,15 @@ def measure_consumers(channels: Channels, samples: Samples, options: RecoverOpti
     return found
 
 
-def _is_elementwise(n_groups: int, n_channels: int, shape: Sequence[int]) -> bool:
-    """Whether a convolution is depthwise: its outputs live and die with its inputs, so nothing is mixed."""
-    return n_groups > 1 and len(shape) > 2 and n_groups == (shape[0] if n_channels == 1 else shape[0] // n_channels)
+def is_elementwise(n_groups: int, width: int, shape: Sequence[int]) -> bool:
+    """Return whether a convolution is depthwise: its outputs live and die with its inputs, so nothing is mixed.
+
+    Args:
+        n_groups: Of the convolution.
+        width: Kernel places times input channels of one group.
+        shape: Of the weight.
+    """
+    return n_groups > 1 and width == math.prod(shape[2:])
 
 
 def _units_of(channels: Channels, x: str, dim: int, n_groups: int, width: int) -> IntArray | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from torch import Tensor
 
 from agmc_onnx.errors import ModelError, UsageError
 from agmc_onnx.measuring.data import Samples
+from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.model.files import write_atomically
 from agmc_onnx.model.graph import Graph, view
+from agmc_onnx.recover.folding import Folded
+from agmc_onnx.recover.goals import Goal, output_goals
 from agmc_onnx.recover.options import RecoverOptions
 from agmc_onnx.recover.sites import find_sites
 from agmc_onnx.recover.torch_graph import TorchGraph, to_model, to_tensor
@@ -27,20 +31,8 @@ from agmc_onnx.recover.torch_graph import TorchGraph, to_model, to_tensor
 Progress = Callable[[int, int, Mapping[str, float]], None]
 Reward = Callable[[onnx.ModelProto], float]
 CHECKPOINT = "distill.pt"
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 _LOSSES, _OPTIMISERS = ("kl", "mse"), ("adamw", "sgd")
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A pair of values that the student's is to follow the teacher's.
-
-    Attributes:
-        value: Its name, the same in both networks.
-        is_scores: Whether it holds class scores before the softmax, (samples, classes).
-    """
-
-    value: str
-    is_scores: bool
 
 
 def distill(
@@ -102,10 +94,15 @@ class _Distillation:
     ) -> None:
         self.proto, self.samples, self.options, self.augment = student, samples, options, augment
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        student_graph, teacher_graph = view(student), view(teacher)
-        self.goals, self.blocks = _goals(student_graph, teacher_graph, options)
+        keep_freed_memory()
+        self.folded = None if options.train_statistics else Folded(student)
+        self.trained = student if self.folded is None else self.folded.model
+        student_graph, teacher_graph = view(self.trained), view(teacher)
+        self.goals = output_goals(teacher_graph)
+        self.blocks = _inner_goals(student_graph, teacher_graph) if options.block_weight else []
+        self.wanted = [goal.value for goal in (*self.goals, *self.blocks)]
         self.student = _prepare(student_graph, self.device)
-        self.teacher = _prepare(teacher_graph, self.device).eval().requires_grad_(False)
+        self.teacher = _Teacher(teacher_graph, self.wanted, self.device)
         self.student.train()
         if not options.train_statistics:
             self.student.freeze_statistics()
@@ -149,16 +146,13 @@ class _Distillation:
             self._load(self.best)
         elif self._probe_loss(probe) >= before:
             return self.proto
-        return to_model(self.student, self.proto)
+        return self._model()
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def _train_step(self) -> float:
         feed, labels = self._batch(self.step)
-        wanted = [goal.value for goal in (*self.goals, *self.blocks)]
-        with torch.no_grad():
-            answers = self.teacher.run(feed, wanted)
-        loss = self._loss(self.student.run(feed, wanted), answers, labels)
+        loss = self._loss(self.student.run(feed, self.wanted), self.teacher(feed), labels)
         if not torch.isfinite(loss):
             raise ModelError(
                 f"distill: the loss is {loss.item()} at step {self.step}; expected a number. Use a smaller learning rate."
@@ -203,10 +197,9 @@ class _Distillation:
 
     def _probe_loss(self, feed_and_labels: tuple[dict[str, Tensor], Tensor | None]) -> float:
         feed, labels = feed_and_labels
-        wanted = [goal.value for goal in (*self.goals, *self.blocks)]
         self.student.eval()
         with torch.no_grad():
-            loss = float(self._loss(self.student.run(feed, wanted), self.teacher.run(feed, wanted), labels))
+            loss = float(self._loss(self.student.run(feed, self.wanted), self.teacher(feed), labels))
         self.student.train()
         if not self.options.train_statistics:
             self.student.freeze_statistics()
@@ -245,8 +238,12 @@ class _Distillation:
     def _load(self, state: Mapping[str, Tensor]) -> None:
         self.student.load_state_dict(state)
 
+    def _model(self) -> onnx.ModelProto:
+        model = to_model(self.student, self.trained)
+        return model if self.folded is None else self.folded.unfold(model)
+
     def _judge(self, reward: Reward) -> float:
-        score = reward(to_model(self.student, self.proto))
+        score = reward(self._model())
         if score > self.best_reward:
             self.best, self.best_reward, self.without_gain = self._state(), score, 0
         else:
@@ -275,6 +272,39 @@ class _Distillation:
         self.best_reward, self.without_gain = state["best_reward"], state["without_gain"]
 
 
+class _Teacher:
+    """The original's answers: from onnxruntime, which is faster than torch without gradients, or on a GPU from torch."""
+
+    def __init__(self, graph: Graph, wanted: Sequence[str], device: torch.device) -> None:
+        self.wanted = list(dict.fromkeys(wanted))
+        self.module = None if device.type == "cpu" else _prepare(graph, device).eval().requires_grad_(False)
+        if self.module is None:
+            proto = onnx.ModelProto()
+            proto.CopyFrom(graph.model)
+            known = {value.name: value for value in proto.graph.output}
+            blank = [known.get(name) or onnx.ValueInfoProto(name=name) for name in self.wanted]
+            outputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in blank]
+            del proto.graph.output[:]
+            proto.graph.output.extend(outputs)
+            self.session = make_session(proto, torch.get_num_threads())
+
+    def __call__(self, feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the wanted values."""
+        if self.module is not None:
+            with torch.no_grad():
+                return self.module.run(feed, self.wanted)
+        arrays = {name: value.contiguous().numpy() for name, value in feed.items()}
+        return dict(zip(self.wanted, map(torch.from_numpy, run_model(self.session, arrays)), strict=True))
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory for the next step, where it is glibc: fetching it anew costs a fifth of a step."""
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, 1 << 25)
+        library.mallopt(_TRIM_THRESHOLD, -1)
+
+
 def _prepare(graph: Graph, device: torch.device) -> TorchGraph:
     module = TorchGraph(graph).to(device)
     for tensor in (*module.parameters(), *module.buffers()):
@@ -283,26 +313,11 @@ def _prepare(graph: Graph, device: torch.device) -> TorchGraph:
     return module
 
 
-def _goals(student: Graph, teacher: Graph, options: RecoverOptions) -> tuple[list[Goal], list[Goal]]:
-    """Return what is compared at the outputs, and inside where `options.block_weight` asks for it."""
-    goals = []
-    for output in student.outputs:
-        value, node = output, teacher.producer.get(output)
-        if node is not None and node.op_type in ("Softmax", "LogSoftmax") and node.inputs[0] in student.producer:
-            value = node.inputs[0]
-        shape = teacher.shape(value)
-        is_scores = shape is not None and shape.rank == 2 and shape.other[1] > 1 and shape.is_fixed(1)
-        kind = next((o.type.tensor_type.elem_type for o in teacher.model.graph.output if o.name == output), 1)
-        if kind in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16):
-            goals.append(Goal(value, is_scores))
-    if not goals:
-        raise ModelError("distill: the model has no float output; expected at least one to learn from. Use compensate.")
-    blocks = []
-    if options.block_weight:
-        sums = {site.target for site in find_sites(student) if site.others}
-        both = [v for v in student.producer if v in sums and v in teacher.producer]
-        blocks = [Goal(v, False) for v in both if student.shape(v) == teacher.shape(v)]
-    return goals, blocks
+def _inner_goals(student: Graph, teacher: Graph) -> list[Goal]:
+    """Return the residual sums that both networks have in the same shape."""
+    sums = {site.target for site in find_sites(student) if site.others}
+    both = [v for v in student.producer if v in sums and v in teacher.producer]
+    return [Goal(v, False) for v in both if student.shape(v) == teacher.shape(v)]
 
 
 def _relative_error(ours: Tensor, theirs: Tensor) -> Tensor:

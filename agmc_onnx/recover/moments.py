@@ -23,13 +23,14 @@ Values = dict[str, Tensor]
 _CACHED = 4_000_000  # numbers in a value of one batch: larger ones are slower per sample
 
 
-def read_batches(samples: Samples, options: RecoverOptions, graph: Graph) -> list[Values]:
+def read_batches(samples: Samples, options: RecoverOptions, graph: Graph, at_most: int | None = None) -> list[Values]:
     """Return the feeds of at most `options.n_samples` samples, images with channels last in memory.
 
-    Batches are as large as `options.batch_size`, but small enough for the largest value of the graph to stay in cache.
+    Batches are as large as `options.batch_size`, but small enough for the largest value of the graph to stay in cache, and
+    not larger than `at_most`.
     """
     per_sample = max((math.prod(shape.dims) for shape in graph.shapes.values()), default=1)
-    size = max(1, min(options.batch_size, _CACHED // per_sample))
+    size = max(1, min(options.batch_size, _CACHED // per_sample, at_most or options.batch_size))
     found = []
     for feed, _ in samples.take(options.n_samples).batches(size):
         found.append({name: _channels_last(to_tensor(array)) for name, array in feed.items()})

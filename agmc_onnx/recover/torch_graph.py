@@ -6,6 +6,7 @@ interpreter over a table of ops does, at no measurable cost per training step.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +33,10 @@ _WEIGHTS = {
     "GroupNormalization": (1, 2), "InstanceNormalization": (1, 2), "LayerNormalization": (1, 2), "MatMul": (0, 1),
     "PRelu": (1,),
 }  # fmt: skip
+
+
+# Ops whose output neither they themselves nor their gradient look at again, so that it may be overwritten.
+_NOT_KEPT = ("Conv", "ConvTranspose", "BatchNormalization", "Add", "Gemm")
 
 
 def prepare(node: Node, opset: int) -> Call:
@@ -116,6 +121,7 @@ class TorchGraph(nn.Module):
         self.calls = tuple(self._fold(graph))
         self._check(graph)
         self._last = last_uses(self.calls, self.outputs)
+        self._in_place = self._find_in_place()
 
     def _add_constant(self, graph: Graph, name: str) -> None:
         tensor = to_tensor(graph.array(name))
@@ -157,6 +163,13 @@ class TorchGraph(nn.Module):
                         "expected numbers. Make sparse initializers dense first."
                     )
             made.update(call.outputs)
+
+    def _find_in_place(self) -> set[int]:
+        """Return the Relu nodes that may overwrite their input: a fresh value that nobody else will need."""
+        users = Counter(name for call in self.calls for name in call.inputs)
+        fresh = {o for call in self.calls if call.op_type in _NOT_KEPT for o in call.outputs[:1] if users[o] == 1}
+        fresh -= set(self.outputs)
+        return {i for i, call in enumerate(self.calls) if call.op_type == "Relu" and call.inputs[0] in fresh}
 
     def constant(self, name: str) -> Tensor | None:
         """Return the parameter, buffer or whole numbers of a constant value; None for any other value."""
@@ -206,8 +219,13 @@ class TorchGraph(nn.Module):
         for index, call in enumerate(self.calls):
             if not missing:
                 break
-            inputs = [None if not name else values[name] if name in values else self.constant(name) for name in call.inputs]
-            values.update(zip(call.outputs, run_node(call, inputs), strict=False))
+            inputs = [
+                None if not name else values[name] if name in values else self.constant(name) for name in call.inputs
+            ]
+            if index in self._in_place and call.inputs[0] not in names and inputs[0] is not None:
+                values[call.outputs[0]] = torch.relu_(inputs[0])
+            else:
+                values.update(zip(call.outputs, run_node(call, inputs), strict=False))
             del inputs
             for name in call.outputs:
                 if name in missing:
@@ -218,7 +236,9 @@ class TorchGraph(nn.Module):
             for name in self._last[index]:
                 values.pop(name, None)
         if missing:
-            raise ModelError(f"model: no such values, got {sorted(missing)}; expected names of the graph. Correct them.")
+            raise ModelError(
+                f"model: no such values, got {sorted(missing)}; expected names of the graph. Correct them."
+            )
         return found
 
     @staticmethod
