@@ -69,6 +69,7 @@ class AgmcOptions:
         clamp: Clamp every action of the actor to what lets the later groups meet the budget, as AMC does (`amc`'s ablation).
         known: Give the decoder the static features of the groups, and the critic the refit error of every action where there
             are error curves (ours).
+        generalist: Start from the networks trained beforehand over many others, where there is data (ours).
     """
 
     encoder: str = "mean"
@@ -106,6 +107,7 @@ class AgmcOptions:
     mutation_share: float = 1.0
     clamp: bool = False
     known: bool = True
+    generalist: bool = True
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,8 @@ class CompressOptions:
         minimise: What is smallest then: the name of a budget.
         stages: Steps in which the budget is reached, each recovered before the next.
         policy: Row of `agmc_onnx.search.policies.POLICIES`.
-        episodes: Candidates evaluated. The paper has 400; 100 find nearly as much here in a quarter of the time (ours).
+        episodes: Candidates evaluated; 0: one, which the policy takes as it is. The paper has 400; 100 find nearly as much here in
+            a quarter of the time (ours).
         seed: Of every random choice.
         reward: Row of `agmc_onnx.search.rewards.REWARDS`.
         importance: Row of `agmc_onnx.pruning.importance.IMPORTANCE`; L2 (code).
@@ -200,6 +203,8 @@ class CompressOptions:
         sparse_method: Row of `agmc_onnx.recover.sparse.METHODS`; None: "obs" where candidates are refitted, else "magnitude".
         sparse_pattern: "N:M": of M weights one after the other along the inputs at most N are kept; instead of `sparsity`.
         sparse_layers: "dense": fully connected ones; "all": convolutions too.
+        sparse_decide: "uniform": every layer has the same share of zeros; "policy": the policy decides it layer by layer, in
+            the same episode as the widths, such that `sparsity` of all the layers' weights together are zero.
         sparse_storage: "dense", or "smallest": as sparse_initializer where that is smaller and onnxruntime loads it. Not the
             default, since onnx's own checker and most other runtimes refuse it, and a zip file makes up the difference.
         search_samples: Calibration samples that a candidate is refitted with.
@@ -240,6 +245,7 @@ class CompressOptions:
     sparse_method: str | None = None
     sparse_pattern: str | None = None
     sparse_layers: str = "dense"
+    sparse_decide: str = "uniform"
     sparse_storage: str = "dense"
     search_samples: int = 128
     search_positions: int = 4000
@@ -289,7 +295,7 @@ class CompressOptions:
                 f"--{given[0]}: the share to keep is out of range, got {share!r}; expected 0 < R < 1, such as 0.5 to keep half."
             )
         for name, low in (
-            ("episodes", 1),
+            ("episodes", 0),
             ("reward_samples", 1),
             ("finalists", 1),
             ("distill_steps", 1),
@@ -342,6 +348,7 @@ JUDGES = ("fidelity", "metric")
 RECOVER = ("none", "compensate", "distill")
 SPARSE_METHODS = ("magnitude", "wanda", "obs")
 SPARSE_LAYERS = ("dense", "all")
+SPARSE_DECIDE = ("uniform", "policy")
 SPARSE_STORAGE = ("dense", "smallest")
 
 
@@ -374,10 +381,15 @@ def _check_sparsity(options: CompressOptions) -> None:
     for name, value, known in (
         ("method", options.sparse_method, SPARSE_METHODS),
         ("layers", options.sparse_layers, SPARSE_LAYERS),
+        ("decide", options.sparse_decide, SPARSE_DECIDE),
         ("storage", options.sparse_storage, SPARSE_STORAGE),
     ):
         if value is not None and value not in known:
             raise UsageError(f"--sparse-{name}: unknown name, got {value!r}; expected one of {', '.join(known)}.")
+    if options.sparse_decide == "policy" and options.sparsity is None:
+        raise UsageError("--sparse-decide: got policy without --sparsity; expected a share to divide. Give --sparsity R.")
+    if options.sparse_decide == "policy" and options.stages > 1:
+        raise UsageError(f"--sparse-decide: got policy beside --stages {options.stages}; expected uniform there.")
     if options.recover == "none" and options.sparse_method not in (None, "magnitude"):
         raise UsageError(
             f"--sparse-method: {options.sparse_method} looks at activations, got --recover none; expected --recover"

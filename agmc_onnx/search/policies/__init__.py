@@ -60,6 +60,25 @@ class PrimedPolicy:
         self.policy.observe(keep_ratio_executed, reward, outcome)
 
 
+class DecidedPolicy:
+    """One proposal and no learning: what a policy takes as it is, or the prior's first candidate where it has to learn."""
+
+    n_episodes = 1
+
+    def __init__(self, policy: Policy, problem: Problem, has_prior: bool) -> None:
+        self.policy, self.problem, self.has_prior = policy, problem, has_prior
+
+    def propose(self, rng: np.random.Generator) -> FloatArray:
+        """Return the proposal."""
+        decide = getattr(self.policy, "decide", None)
+        if decide is not None:
+            return decide()  # type: ignore[no-any-return]
+        return prior_candidates(self.problem)[0] if self.has_prior else self.policy.propose(rng)
+
+    def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
+        """Learn nothing."""
+
+
 PolicyFactory = Callable[[Problem, SearchOptions, np.random.Generator], Policy]
 
 
@@ -118,7 +137,7 @@ PRIMED = frozenset({"agmc", "amc", "gnn-rl", "local", "tpe", "cmaes"})
 
 
 def make_policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
-    """Return the policy `options.policy` for this problem.
+    """Return the policy `options.policy` for this problem; with no episodes, what it takes as it is.
 
     Raises:
         UsageError: If there is no such row in `POLICIES`.
@@ -126,4 +145,6 @@ def make_policy(problem: Problem, options: SearchOptions, rng: np.random.Generat
     if options.policy not in POLICIES:
         raise UsageError(f"policy: unknown name, got {options.policy!r}; expected one of {', '.join(POLICIES)}.")
     policy = POLICIES[options.policy](problem, options, rng)
+    if not options.n_episodes:
+        return DecidedPolicy(policy, problem, options.policy in PRIMED)
     return PrimedPolicy(policy, problem) if options.prior and options.policy in PRIMED else policy

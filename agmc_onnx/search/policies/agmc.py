@@ -9,13 +9,16 @@ from torch import Tensor
 
 from agmc_onnx.config import AgmcOptions, SearchOptions
 from agmc_onnx.errors import UsageError
-from agmc_onnx.search.budget import meet_target
+from agmc_onnx.search.budget import met
+from agmc_onnx.search.policies import generalist
 from agmc_onnx.search.policies.ddpg import DdpgAgent, Known, LinearBudget, truncated_normal
 from agmc_onnx.search.policies.states import GraphStates, GraphTensors, States
-from agmc_onnx.search.prior import best_curves
+from agmc_onnx.search.prior import best_curves, prior_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
 SMALLEST = 0.01  # smallest keep ratio proposed
+# of a decision without evaluations: rollouts of the actor, steps uphill, candidates of a step, noise, groups left alone
+N_OWN, N_CLIMBS, N_CLIMB, CLIMB_SIGMA, CLIMB_SHARE = 8, 40, 32, 0.1, 0.7
 N_GRID = 33  # points of an error curve that the critic reads
 
 
@@ -38,6 +41,7 @@ def paper_options() -> AgmcOptions:
         elite_share=0.0,
         n_candidates=1,
         known=False,
+        generalist=False,
         mutation_share=1.0,
     )
 
@@ -73,6 +77,12 @@ class AgmcPolicy:
         self.agent = DdpgAgent(
             lambda: self.make_states(problem, options.agmc, known), self.budget, options.agmc, self.generator, known
         )
+        self.problem = problem
+        has_table = known is not None and known.table is not None
+        self.is_generalist = options.agmc.generalist and has_table and generalist.fits(self.agent.networks)
+        if self.is_generalist:
+            generalist.load(self.agent.networks)
+            self.agent.follow_at_once()
 
     def make_states(self, problem: Problem, options: AgmcOptions, known: Known | None) -> States:
         """Return what the agent sees: encoder and decoder here."""
@@ -95,6 +105,26 @@ class AgmcPolicy:
         if len(candidates) == 1:
             return self._as_ratio(candidates[0])
         return self._as_ratio(candidates[int(agent.judge(candidates).argmax())])
+
+    def decide(self) -> FloatArray:
+        """Return float64 (n_groups,) keep ratios without any evaluation: the generalist's choice.
+
+        Of the prior's candidates and the actor's own its critic takes the best, then climbs from there by noise on some
+        groups. Without the generalist (no data, or an agent of other sizes) the prior's first candidate is taken.
+        """
+        prior = prior_candidates(self.problem)
+        if not self.is_generalist:
+            return prior[0]
+        agent = self.agent
+        start = torch.as_tensor(np.array(prior), dtype=torch.float32)
+        options = torch.cat([start, agent.rollout(N_OWN, 0.0), agent.rollout(N_OWN, agent.sigma)])
+        best = options[int(agent.judge(options).argmax())]
+        for _ in range(N_CLIMBS):
+            noisy = truncated_normal(best.expand(N_CLIMB, -1), CLIMB_SIGMA, self.generator)
+            kept = torch.rand(noisy.shape, generator=self.generator) < CLIMB_SHARE
+            options = agent.budget.rescale(torch.cat([best[None], torch.where(kept, best, noisy)]))
+            best = options[int(agent.judge(options).argmax())]
+        return self._as_ratio(best)
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
         """Store the episode, and train once the warm-up is over."""
@@ -150,24 +180,23 @@ def _check(options: AgmcOptions) -> None:
 
 def _linear_budget(problem: Problem) -> LinearBudget:
     """Return the uniform solution and the marginal cost of every group there, by one step down (or up) each."""
-    met = meet_target(
-        np.full(problem.n_groups, 0.5),
-        problem.cost,
-        problem.n_units,
-        problem.step,
-        problem.min_keep,
-        budget=problem.budget,
-    )
+    uniform = met(problem, np.full(problem.n_groups, 0.5))
     weight = np.zeros(problem.n_groups)
     for group in range(problem.n_groups):
-        moved = met.kept.copy()
-        down = met.kept[group] > problem.min_keep[group]
+        moved = uniform.kept.copy()
+        down = uniform.kept[group] > problem.min_keep[group]
         moved[group] = problem.min_keep[group] if down else problem.n_units[group]
-        change = (met.kept[group] - moved[group]) / problem.n_units[group]
-        weight[group] = (met.reached - problem.cost(moved)) / change if change else 0.0
+        change = (uniform.kept[group] - moved[group]) / problem.n_units[group]
+        weight[group] = (uniform.reached - problem.cost(moved)) / change if change else 0.0
     weight = np.maximum(weight / max(weight.max(), 1.0), 1e-6)
+    n_widths = problem.n_groups
+    if problem.density_weight is not None:
+        n_widths -= len(problem.density_weight)
+        weight[n_widths:] = problem.density_weight / problem.density_weight.max()
     return LinearBudget(
-        torch.as_tensor(weight, dtype=torch.float32), torch.as_tensor(met.keep_ratio, dtype=torch.float32)
+        torch.as_tensor(weight, dtype=torch.float32),
+        torch.as_tensor(uniform.keep_ratio, dtype=torch.float32),
+        n_widths,
     )
 
 

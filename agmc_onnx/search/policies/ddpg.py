@@ -41,17 +41,23 @@ class LinearBudget:
     Attributes:
         weight: float32 (n_groups,), cost per unit of keep ratio at the uniform solution; any positive scale.
         keep_ratio: float32 (n_groups,), the uniform solution.
+        n_widths: Decisions from this one on have a budget of their own; None: all share one.
     """
 
     weight: Tensor
     keep_ratio: Tensor
+    n_widths: int | None = None
 
     def rescale(self, actions: Tensor) -> Tensor:
         """Return actions (..., n_groups) on the linear budget: all prune ratios times one factor, differentiable."""
-        prune = 1.0 - actions
-        target = (self.weight * (1.0 - self.keep_ratio)).sum()
-        factor = target / (self.weight * prune).sum(dim=-1, keepdim=True).clamp(min=1e-6)
-        return (1.0 - factor * prune).clamp(0.0, 1.0)
+        n = actions.shape[-1] if self.n_widths is None else self.n_widths
+        parts = []
+        for part in (slice(0, n), slice(n, None)):
+            prune, weight = 1.0 - actions[..., part], self.weight[part]
+            target = (weight * (1.0 - self.keep_ratio[part])).sum()
+            factor = target / (weight * prune).sum(dim=-1, keepdim=True).clamp(min=1e-6)
+            parts.append((1.0 - factor * prune).clamp(0.0, 1.0))
+        return parts[0] if n == actions.shape[-1] else torch.cat(parts, dim=-1)
 
     def clamp(self, before: list[Tensor], action: Tensor) -> Tensor:
         """Return the next action (n, 1), at most what lets the later groups still meet the budget.
@@ -250,6 +256,11 @@ class DdpgAgent:
         if self.options.reward_on == "final":
             received[:, :-1] = 0.0
         return received + self.options.gamma * following
+
+    @torch.no_grad()
+    def follow_at_once(self) -> None:
+        """Set the targets to the networks, after these were read from a file."""
+        self.targets.load_state_dict(self.networks.state_dict())
 
     @torch.no_grad()
     def _follow(self) -> None:
