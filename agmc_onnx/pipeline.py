@@ -33,6 +33,7 @@ from agmc_onnx.run.latency import latency_target, reported, settled
 from agmc_onnx.run.stages import Job, by_stages
 from agmc_onnx.run.target import Target, target_of
 from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.joint import JointEnvironment
 from agmc_onnx.search.journal import Journal, run_folder
 from agmc_onnx.search.policies import LEARNED
 from agmc_onnx.verification import Verification, norms_of, verify
@@ -110,6 +111,8 @@ def _compress(
         if by_latency
         else target_of(settings, analysis.channels)
     )
+    if isinstance(environment, JointEnvironment):
+        target = replace(target, cost=environment.of_groups(target.cost))
     facts = {"groups": len(analysis.channels.groups), "macs": environment.macs(environment.n_units)}
     tell("analysed", {**facts, "share": target.share, "kind": target.kind})
     environment = reachable(environment, target, analysis, data_of, settings)
@@ -132,7 +135,8 @@ def _searched(
     job = Job(analysis, data_of, settings, output, journal, tell)
     reach = by_stages if settings.max_drop is None else by_drop
     result_of = settled(job, environment, target, reach(job, environment, target))
-    compressed, best, found = result_of.model, result_of.kept, result_of.search
+    compressed, best = result_of.model, result_of.kept
+    found = replace(result_of.search, kept=result_of.search.kept[: len(best)])  # without densities
     as_cut = Surgeon(analysis.channels).cut(best)
     sparsity = sparsity_of(settings, analysis.graph)
     plan = make_plan(analysis.channels, best, analysis.file.sha256)
@@ -160,7 +164,7 @@ def _searched(
     report["sparsity"] = None if sparsity is None else facts(analysis.file.proto, compressed, sparsity)
     report["finalists"] = result_of.finalists
     report.update(result_of.facts)
-    report = reported(report, target)
+    report = reported(report, target, settings)
     report["resumed"] = 0 if journal is None else journal.n_resumed
     report["output"] = None if output is None else str(output)
     report["wall_s"] = round(time.perf_counter() - start, 3)

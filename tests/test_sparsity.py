@@ -224,6 +224,52 @@ def test_convolutions_are_thinned_where_asked_and_stored_sparse(tmp_path):
     assert agmc_onnx.measure(DIGITS, output, seconds=0.1)["models"][1]["params"] > 40_000
 
 
+@pytest.fixture(scope="module")
+def joint():
+    """A search that decides widths and densities in one episode, and the environment it runs in."""
+    options = FAST | {"policy": "agmc", "episodes": 5, "sparsity": 0.6, "sparse_layers": "all", "sparse_decide": "policy"}
+    options |= {"search_samples": 32, "search_positions": 400, "finalists": 1}
+    return agmc_onnx.compress(DIGITS, **options)
+
+
+def test_widths_and_densities_are_decided_in_one_episode(joint):
+    report = joint.report
+    assert {len(record["kept"]) for record in report["history"]} == {len(joint.plan.groups) - 1 + 13}
+    assert report["history"][-1]["kept"][-13:] != [16] * 13  # the first, uniform, has 40 % of 40 steps everywhere
+    assert report["target"]["reached"] <= 0.5
+    assert 0.6 <= 1 - report["sparsity"]["density"] < 0.62
+
+
+def test_a_policys_densities_are_those_of_the_result(joint):
+    best = max(joint.report["history"], key=lambda record: record["reward"])
+    for layer, count in zip(joint.report["sparsity"]["layers"], best["kept"][-13:], strict=True):
+        assert layer["weights"] - layer["nonzeros"] == zeros_wanted(layer["weights"], 1 - count / 40)
+    assert joint.verification.masked_equivalence
+
+
+def test_both_budgets_are_met_whatever_is_proposed():
+    from agmc_onnx.run.analysis import analyse_model
+    from agmc_onnx.search.joint import JointEnvironment
+
+    channels = analyse_model(DIGITS).channels
+    names = tuple(weights_of(channels.graph, "all"))
+    scores = np.random.default_rng(0).random(channels.n_units)
+    environment = JointEnvironment(
+        channels, scores, lambda model: None, names=names, share=0.7, thin=lambda kept, model, shares: model
+    )
+    full = environment.macs(environment.n_units)
+    problem = environment.problem(environment.of_groups(environment._inner.macs), full // 2)
+    generator = np.random.default_rng(1)
+    for _ in range(20):
+        found = problem.meet(generator.random(problem.n_groups))
+        assert found.feasible
+        assert problem.macs(found.kept) <= full // 2
+        size, shares = environment.sizes(found.kept), environment.shares(found.kept)
+        assert size @ np.array([shares[name] for name in names]) >= 0.7 * size.sum() - 1e-6
+        assert problem.params(found.kept) < environment.params(found.kept)
+    assert len(problem.features) == len(problem.scores) == len(problem.group_nodes) == problem.n_groups
+
+
 def test_distillation_keeps_zeros():
     from agmc_onnx.measuring.data import load_card, open_data
     from agmc_onnx.measuring.session import model_inputs
@@ -252,6 +298,7 @@ def test_distillation_keeps_zeros():
         ({"sparse_pattern": "4:2"}, r"--sparse-pattern: not a pattern, got '4:2'; expected N:M with 0 < N < M"),
         ({"sparsity": 0.3, "sparse_pattern": "2:4"}, r"beside --sparse-pattern 2:4, which sets 0.5 of the weights"),
         ({"sparsity": 0.3, "sparse_method": "big"}, r"--sparse-method: unknown name, got 'big'"),
+        ({"sparse_pattern": "2:4", "sparse_decide": "policy"}, r"--sparse-decide: got policy without --sparsity"),
         ({"sparsity": 0.3, "sparse_method": "obs", "recover": "none"}, r"obs looks at activations, got --recover none"),
     ],
 )

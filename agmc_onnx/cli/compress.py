@@ -14,7 +14,7 @@ from agmc_onnx.cli.progress import Episodes
 from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, tell, tell_json
 from agmc_onnx.cli.words import say as say_error
 from agmc_onnx.config import BUDGETS as COSTS
-from agmc_onnx.config import JUDGES, RECOVER, SPARSE_LAYERS, SPARSE_METHODS, SPARSE_STORAGE, CompressOptions
+from agmc_onnx.config import JUDGES, RECOVER, SPARSE_DECIDE, SPARSE_LAYERS, SPARSE_METHODS, SPARSE_STORAGE, CompressOptions
 
 LONG = ("history", "network")  # parts of the report that --json leaves to the file
 
@@ -84,6 +84,7 @@ FLAGS = (
     Flag(
         "sparse_layers", str, "NAME", "which layers: fully connected ones, or convolutions too", lambda: SPARSE_LAYERS
     ),
+    Flag("sparse_decide", str, "NAME", "who divides the zeros among the layers", lambda: SPARSE_DECIDE),
     Flag("sparse_storage", str, "NAME", "dense, or as sparse_initializer where smaller", lambda: SPARSE_STORAGE),
     Flag(
         "round_to", width, "K", "kept channels are a multiple of K where the group allows; auto: of what is fast here"

@@ -170,7 +170,7 @@ def sparsity_lines(report: Report) -> list[str]:
     zipped = found["zip_bytes"]
     return [
         f"sparsity: {found['weights'] - found['nonzeros']:,} of {found['weights']:,} weights of {n}"
-        f" layer{'s' if n != 1 else ''} are zero ({percent(1 - found['density'])}; {kind}chosen by {found['method']});"
+        f" layer{'s' if n != 1 else ''} are zero ({100 * (1 - found['density']):.1f} %; {kind}chosen by {found['method']});"
         f" stored {' and as '.join(sorted(stored))}; zipped {zipped['original']:,} -> {zipped['compressed']:,} bytes"
         f" ({ratio(zipped['compressed'], zipped['original'])})",
         NO_FASTER,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +18,22 @@ from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import BudgetError, ModelError, UsageError
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.pruning.importance import importance_of
-from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude
+from agmc_onnx.pruning.sparsity import Sparsity, sparsity_of, thin_by_magnitude
 from agmc_onnx.pruning.widths import AUTO, FINE, rounding
 from agmc_onnx.run.analysis import Analysis, Base, analyse_model
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.cluster import RayWorkers
 from agmc_onnx.search.environment import Environment, Recover
+from agmc_onnx.search.joint import JointEnvironment, Thin
 from agmc_onnx.search.journal import EvaluateAll, Journal, Recorder, Section
 from agmc_onnx.search.loop import Record, SearchResult, one_by_one, search
 from agmc_onnx.search.policies import TAKE_BATCHES, make_policy
 from agmc_onnx.search.problem import Curves, Outcome
 from agmc_onnx.search.rewards import reward_named
 from agmc_onnx.search.workers import Workers
+
+if TYPE_CHECKING:
+    from agmc_onnx.recover.compensate import Compensator
 
 IntArray = npt.NDArray[np.int64]
 Progress = Callable[[str, Mapping[str, Any]], None]
@@ -67,27 +71,48 @@ def environment_of(
         for group, kept in zip(channels.groups, base.kept, strict=True):
             scores[np.delete(group.units, kept)] = -1.0  # gone already: they are the last to be kept
     least = settings.floor if floor is None else floor
-    recover = _recovery(analysis, data, settings)
+    recover, sparsity = _recovery(analysis, data, settings), sparsity_of(settings, analysis.graph)
     curves = _curves(channels, scores, data, settings) if data.real else None
     limit = None if base is None else base.n_units
     rounds = rounding(channels, settings.round_to, settings.provider)
+    if sparsity is not None and settings.sparse_decide == "policy" and len(sparsity.names) > 1:
+        thin = _thinning(analysis, data, settings, sparsity)
+        given = (scores, evaluate, None, rounds, least, curves, limit)
+        return JointEnvironment(channels, *given, names=sparsity.names, share=sparsity.share, thin=thin)
     return Environment(channels, scores, evaluate, recover, rounds, least, curves, limit)
 
 
 def _recovery(analysis: Analysis, data: Roles, settings: CompressOptions) -> Recover | None:
     """Return what a freshly cut candidate goes through before it is measured, or None for nothing."""
     sparsity = sparsity_of(settings, analysis.graph)
-    if settings.recover == "none":
-        return None if sparsity is None else lambda kept, model: thin_by_magnitude(model, sparsity)
+    if sparsity is not None:
+        thin = _thinning(analysis, data, settings, sparsity)
+        return lambda kept, model: thin(kept, model, {})
+    return None if settings.recover == "none" else _compensator(analysis, data, settings)
+
+
+def _compensator(analysis: Analysis, data: Roles, settings: CompressOptions) -> Compensator:
     from agmc_onnx.recover.compensate import Compensator
     from agmc_onnx.recover.options import RecoverOptions
-    from agmc_onnx.recover.sparse import Thinner
 
     quick = RecoverOptions(n_samples=settings.search_samples, n_positions=settings.search_positions, seed=settings.seed)
-    if sparsity is None:
-        return Compensator(analysis.channels, data.role("calibration"), quick)
-    refit = Compensator(analysis.channels, data.role("calibration"), quick, thin=Thinner(sparsity))
-    return lambda kept, model: thin_by_magnitude(refit(kept, model), sparsity)
+    return Compensator(analysis.channels, data.role("calibration"), quick)
+
+
+def _thinning(analysis: Analysis, data: Roles, settings: CompressOptions, sparsity: Sparsity) -> Thin:
+    """Return what recovers a freshly cut candidate and sets single weights to zero, as many of each tensor as it is told."""
+    if settings.recover == "none":
+        return lambda kept, model, shares: thin_by_magnitude(model, replace(sparsity, shares=shares))
+    from agmc_onnx.recover.sparse import Thinner
+
+    refit = _compensator(analysis, data, settings)
+
+    def thin(kept: list[IntArray], model: onnx.ModelProto, shares: Mapping[str, float]) -> onnx.ModelProto:
+        asked = replace(sparsity, shares=shares)
+        refit.thin = Thinner(asked)
+        return thin_by_magnitude(refit(kept, model), asked)
+
+    return thin
 
 
 def _curves(

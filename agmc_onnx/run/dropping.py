@@ -36,14 +36,15 @@ def by_drop(job: Job, environment: Environment, target: Target) -> Found:
         BudgetError: If no smaller model stays within the loss.
     """
     trial = _Trials(job, environment, target)
-    quick = job.settings if job.settings.policy in TAKE_FEW else replace(job.settings, policy="greedy", reward="err")
+    few = job.settings.policy in TAKE_FEW
+    quick = replace(job.settings, policy=job.settings.policy if few else "greedy", reward="err", finalists=1)
     least = target.cost(environment.min_keep) / target.full
     low, high, share = least, 1.0, max(FIRST, (1 + least) / 2 if least > FIRST else FIRST)
     while high - low > CLOSE and not trial.interrupted:
         reached = trial.run(share, quick)
         low, high = (share, high) if reached is None else (low, min(reached, share))
         share = (low + high) / 2
-    if quick is not job.settings:
+    if not few:
         for _ in range(MOST_SEARCHES):
             share = max((trial.reached or high) * SMALLER, least)
             if trial.interrupted or share >= (trial.reached or 1.0) or trial.run(share, job.settings) is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.run.candidates import IntArray, Progress
 from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.joint import JointEnvironment
 from agmc_onnx.search.journal import run_folder
 from agmc_onnx.search.loop import SearchResult
 
@@ -39,7 +42,8 @@ def best_finalist(
     for kept in ordered[:n_finalists]:
         n_kept = np.array(kept, np.int64)
         units = environment.kept(n_kept)
-        model = recovered(analysis, units, environment.candidate(n_kept), data, settings)
+        shares = environment.shares(n_kept) if isinstance(environment, JointEnvironment) else {}
+        model = recovered(analysis, units, environment.candidate(n_kept), data, settings, shares)
         metric = 0.0 if evaluator is None else evaluator(model).score.value
         finalists.append({"kept": list(kept), "reward": rewarded[kept], "metric": metric})
         if best is None or metric > best[0]:
@@ -76,10 +80,17 @@ def distilled(
 
 
 def recovered(
-    analysis: Analysis, kept: list[IntArray], as_cut: onnx.ModelProto, data: Roles, settings: CompressOptions
+    analysis: Analysis,
+    kept: list[IntArray],
+    as_cut: onnx.ModelProto,
+    data: Roles,
+    settings: CompressOptions,
+    shares: Mapping[str, float] | None = None,
 ) -> onnx.ModelProto:
     """Recover the chosen candidate with all that the calibration role has; candidates were recovered with a part of it."""
     sparsity = sparsity_of(settings, analysis.graph)
+    if sparsity is not None:
+        sparsity = replace(sparsity, shares=shares or {})
     if settings.recover == "none":
         return as_cut if sparsity is None else thin_by_magnitude(as_cut, sparsity)
     from agmc_onnx.recover.compensate import compensate

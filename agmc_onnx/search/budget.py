@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agmc_onnx.errors import UsageError
-from agmc_onnx.search.problem import FloatArray, IntArray
+from agmc_onnx.search.problem import FloatArray, IntArray, Problem
 
 CLOSE_ENOUGH = 5e-4  # share of the full cost; a result this close below the budget is not repaired any further
 MAX_REPAIRS = 12  # repair rounds; each tries one step up of every group that may still fit
@@ -70,6 +70,14 @@ class Rescaled:
     reached: int
     feasible: bool
     best_reachable: int
+
+
+def met(problem: Problem, keep_ratio: FloatArray) -> Rescaled:
+    """Return a problem's kept counts in the proportions proposed, within its budget; see `meet_target`."""
+    if problem.meet is not None:
+        found: Rescaled = problem.meet(keep_ratio)
+        return found
+    return meet_target(keep_ratio, problem.cost, problem.n_units, problem.step, problem.min_keep, problem.budget)
 
 
 def meet_target(

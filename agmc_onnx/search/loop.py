@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from agmc_onnx.errors import BudgetError
-from agmc_onnx.search.budget import Rescaled, meet_target
+from agmc_onnx.search.budget import Rescaled, met
 from agmc_onnx.search.journal import EvaluateAll
 from agmc_onnx.search.policies import Policy
 from agmc_onnx.search.problem import FloatArray, IntArray, Outcome, Problem
@@ -137,10 +137,10 @@ def one_by_one(evaluate: Callable[[IntArray], Outcome]) -> EvaluateAll:
 
 def _met(problem: Problem, proposal: FloatArray) -> Rescaled:
     """Return a proposal brought to the budget."""
-    met = meet_target(proposal, problem.cost, problem.n_units, problem.step, problem.min_keep, problem.budget)
-    if met.feasible:
-        return met
-    best = met.best_reachable / problem.cost_full
+    found = met(problem, proposal)
+    if found.feasible:
+        return found
+    best = found.best_reachable / problem.cost_full
     raise BudgetError(
         f"search: the budget cannot be reached, got {problem.budget / problem.cost_full:.4f} of the original;"
         f" expected at least {best:.4f}. Ask for more, or allow more channels to go.",

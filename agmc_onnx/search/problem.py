@@ -92,6 +92,9 @@ class Problem:
         layers: float32 (n_groups, 8), AMC's static features: t, n, c, h, w, stride, k, MACs of the node that makes the group;
             None where not known.
         scores: For each group the importance of its units, descending; None where not known.
+        meet: Brings keep ratios to the budget, as a `search.budget.Rescaled`; None: `meet_target` on `cost` does.
+        density_weight: Where the last decisions are densities of thinned layers: the weights of each, (n_layers,); they have a
+            budget of their own. None where all decisions are widths of groups.
         curves: Makes the refit-error curves, prior knowledge that costs no evaluation; None without data. It is costly
             once, and cached.
     """
@@ -112,6 +115,8 @@ class Problem:
     layers: npt.NDArray[np.float32] | None = None
     scores: Sequence[npt.NDArray[np.float64]] | None = None
     curves: Callable[[], Curves] | None = None
+    meet: Callable[[FloatArray], Any] | None = None
+    density_weight: FloatArray | None = None
 
     @property
     def n_groups(self) -> int:
