@@ -164,7 +164,7 @@ def _searched(
     report["sparsity"] = None if sparsity is None else facts(analysis.file.proto, compressed, sparsity)
     report["finalists"] = result_of.finalists
     report.update(result_of.facts)
-    report = reported(report, target, settings)
+    report = reported(report, target)
     report["resumed"] = 0 if journal is None else journal.n_resumed
     report["output"] = None if output is None else str(output)
     report["wall_s"] = round(time.perf_counter() - start, 3)
