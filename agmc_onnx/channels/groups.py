@@ -109,8 +109,9 @@ def analyse(graph: Graph) -> Channels:
         axis: AxisUnits(unit_of[e.grid if e.rows else e.ids], e.rows, e.ids.shape[:-1])
         for axis, e in ledger.entries.items()
     }
-    for unit in _idle_units(graph, axes, n_units).tolist():
-        why.setdefault(unit, "no weight that meets anything but constants has it")
+    has_weight, is_used = _uses(graph, axes, n_units)
+    for unit in np.flatnonzero(~(has_weight & is_used)).tolist():
+        why.setdefault(unit, "nothing but statistics of constants depends on it")
     signature, first = _signatures(axes, n_units, graph)
     members: dict[int, list[int]] = {}
     present = np.unique(np.concatenate([a.units.ravel() for a in axes.values()])) if axes else np.empty(0, np.int64)
@@ -139,7 +140,10 @@ def analyse(graph: Graph) -> Channels:
                 "it has a single unit" if step == 1 else f"its {units.size} units must all stay for {step} equal blocks"
             )
         group = Group(names[index], units, step, blocks, reason, tuple(sorted(norms.get(index, ()))))
-        (groups if reason is None else frozen).append(group)
+        if reason is None:
+            groups.append(group)
+        elif has_weight[units].any():  # what no weight has is nobody's to cut
+            frozen.append(group)
     return Channels(graph, axes, tuple(groups), tuple(frozen), n_units, ledger.shuffles, ledger.sized)
 
 
@@ -162,21 +166,20 @@ def _frozen_units(ledger: Ledger, unit_of: IntArray) -> dict[int, str]:
     return why
 
 
-def _idle_units(graph: Graph, axes: dict[Axis, AxisUnits], n_units: int) -> IntArray:
-    """Return the units without a weight, and those on no axis that meets anything but constants.
+def _uses(graph: Graph, axes: dict[Axis, AxisUnits], n_units: int) -> npt.NDArray[np.bool_]:
+    """Return (2, n_units): whether a unit has a weight, and whether it stands on an axis that meets more than constants.
 
     Exporters leave copies of a weight behind of which only statistics are taken.
     """
-    has_weight, is_used = np.zeros((2, n_units), bool)
+    found = np.zeros((2, n_units), bool)
     for (value, _), axis in axes.items():
         if value in graph.tensors:
-            has_weight[axis.units] = True
+            found[0, axis.units] = True
         if value not in graph.weights or any(
             user.outputs[0] not in graph.weights for user, _ in graph.consumers.get(value, ())
         ):
-            is_used[axis.units] = True
-    present = np.unique(np.concatenate([a.units.ravel() for a in axes.values()])) if axes else np.empty(0, np.int64)
-    return present[~(has_weight & is_used)[present]]
+            found[1, axis.units] = True
+    return found
 
 
 def _signatures(axes: dict[Axis, AxisUnits], n_units: int, graph: Graph) -> tuple[npt.NDArray[np.uint64], IntArray]:

@@ -258,7 +258,7 @@ def pad_amounts(ledger: Ledger, node: Node) -> list[tuple[int, int]] | None:
 
 
 def expand(ledger: Ledger, node: Node) -> None:
-    """Expand: dims of the input pass, new or widened ones have no ids."""
+    """Expand: dims of the input pass; along one that is widened all entries are equal, so any of them may go."""
     x, y = node.inputs[0], node.outputs[0]
     before, after = ledger.shape(x), ledger.shape(y)
     shift = after.rank - before.rank
@@ -266,6 +266,9 @@ def expand(ledger: Ledger, node: Node) -> None:
     if not can_name_expand(before, after) and (given is None or given.other != (after.rank,)):
         return
     carry(ledger, node, x, y, {dim: dim + shift for dim in range(before.rank)})
+    for dim in range(shift, after.rank):
+        if before.other[dim - shift] == 1 and after.other[dim] > 1 and after.is_fixed(dim):
+            ledger.set(y, dim, ledger.fresh(after.other[dim]))
 
 
 def can_name_expand(before: Shape, after: Shape) -> bool:

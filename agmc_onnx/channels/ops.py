@@ -191,12 +191,8 @@ def batch_norm(ledger: Ledger, node: Node) -> None:
         "spatial", 1
     ):  # up to opset 8: parameters of all dims
         return
-    if node.op_type == "InstanceNormalization" or node.attribute("training_mode", 0):
-        for dim in range(2, rank):
-            entries = ledger.axis(node, node.inputs[0], dim)
-            if entries is not None:
-                ledger.normalise(entries.ids, node)
-    _pass_through(ledger, node, set(range(rank)))
+    takes_statistics = node.op_type == "InstanceNormalization" or node.attribute("training_mode", 0)
+    _normalise(ledger, node, set(range(2, rank)) if takes_statistics else set())
     ids = ledger.flat(node, node.inputs[0], 1)
     if ids is not None:
         for name in node.inputs[1:]:
@@ -276,10 +272,7 @@ def softmax(ledger: Ledger, node: Node) -> None:
     if node.op_type != "Softmax":
         _pass_through(ledger, node, set(range(rank)) - {axis})
         return
-    _pass_through(ledger, node, set(range(rank)))
-    entries = ledger.axis(node, x, axis)
-    if entries is not None:
-        ledger.normalise(entries.ids, node)
+    _normalise(ledger, node, {axis})
 
 
 def layer_norm(ledger: Ledger, node: Node) -> None:
@@ -287,18 +280,15 @@ def layer_norm(ledger: Ledger, node: Node) -> None:
     x = node.inputs[0]
     rank = ledger.shape(x).rank
     first = node.attribute("axis", -1) % rank
-    _pass_through(ledger, node, set(range(rank)))
+    _normalise(ledger, node, set(range(first, rank)))
     for extra in node.outputs[1:]:
         if extra and ledger.graph.consumers.get(extra):
             return
     for dim in range(first, rank):
         entries = ledger.axis(node, x, dim)
-        if entries is None:
-            continue
-        ledger.normalise(entries.ids, node)
-        for name in node.inputs[1:]:
+        for name in node.inputs[1:] if entries is not None else ():
             own = dim - rank + ledger.shape(name).rank if name else -1
-            if own >= 0 and ledger.size(name, own) > 1:
+            if entries is not None and own >= 0 and ledger.size(name, own) > 1:
                 tie_or_freeze(ledger, node, entries.ids, name, own)
 
 
@@ -371,6 +361,17 @@ def _meet(ledger: Ledger, node: Node, one: Axis, other: Axis, rank: int = 2) -> 
         batched = ledger.collapse(entries, [row for row in entries.rows if row >= own - 2])
         sides.append(batched.permuted({row: row + rank - own for row in batched.rows}))
     ledger.meet(*sides)
+
+
+def _normalise(ledger: Ledger, node: Node, dims: set[int]) -> None:
+    """Pass all dims, noting that statistics are taken over some: what differs along these in the others must be one."""
+    x, y = node.inputs[0], node.outputs[0]
+    _pass_through(ledger, node, set(range(ledger.shape(x).rank)) - dims)
+    for dim in sorted(dims):
+        entries = ledger.axis(node, x, dim)
+        if entries is not None:
+            ledger.normalise(entries.ids, node)
+            ledger.set(y, dim, entries.ids, entries.rows)
 
 
 def _pass_through(ledger: Ledger, node: Node, dims: set[int]) -> None:

@@ -93,7 +93,7 @@ def expand(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     for dim in range(shape.rank):
         own = dim - shape.rank + source.rank
         same = own >= 0 and (source.dims[own], source.other[own]) == (shape.dims[dim], shape.other[dim])
-        new.append(1 if same else shape.other[dim] if shape.is_fixed(dim) else None)
+        new.append(1 if same else cut.size(y, dim) if shape.is_fixed(dim) else None)
     given = editor.graph.shape(node.inputs[1])
     if None not in new:
         editor.constant(proto, 1, [size for size in new if size is not None])
