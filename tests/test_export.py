@@ -207,6 +207,21 @@ def test_a_fixed_batch_is_filled_up_and_measured_without_the_filling(tmp_path, m
     assert report["metric"]["exported"] == report["metric"]["onnx"] and report["metric"]["onnx"]["n"] == 100
 
 
+@pytest.mark.parametrize("to", ["fp16", "bf16"])
+def test_old_files_that_list_weights_as_inputs_are_halved_too(to, tmp_path):
+    model = nets.model(
+        '<ir_version: 3, opset_import: ["" : 9]>\n'
+        "g (float[1, 3, 8, 8] x) => (float[1, 8, 8, 8] y) { y = Conv<pads = [1, 1, 1, 1]>(x, w) }",
+        {"w": (8, 3, 3, 3)},
+    )
+    model.graph.input.add().CopyFrom(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [8, 3, 3, 3]))
+    onnx.save(model, tmp_path / "old.onnx")
+    report = export(tmp_path / "old.onnx", to=to, seconds=0.1)
+    half = onnx.load(report["output"]["path"])
+    assert [value.name for value in half.graph.input] == ["x"] and report["difference"]["max_abs"] < 0.05
+    assert {len(tensor.raw_data or tensor.int32_data) for tensor in half.graph.initializer} <= {2 * 216, 216}
+
+
 def test_every_second_row_and_column_is_a_pool():
     model = nets.model(
         "g (float[N, 3, 8, 9] x) => (float[N, 3, 4, 5] y) { y = Slice(x, start, stop, axes, steps) }",

@@ -151,14 +151,13 @@ def _source(
     calibration = None if dataset is None else dataset.role("calibration")
     if not row.plain:
         return replace(found, calibration=calibration)
-    plain = write_plain(file.proto, file.path, scratch, found.feed if row.plain == "fixed" else None)
+    plain = write_plain(file.path, scratch, found.feed if row.plain == "fixed" else None)
     return replace(found, calibration=calibration, plain=plain.resolve())
 
 
 def _as_it_is(file: ModelFile, feed: Feed, settings: Settings) -> Source:
     path = file.path.resolve()
     return Source(
-        proto=file.proto,
         path=path,
         plain=path,
         inputs=tuple(model_inputs(file.proto)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -31,24 +30,23 @@ def to_fp16(source: Source, path: Path) -> None:
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    model = onnx.ModelProto()
-    model.CopyFrom(source.proto)
-    half = convert_float_to_float16(model, keep_io_types=True)
+    half = convert_float_to_float16(_load(source.path), keep_io_types=True)
     sort_nodes(half)
     write_model(half, path)
 
 
 def to_bf16(source: Source, path: Path) -> None:
-    """Write the model with its weights in bfloat16, made float32 again by a Cast when it is loaded.
+    """Write the model with its weights in bfloat16, made float32 again by a Cast, which a runtime does once.
 
     So it runs everywhere, at half the size. A graph that computes in bfloat16 needs opset 22 and a runtime with such
     kernels; onnxruntime's CPU provider has none for Conv.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(source.proto)
+    model = _load(source.path)
+    if max(entry.version for entry in model.opset_import if not entry.domain) < 13:  # older Casts know no bfloat16
+        model = onnx.version_converter.convert_version(model, 13)
     casts = []
     for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims, dtype=np.int64) < 2:
+        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:  # biases, scales of a Resize: nothing to gain
             continue
         name, dtype = tensor.name, helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), f"{name}_bf16"))
@@ -56,8 +54,16 @@ def to_bf16(source: Source, path: Path) -> None:
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*casts, *nodes])
-    stored = {cast.output[0] for cast in casts}
-    inputs = [value for value in model.graph.input if value.name not in stored]  # IR 3 lists initializers there too
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
     write_model(model, path)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    """Return a model whose inputs are those that are fed; old files list the weights there too."""
+    model = onnx.load(path)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    fed = [value for value in model.graph.input if value.name not in stored]
+    if len(fed) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(fed)
+        model.ir_version = max(model.ir_version, 4)
+    return model

@@ -21,25 +21,23 @@ from agmc_onnx.measuring.session import save_optimised
 from agmc_onnx.model.graph import captured_names
 
 
-def write_plain(proto: onnx.ModelProto, path: Path, folder: Path, feed: Feed | None) -> Path:
+def write_plain(path: Path, folder: Path, feed: Feed | None) -> Path:
     """Write a model in standard ops with its constants folded, and return the file.
 
     Chains that compute shapes and pads become numbers, BatchNormalization is merged into Conv.
 
     Args:
-        proto: The model.
-        path: Its file, which external data lies beside.
+        path: The model.
         folder: Where to write.
         feed: Gives every input its shape, so that all that depends on shapes is folded too; None leaves open dims open.
 
     Raises:
         ModelError: If onnxruntime refuses the model.
     """
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(proto)
     target = folder / ("open.onnx" if feed is None else "plain.onnx")
     given = path
     if feed is not None:
+        fixed = onnx.load(path)
         for value in fixed.graph.input:
             if value.name in feed:
                 _fix(value, feed[value.name].shape)

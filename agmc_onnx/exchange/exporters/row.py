@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from agmc_onnx.measuring.card import InputSpec
 from agmc_onnx.measuring.data import Feed, Samples
@@ -46,8 +45,7 @@ class Source:
     """The ONNX model that is exported.
 
     Attributes:
-        proto: The model.
-        path: Its file.
+        path: Its file, absolute.
         plain: File of the same model in the form that the exporter's row asks for.
         inputs: What it is fed.
         outputs: Names of its outputs.
@@ -57,7 +55,6 @@ class Source:
         settings: Options.
     """
 
-    proto: onnx.ModelProto
     path: Path
     plain: Path
     inputs: tuple[InputSpec, ...]
