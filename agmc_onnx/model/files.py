@@ -22,7 +22,7 @@ from agmc_onnx.model.parts import is_external, is_part, part, stored_dims
 
 Array = np.ndarray
 _LIMIT = 1_900_000_000  # protobuf cannot hold 2 GiB; leave room for the graph itself
-_LOADED_BYTES = 64_000_000  # external data up to this size is loaded; of larger models only what is small
+_LOADED_BYTES = 256_000_000  # external data up to this size is loaded; of larger models only what is small
 _SMALL_BYTES = 32_768  # shape inference and folding want to see numbers
 _INLINE_BYTES = 1024  # smaller initializers stay in the graph file, for the same reason
 _ALIGNMENT = 4096  # of large external data, so that it can be memory-mapped (onnx.proto, TensorProto.external_data)
@@ -55,7 +55,7 @@ def read_model(path: str | Path) -> ModelFile:
         path: An `.onnx` file.
 
     Returns:
-        The model. External data of up to 64 MB in all is loaded; of more, the large tensors stay references, checked and
+        The model. External data of up to 256 MB in all is loaded; of more, the large tensors stay references, checked and
         with absolute locations, so that `read_array` needs no folder for them.
 
     Raises:
@@ -139,7 +139,7 @@ def write_model(
     Args:
         proto: Model; not changed.
         path: Target file; with external data its weights go to `<name>.data` beside it.
-        external: Put the weights into a file of their own; None does so above 1.9 GB, and above 64 MB where the model
+        external: Put the weights into a file of their own; None does so above 1.9 GB, and above 256 MB where the model
             has external data already.
         folder: Folder that tensors with external data refer to, needed where a location is relative. Their data is
             copied: what is written never refers to the original's files.
