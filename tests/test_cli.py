@@ -9,10 +9,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 
 from agmc_onnx import pipeline
 from agmc_onnx.cli import main
 from agmc_onnx.cli.compress import BUDGETS, FLAGS, default_output
+from agmc_onnx.cli.words import no_card
 from agmc_onnx.config import CompressOptions
 
 DIGITS = Path(__file__).parents[1] / "models" / "digits" / "digits_resnet.onnx"
@@ -274,6 +276,19 @@ def test_verify_apply_measure(compressed, tmp_path, capsys):
     assert found["format"] == "agmc-onnx/measure@1"
     assert [m["metric"]["n"] for m in found["models"]] == [350, 350]
     assert found["models"][1]["macs"] < found["models"][0]["macs"] == 3_614_336
+
+
+def test_a_folder_without_a_card_is_said_to_be_only_divided(tmp_path, capsys):
+    for i in range(12):
+        Image.new("L", (8, 8), 20 * i).save(tmp_path / f"{i}.png")
+    assert main(["measure", str(DIGITS), "--data", str(tmp_path), "--seconds", "0.1"]) == 2  # RGB is the default
+    assert "expected [N, 1, 8, 8]" in capsys.readouterr().err
+    Image.new("L", (8, 8)).save(tmp_path / "12.png")
+    (tmp_path / "card.toml").write_text('images = "."\ncolor = "L"\n')
+    assert main(["measure", str(DIGITS), "--data", str(tmp_path / "card.toml"), "--seconds", "0.1"]) == 0
+    assert "without a card" not in capsys.readouterr().out
+    assert "divided by 255" in no_card(str(tmp_path))[0]
+    assert no_card("digits") == no_card(None) == []
 
 
 def test_measure_without_data_says_so(capsys):

@@ -396,7 +396,7 @@ def test_role_that_is_not_there(folder: Path) -> None:
 @pytest.mark.parametrize(
     "shape, overrides, text",
     [
-        ((None, 3, 8, 8), {}, "got [N, 3, 4, 4]; expected [N, 3, 8, 8]. Set resize and crop in the card."),
+        ((None, 3, 8, 8), {}, "got [N, 3, 4, 4]; expected [N, 3, 8, 8]. Write resize = 8 and crop = 8 in a card."),
         ((None, 4, 4, 3), {}, 'got [N, 3, 4, 4]; expected [N, 4, 4, 3]. Set layout = "NHWC".'),
         ((None, 3, 4, 4), {"layout": "NHWC"}, 'got [N, 4, 4, 3]; expected [N, 3, 4, 4]. Set layout = "NCHW".'),
         (

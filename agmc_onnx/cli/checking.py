@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from agmc_onnx.cli.parsing import Parser, Verb, seconds, whole
-from agmc_onnx.cli.words import tell, tell_json
+from agmc_onnx.cli.words import no_card, tell, tell_json
 from agmc_onnx.config import CompressOptions
 
 
@@ -102,7 +102,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         return 0
     from agmc_onnx.report.text import measurement
 
-    for line in measurement(found):
+    for line in [*measurement(found), *no_card(arguments.data)]:
         tell(line)
     return 0
 

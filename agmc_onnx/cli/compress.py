@@ -11,7 +11,7 @@ from typing import Any
 from agmc_onnx.cli.importing import add_options, as_onnx
 from agmc_onnx.cli.parsing import Flag, Parser, Verb, points, seconds, share, whole
 from agmc_onnx.cli.progress import Episodes
-from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, tell, tell_json
+from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, no_card, tell, tell_json
 from agmc_onnx.cli.words import say as say_error
 from agmc_onnx.config import BUDGETS as COSTS
 from agmc_onnx.config import JUDGES, RECOVER, SPARSE_DECIDE, SPARSE_LAYERS, SPARSE_METHODS, SPARSE_STORAGE, CompressOptions
@@ -175,6 +175,8 @@ def run(arguments: argparse.Namespace) -> int:
             say(budget_line(flag.field, getattr(settings, flag.field)))
     if not arguments.output:
         say(f"no -o given: the result goes to {output}")
+    for line in no_card(arguments.data):
+        say(line)
     model = as_onnx(arguments, output, say)
     sys.stdout.flush()
 

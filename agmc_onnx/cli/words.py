@@ -68,3 +68,13 @@ def drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, AttributeError):  # a stdout without a file, as in tests
         return
+
+
+def no_card(data: str | None) -> list[str]:
+    """Return what is to be known of a folder given as data without a card: that its pixels are only divided."""
+    if data is None or not os.path.isdir(data):
+        return []
+    return [
+        f"{data}: a folder without a card, so 8-bit pixels are divided by 255 and nothing else is done; if the model was trained"
+        " with a mean and std, a crop or another scale, write a card that says so."
+    ]

@@ -120,7 +120,15 @@ def _fit(card: DataCard, where: str, batch: np.ndarray, spec: InputSpec) -> np.n
     elif len(wanted) == 3 and wanted[channel - 1] not in (None, got[channel - 1]):
         todo = 'Set color = "L" for one channel, "RGB" for three; and check layout.'
     else:
-        todo = "Set resize and crop in the card."
+        height, width = (wanted[1:] if channel == 1 else wanted[:2]) if len(wanted) == 3 else (None, None)
+        known = bool(height and width)
+        crop_to = height if height == width else [height, width]
+        resize_to = min(height, width) if height and width else None
+        todo = (
+            f"Write resize = {resize_to} and crop = {crop_to} in a card."
+            if known
+            else "Set resize and crop in the card."
+        )
     wrong = f"images of the wrong size for input {spec.name!r}"
     raise bad_data(where, wrong, shape_text(("N", *got)), shape_text(("N", *wanted)), todo)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,12 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return names
 
 
+def _budget(settings: Mapping[str, Any], kind: str) -> str:
+    if kind:
+        return f"{text.percent(settings[kind])} {text.KINDS[kind]}"
+    return f"loses at most {settings['max_drop']:g}" if settings.get("max_drop") is not None else "-"
+
+
 def _row(name: str, run: Run) -> dict[str, Any]:
     """Return a line of the table of runs."""
     settings, report = run.settings, run.report
@@ -133,7 +139,7 @@ def _row(name: str, run: Run) -> dict[str, Any]:
         "name": name,
         "policy": settings.get("policy", "?"),
         "seed": settings.get("seed", "?"),
-        "budget": f"{text.percent(settings[kind])} {text.KINDS[kind]}" if kind else "-",
+        "budget": _budget(settings, kind),
     }
     if report is None:
         unknown = dict.fromkeys(("macs", "params", "change", "latency", "seconds"), "-")
