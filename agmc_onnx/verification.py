@@ -10,32 +10,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from agmc_onnx.channels.groups import Channels
-from agmc_onnx.channels.ops import reduced_dims
 from agmc_onnx.errors import AgmcError, PlanError, VerificationError
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.model.files import external_tensors, without_external
-from agmc_onnx.model.graph import Graph, Node, view
+from agmc_onnx.model.graph import Graph, view
 from agmc_onnx.model.parts import Mask, is_external, part_of
 from agmc_onnx.model.precision import as_fed, is_half, to_float32
-from agmc_onnx.pruning.editor import Cut
+from agmc_onnx.norms import Norm, norms_of, over_kept
 from agmc_onnx.pruning.plan import Plan
+
+__all__ = ["Norm", "Verification", "kept_region", "masked", "norms_of", "verify"]
 
 Feed = dict[str, np.ndarray]
 _SAMPLES = 3
 _RELATIVE = 1e-3  # float32 sums of some thousand terms in another order: far below; a wrong channel: far above
-_NORM_OUTPUTS = {  # normalisations of the last dim, with the outputs that have it
-    "BatchNormalization": (0,),  # one that trains, on weights
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), (0,)),
-    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), (0, 3)),
-}
-_LOW_SCORE = -3e4  # its exponential is 0, in float16 too
-_SOFTMAX_OF_LAST_DIM = 13  # opset since which that is the default
 _NOISE = 10.0  # times what onnxruntime's own optimisations change in the masked original
 
 
@@ -95,7 +87,7 @@ def verify(
     try:
         if feeds is None:
             feeds = runnable(to_float32(original) if half else original, _SAMPLES, seed).feeds(1)
-        reference = _over_kept(masked(original, plan, pruned if recovered else None), norms or ())
+        reference = over_kept(masked(original, plan, pruned if recovered else None), norms or ())
         if half:
             note = _run_as_it_is(original, pruned, feeds)
             reference, pruned, feeds = to_float32(reference), to_float32(pruned), [as_fed(feed) for feed in feeds]
@@ -139,136 +131,6 @@ def verify(
     if len(feeds) > 1 and spread <= 1e-6 * top:
         note = note or "the outputs hardly depend on the inputs given, so agreement says little"
     return Verification(True, diff, top, tolerance, checker, len(feeds), note)
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A node that takes statistics over a cut dim.
-
-    Attributes:
-        output: Its first output.
-        dim: The dim of its input.
-        kept: Indices that stay, ascending; of a Softmax bool, true where an entry stays, as an array that fits its input.
-        size: How many there were.
-    """
-
-    output: str
-    dim: int
-    kept: npt.NDArray[np.int64] | Mask
-    size: int
-
-
-def norms_of(channels: Channels, kept: Sequence[npt.NDArray[np.int64]]) -> list[Norm] | None:
-    """Return the nodes whose statistics run over channels that a plan cuts.
-
-    Args:
-        channels: The analysis.
-        kept: For each prunable group the kept positions.
-
-    Returns:
-        None where a node is neither a reduction nor a normalisation of the last dim, or keeps other entries in other rows.
-    """
-    labels = {label for group in channels.groups for label in group.normalised_by}
-    if not labels:
-        return []
-    cut = Cut(channels, kept)
-    found = []
-    for node in channels.graph.nodes:
-        if node.label not in labels:
-            continue
-        x = node.inputs[0]
-        shape = channels.graph.shape(x)
-        assert shape is not None
-        dims = _normalised_dims(channels.graph, node, shape.rank)
-        for dim in range(shape.rank):
-            mask = cut.mask(x, dim)
-            if mask is None or (dims is not None and dim not in dims):
-                continue  # this dim passes
-            if node.op_type == "Softmax":
-                stays = _spread_mask(channels, x, dim, mask)
-                if stays is None:
-                    return None
-                found.append(Norm(node.outputs[0], dim, stays, mask.shape[-1]))
-                continue
-            if dims is None or mask.ndim != 1:
-                return None
-            found.append(Norm(node.outputs[0], dim, np.flatnonzero(mask), mask.size))
-    return found
-
-
-def _spread_mask(channels: Channels, value: str, dim: int, mask: Mask) -> Mask | None:
-    """Return what stays of an axis as an array that fits the value, or None where its rows lie along an open dim."""
-    axis, shape = channels.axes[value, dim], channels.graph.shape(value)
-    assert shape is not None
-    sizes = [1] * shape.rank
-    sizes[dim] = mask.shape[-1]
-    for row, period in zip(axis.rows, axis.periods, strict=True):
-        if not shape.is_fixed(row) or period != shape.other[row]:
-            return None
-        sizes[row] = period
-    order = np.argsort([*axis.rows, dim])
-    return mask.reshape(*axis.periods, -1).transpose(order.tolist()).reshape(sizes)
-
-
-def _normalised_dims(graph: Graph, node: Node, rank: int) -> set[int] | None:
-    """Return the dims a node takes statistics over, or None where they cannot be gathered here."""
-    if node.op_type.startswith("Reduce"):
-        return reduced_dims(graph, node)
-    if node.op_type == "Softmax":
-        return {node.attribute("axis", 1 if graph.opset < _SOFTMAX_OF_LAST_DIM else -1) % rank}
-    if node.op_type == "BatchNormalization":
-        return {2} if rank == 3 else None
-    return {rank - 1} if node.op_type in _NORM_OUTPUTS and node.attribute("axis", -1) % rank == rank - 1 else None
-
-
-def _over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto:
-    """Let normalising nodes of a masked model see kept entries only; LayerNormalization's result is scattered back."""
-    graph = model.graph
-    for number, norm in enumerate(norms):
-        at = next(i for i, p in enumerate(graph.node) if p.output and p.output[0] == norm.output)
-        proto = onnx.NodeProto()
-        proto.CopyFrom(graph.node[at])
-        name = f"{norm.output}__kept_{number}"
-        if proto.op_type == "Softmax":
-            _silence(graph, at, norm, name)
-            continue
-        graph.initializer.append(numpy_helper.from_array(norm.kept, name))
-        made = []
-        outputs = _NORM_OUTPUTS.get(proto.op_type, ())
-        for i in range(len(proto.input)) if outputs and proto.op_type != "BatchNormalization" else range(1):
-            if proto.input[i]:
-                axis = norm.dim if i == 0 else -1
-                made.append(onnx.helper.make_node("Gather", [proto.input[i], name], [f"{name}_{i}"], axis=axis))
-                proto.input[i] = f"{name}_{i}"
-        made.append(proto)
-        if outputs:
-            graph.initializer.append(_spreading(model, norm, f"{name}_back", graph.node[at].input[-1]))
-        for i in outputs:
-            if i < len(proto.output) and proto.output[i]:
-                made.append(onnx.helper.make_node("MatMul", [f"{name}_out{i}", f"{name}_back"], [proto.output[i]]))
-                proto.output[i] = f"{name}_out{i}"
-        del graph.node[at]
-        for offset, node in enumerate(made):
-            graph.node.insert(at + offset, node)
-    return model
-
-
-def _silence(graph: onnx.GraphProto, at: int, norm: Norm, name: str) -> None:
-    """Let the Softmax at a position see a very low score wherever an entry goes: it gives 0 there."""
-    low = np.where(norm.kept, 0, _LOW_SCORE).astype(np.float32)
-    graph.initializer.append(numpy_helper.from_array(low, name))
-    proto = graph.node[at]
-    node = onnx.helper.make_node("Add", [proto.input[0], name], [f"{name}_scores"])
-    proto.input[0] = f"{name}_scores"
-    graph.node.insert(at, node)
-
-
-def _spreading(model: onnx.ModelProto, norm: Norm, name: str, like: str) -> onnx.TensorProto:
-    """Return the matrix (kept, size) that puts kept entries back in their places, of the type of a constant."""
-    kind = next((t.data_type for t in model.graph.initializer if t.name == like), onnx.TensorProto.FLOAT)
-    places = np.zeros((norm.kept.size, norm.size), np.float32)
-    places[np.arange(norm.kept.size), norm.kept] = 1
-    return numpy_helper.from_array(places.astype(onnx.helper.tensor_dtype_to_np_dtype(kind)), name)
 
 
 def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None = None) -> onnx.ModelProto:

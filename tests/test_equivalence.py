@@ -12,12 +12,13 @@ import pytest
 from agmc_onnx.channels.groups import Channels, analyse
 from agmc_onnx.model.graph import view
 from agmc_onnx.model.normalize import normalize
+from agmc_onnx.norms import norms_of
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.search.budget import meet_target
-from agmc_onnx.verification import norms_of, verify
+from agmc_onnx.verification import verify
 from models.export import to_onnx
 from models.zoo import build
 from tests.nets import model as net
@@ -314,6 +315,32 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
            h = Shape(x) n = Slice(h, i1, i2) t = Concat<axis = 0>(i1, n, i4) s = ConstantOfShape(t)
            y, yh = LSTM<hidden_size = 4>(x, w, r, b, , s, s) z = Squeeze(y, i1) out = MatMul(z, wo) }""",
         {"w": (1, 16, 6), "r": (1, 16, 4), "b": (1, 32), "wo": (4, 3), **{f"i{n}": i64(n) for n in (1, 2, 4)}},
+    ),
+    "group norm written out, two groups": (
+        """g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] out) {
+           a = Conv(x, wa) r = Reshape(a, to) i = InstanceNormalization(r, one, nil) b = Reshape(i, back) c = Mul(b, s)
+           d = Add(c, t) e = Relu(d) out = Conv(e, wo) }""",
+        {
+            "wa": (8, 3, 1, 1), "wo": (2, 8, 1, 1), "to": i64(0, 2, -1), "back": i64(0, 8, 4, 4), "one": np.ones(2, np.float32),
+            "nil": np.zeros(2, np.float32), "s": (8, 1, 1), "t": (8, 1, 1),
+        },
+    ),
+    "group norm of opset 18": (
+        """<ir_version: 9, opset_import: ["" : 18]> g (float[N, 3, H, W] x) => (float[N, 2, H, W] out) {
+           a = Conv(x, wa) b = GroupNormalization<num_groups = 2>(a, s, t) e = Relu(b) out = Conv(e, wo) }""",
+        {"wa": (8, 3, 1, 1), "wo": (2, 8, 1, 1), "s": (2,), "t": (2,)},
+    ),
+    "group norm of opset 21": (
+        """<ir_version: 10, opset_import: ["" : 21]> g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] out) {
+           a = Conv(x, wa) b = GroupNormalization<num_groups = 2>(a, s, t) e = Relu(b) out = Conv(e, wo) }""",
+        {"wa": (8, 3, 1, 1), "wo": (2, 8, 1, 1), "s": (8,), "t": (8,)},
+    ),
+    "queries and keys normalised by Expand": (
+        """g (float[N, 5, 6] x) => (float[N, 5, 5] out) {
+           q = MatMul(x, wq) k = MatMul(x, wk) n = ReduceL2<axes = [-1]>(q) m = ReduceL2<axes = [-1]>(k) h = Shape(q)
+           ne = Expand(n, h) me = Expand(m, h) qn = Div(q, ne) kn = Div(k, me) kt = Transpose<perm = [0, 2, 1]>(kn)
+           out = MatMul(qn, kt) }""",
+        {"wq": (6, 8), "wk": (6, 8)},
     ),
     "grouped over a concat with the input": (
         """g (float[N, 4, 4, 4] x) => (float[N, 2, 4, 4] out) {

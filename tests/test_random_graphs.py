@@ -18,11 +18,12 @@ from onnx import helper, numpy_helper
 from agmc_onnx.channels.groups import analyse
 from agmc_onnx.model.graph import view
 from agmc_onnx.model.normalize import normalize
+from agmc_onnx.norms import norms_of
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.verification import norms_of, verify
+from agmc_onnx.verification import verify
 
 N_GRAPHS = int(os.environ.get("AGMC_GRAPHS", "60"))
 WIDTHS = (2, 3, 4, 6, 8, 12)

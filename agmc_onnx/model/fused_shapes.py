@@ -1,4 +1,4 @@
-"""Shapes of what ops of onnxruntime's own domain give; onnx's inference does not know them."""
+"""Shapes of what ops of onnxruntime's own domain give, and GroupNormalization; onnx's inference does not know them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _split_gelu(dims: Sequence[Any], _: Attributes) -> list[Dims | None]:
 
 
 _SAME = """
-    BiasAdd BiasGelu BiasSoftmax FastGelu Gelu GroupNorm LayerNormalization QuickGelu RotaryEmbedding
+    BiasAdd BiasGelu BiasSoftmax FastGelu Gelu GroupNorm GroupNormalization LayerNormalization QuickGelu RotaryEmbedding
     SimplifiedLayerNormalization
 """
 _RULES: dict[str, Rule] = {

@@ -134,9 +134,10 @@ def _walk(model: onnx.ModelProto, found: dict[str, onnx.TypeProto]) -> dict[str,
                 opset_imports=list(model.opset_import), ir_version=model.ir_version,
             )  # fmt: skip
         except Exception:  # unknown op, contradiction: the outputs stay unknown
-            learn_fused(node)
-            return
+            inferred = {}
         types.update(inferred)
+        if any(name and _dims(types.get(name)) is None for name in node.output[:1]):
+            learn_fused(node)
 
     def learn_fused(node: onnx.NodeProto) -> None:
         """Learn what an op of onnxruntime gives; the type of a result is that of the first input."""
