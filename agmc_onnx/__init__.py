@@ -1,7 +1,8 @@
 """agmc-onnx: compress any ONNX model to an exact budget by channel pruning with a learned graph policy.
 
 The verbs of the command line under their own names: `compress`, `inspect`, `apply`, `verify`, `measure`, `finetune`,
-`export`, and `import` as `import_model`. Nothing heavy is imported before one of them is used.
+`export`, `doctor`; `import` is `import_model`, `batch` `compress_folder`, and `report` `write_report`. Nothing heavy is imported
+before one of them is used.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgmcError", "BudgetError", "CompressOptions", "DataError", "Imported", "ModelError", "PlanError", "Result", "UsageError",
-    "Verification", "VerificationError", "apply", "compress", "compress_folder", "export", "finetune", "import_model", "inspect",
-    "measure", "verify", "write_report",
+    "Verification", "VerificationError", "apply", "compress", "compress_folder", "doctor", "export", "finetune",
+    "import_model", "inspect", "measure", "verify", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
