@@ -193,7 +193,8 @@ class CompressOptions:
             a quarter of the time (ours).
         seed: Of every random choice.
         reward: Row of `agmc_onnx.search.rewards.REWARDS`.
-        importance: Row of `agmc_onnx.pruning.importance.IMPORTANCE`; L2 (code).
+        importance: Row of `agmc_onnx.pruning.importance.IMPORTANCE` or, with data, of `agmc_onnx.recover.importances.MEASURED`;
+            L2 (code).
         recover: "compensate": every candidate is refitted in closed form before it is measured, and the result with all
             calibration samples; "distill": as that, and then the result learns from the original, without labels, on the
             card's [train] images or else the calibration role; "none": measured as cut; None: "compensate" where there is

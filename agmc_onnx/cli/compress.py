@@ -14,7 +14,15 @@ from agmc_onnx.cli.progress import Episodes
 from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, no_card, tell, tell_json
 from agmc_onnx.cli.words import say as say_error
 from agmc_onnx.config import BUDGETS as COSTS
-from agmc_onnx.config import JUDGES, RECOVER, SPARSE_DECIDE, SPARSE_LAYERS, SPARSE_METHODS, SPARSE_STORAGE, CompressOptions
+from agmc_onnx.config import (
+    JUDGES,
+    RECOVER,
+    SPARSE_DECIDE,
+    SPARSE_LAYERS,
+    SPARSE_METHODS,
+    SPARSE_STORAGE,
+    CompressOptions,
+)
 
 LONG = ("history", "network")  # parts of the report that --json leaves to the file
 
@@ -32,9 +40,9 @@ def _rewards() -> Iterable[str]:
 
 
 def _importances() -> Iterable[str]:
-    from agmc_onnx.pruning.importance import IMPORTANCE
+    from agmc_onnx.pruning.importance import IMPORTANCE, NEED_DATA
 
-    return IMPORTANCE
+    return (*IMPORTANCE, *NEED_DATA)
 
 
 def _providers() -> Iterable[str]:

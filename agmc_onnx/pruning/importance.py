@@ -72,17 +72,62 @@ def _chunks(array: np.ndarray, rows: int) -> Iterator[slice]:
         yield slice(start, min(start + step, array.shape[0]))
 
 
-IMPORTANCE: dict[str, Importance] = {"l2": l2_norm, "l1": l1_norm}
+def median_distance(channels: Channels) -> FloatArray:
+    """Return, for every unit, the sum of its weights' distances from those of the group's other units.
+
+    What lies near the geometric median of its group is the easiest to replace by the others. He et al. 2019,
+    arXiv:1811.00250, eq. 4; here with all weights that go with a unit. Units that stand in no plain axis of a weight score 0.
+    """
+    total = np.zeros(channels.n_units)
+    axes = [
+        (value, dim, axis.units)
+        for (value, dim), axis in channels.axes.items()
+        if axis.units.ndim == 1 and value in channels.graph.tensors and len(channels.graph.tensors[value].dims) > 1
+    ]
+    position = np.full(channels.n_units, -1, np.int64)
+    for group in channels.groups:
+        position[group.units] = np.arange(group.n_units)
+        squared = np.zeros((group.n_units, group.n_units))
+        for value, dim, units in axes:
+            mine = np.flatnonzero(position[units] >= 0)
+            if not mine.size:
+                continue
+            array = np.moveaxis(channels.graph.array(value), dim, 0)[mine]
+            rows = array.reshape(mine.size, -1).astype(np.float64)
+            at = position[units[mine]]
+            repeats = mine.size // group.n_units
+            if (
+                repeats > 1 and mine.size == repeats * group.n_units
+            ):  # every unit in several places: one long vector each
+                rows = rows[np.argsort(at, kind="stable")].reshape(group.n_units, -1)
+            elif mine.size == group.n_units:
+                rows = rows[np.argsort(at)]
+            else:
+                continue
+            length = (rows**2).sum(1)
+            squared += length[:, None] + length[None, :] - 2 * rows @ rows.T
+        total[group.units] = np.sqrt(np.maximum(squared, 0)).sum(1)
+        position[group.units] = -1
+    return total
+
+
+IMPORTANCE: dict[str, Importance] = {"l2": l2_norm, "l1": l1_norm, "median": median_distance}
+NEED_DATA = ("moments", "activations", "taylor")  # rows of `agmc_onnx.recover.importances.MEASURED`
 
 
 def importance_of(name: str) -> Importance:
-    """Return an importance by name.
+    """Return an importance by name, of those that look at weights alone.
 
     Raises:
-        UsageError: If the name is unknown.
+        UsageError: If the name is unknown, or it needs data.
     """
+    if name in NEED_DATA:
+        raise UsageError(
+            f"importance: {name} looks at activations, got no data; expected one of {', '.join(IMPORTANCE)}, or --data."
+        )
     if name not in IMPORTANCE:
-        raise UsageError(f"importance: unknown name, got {name!r}; expected one of {', '.join(IMPORTANCE)}.")
+        choices = ", ".join((*IMPORTANCE, *NEED_DATA))
+        raise UsageError(f"importance: unknown name, got {name!r}; expected one of {choices}.")
     return IMPORTANCE[name]
 
 

@@ -20,7 +20,9 @@ class RecoverOptions:
         max_width: Nodes whose weight is wider (kernel places times input channels) are left out of the quick refit.
         batch_size: Samples run at a time; a model of a fixed batch dictates its own.
         memory_bytes: Activations of one network kept at a time; beyond it they are computed again from earlier ones.
-        seed: Of sampled positions, and of the order and augmentation of distillation.
+        n_dream_steps: Steps that made-up images take towards the statistics stored in the network.
+        dream_rate: Learning rate of these, in units of the images' deviation.
+        seed: Of sampled positions, of made-up images, and of the order and augmentation of distillation.
         n_steps: Steps of distillation.
         train_batch_size: Images per step of distillation.
         optimiser: "adamw" or "sgd".
@@ -48,6 +50,8 @@ class RecoverOptions:
     max_width: int = 8192
     batch_size: int = 100
     memory_bytes: int = 1 << 30
+    n_dream_steps: int = 60
+    dream_rate: float = 0.05
     seed: int = 0
     n_steps: int = 1000
     train_batch_size: int = 128

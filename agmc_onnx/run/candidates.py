@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from agmc_onnx.channels.groups import Channels
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import BudgetError, ModelError, UsageError
 from agmc_onnx.measuring.roles import Roles
-from agmc_onnx.pruning.importance import importance_of
+from agmc_onnx.pruning.importance import NEED_DATA, importance_of
 from agmc_onnx.pruning.sparsity import Sparsity, sparsity_of, thin_by_magnitude
 from agmc_onnx.pruning.widths import AUTO, FINE, rounding
 from agmc_onnx.run.analysis import Analysis, Base, analyse_model
@@ -28,12 +28,13 @@ from agmc_onnx.search.joint import JointEnvironment, Thin
 from agmc_onnx.search.journal import EvaluateAll, Journal, Recorder, Section
 from agmc_onnx.search.loop import Record, SearchResult, one_by_one, search
 from agmc_onnx.search.policies import TAKE_BATCHES, make_policy
-from agmc_onnx.search.problem import Curves, Outcome
+from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.rewards import reward_named
 from agmc_onnx.search.workers import Workers
 
 if TYPE_CHECKING:
     from agmc_onnx.recover.compensate import Compensator
+    from agmc_onnx.recover.importances import Measurements
 
 IntArray = npt.NDArray[np.int64]
 Progress = Callable[[str, Mapping[str, Any]], None]
@@ -66,13 +67,14 @@ def environment_of(
         return Outcome(evaluation.score.value, evaluation.inference_s, fidelity=evaluation.fidelity)
 
     channels = analysis.channels if base is None else base.channels()
-    scores = importance_of(settings.importance)(channels)
+    measured = _measurements(channels, data, settings)
+    scores = _scores(channels, measured, settings)
     if base is not None:
         for group, kept in zip(channels.groups, base.kept, strict=True):
             scores[np.delete(group.units, kept)] = -1.0  # gone already: they are the last to be kept
     least = settings.floor if floor is None else floor
     recover, sparsity = _recovery(analysis, data, settings), sparsity_of(settings, analysis.graph)
-    curves = _curves(channels, scores, data, settings) if data.real else None
+    curves = None if measured is None else lambda: measured().curves(scores)
     limit = None if base is None else base.n_units
     rounds = rounding(channels, settings.round_to, settings.provider)
     if sparsity is not None and settings.sparse_decide == "policy" and len(sparsity.names) > 1:
@@ -115,19 +117,26 @@ def _thinning(analysis: Analysis, data: Roles, settings: CompressOptions, sparsi
     return thin
 
 
-def _curves(
-    channels: Channels, scores: npt.NDArray[np.float64], data: Roles, settings: CompressOptions
-) -> Callable[[], Curves]:
-    """Return what makes the refit-error curves, for the policies that ask."""
+def _measurements(channels: Channels, data: Roles, settings: CompressOptions) -> Callable[[], Measurements] | None:
+    """Return what measures the original's activations when a ranking or a policy first asks; None without data."""
 
-    def make() -> Curves:
-        from agmc_onnx.recover.curves import error_curves
+    @cache
+    def make() -> Measurements:
+        from agmc_onnx.recover.importances import Measurements
         from agmc_onnx.recover.options import RecoverOptions
 
         few = RecoverOptions(n_samples=CURVE_SAMPLES, n_curve_positions=CURVE_POSITIONS, seed=settings.seed)
-        return error_curves(channels, scores, data.role("calibration"), few)
+        return Measurements(channels, data.role("calibration"), few)
 
-    return make
+    return make if data.real else None
+
+
+def _scores(
+    channels: Channels, measured: Callable[[], Measurements] | None, settings: CompressOptions
+) -> npt.NDArray[np.float64]:
+    if settings.importance in NEED_DATA and measured is not None:
+        return measured().scores(settings.importance)
+    return importance_of(settings.importance)(channels)
 
 
 def reachable(
