@@ -16,6 +16,7 @@ class Verbs(Directive):
         """Return the sections."""
         from agmc_onnx.cli import parser_of_all
 
+        self.state.document.settings.env.note_reread()  # the parsers change without this page
         _, verbs = parser_of_all()
         return [_section(name, parser) for name, parser in verbs.items()]
 
@@ -24,7 +25,7 @@ def _section(name: str, parser: argparse.ArgumentParser) -> nodes.section:
     section = nodes.section(ids=[f"verb-{name}"], names=[name])
     section += nodes.title(text=name)
     section += nodes.paragraph(text=parser.description or "")
-    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=100)
+    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=86)
     usage = parser.format_usage().removeprefix("usage: ").rstrip()
     section += nodes.literal_block(usage, usage, language="text")
     for group in parser._action_groups:
