@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from agmc_onnx.measuring.accuracy import Evaluator
 from agmc_onnx.measuring.card import InputSpec
 from agmc_onnx.measuring.data import load_card, open_data, synthetic
 from agmc_onnx.measuring.latency import compare, ratio
+from agmc_onnx.measuring.memory import peak_bytes
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.model.files import ModelFile, read_model
 from agmc_onnx.model.graph import view
@@ -152,8 +154,12 @@ def measure(
                     "batch": latency.batch,
                     "threads": latency.threads,
                     "n": latency.n,
+                    "interval": list(latency.interval),
+                    "cpu_p50": latency.cpu_p50,
+                    "provider": latency.provider,
                 },
-                "latency_ratio": {"median": paired.median, "minimum": paired.minimum},
+                "latency_ratio": asdict(paired),
+                "peak_bytes": peak_bytes(file.path, feeds[0], threads, provider),
             }
         )
     return {"format": MEASURE_FORMAT, "models": found, "environment": environment_versions(times[0].provider)}

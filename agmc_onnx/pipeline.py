@@ -29,7 +29,7 @@ from agmc_onnx.report.record import compose, environment_versions, sizes_of, ver
 from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.run.candidates import Progress, environment_of, reachable
 from agmc_onnx.run.dropping import by_drop
-from agmc_onnx.run.latency import latency_target, reported, settled
+from agmc_onnx.run.latency import laid_out, latency_target, reported, settled
 from agmc_onnx.run.stages import Job, by_stages
 from agmc_onnx.run.target import Target, target_of
 from agmc_onnx.search.environment import Environment
@@ -84,7 +84,7 @@ def compress(
         BudgetError: If the budget cannot be reached.
         VerificationError: If the result fails its check; nothing is written then.
     """
-    settings = CompressOptions.of(**options).with_data(data is not None)
+    settings = CompressOptions.of(**options)
     with _torch_threads(settings):
         return _compress(model, settings, output, data, progress)
 
@@ -101,7 +101,8 @@ def _compress(
     if output is not None:
         check_output(output, model)
     analysis = analyse_model(model)
-    data_of = Roles(analysis.file.proto, data, settings)
+    settings = settled(analysis, data, settings)
+    data_of = roles_of(analysis, data, settings)
     environment = environment_of(analysis, data_of, settings)
     if settings.max_drop is not None and not data_of.real:
         raise UsageError("--max-drop: got no --data; expected samples to measure the loss on. Give a data card.")
@@ -135,7 +136,7 @@ def _searched(
     job = Job(analysis, data_of, settings, output, journal, tell)
     reach = by_stages if settings.max_drop is None else by_drop
     result_of = settled(job, environment, target, reach(job, environment, target))
-    compressed, best = result_of.model, result_of.kept
+    compressed, best = laid_out(result_of.model, settings), result_of.kept
     found = replace(result_of.search, kept=result_of.search.kept[: len(best)])  # without densities
     as_cut = Surgeon(analysis.channels).cut(best)
     sparsity = sparsity_of(settings, analysis.graph)
@@ -164,7 +165,7 @@ def _searched(
     report["sparsity"] = None if sparsity is None else facts(analysis.file.proto, compressed, sparsity)
     report["finalists"] = result_of.finalists
     report.update(result_of.facts)
-    report = reported(report, target)
+    report = reported(report, target, settings)
     report["resumed"] = 0 if journal is None else journal.n_resumed
     report["output"] = None if output is None else str(output)
     report["wall_s"] = round(time.perf_counter() - start, 3)

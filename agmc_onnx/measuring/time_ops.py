@@ -16,7 +16,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ import onnx
 import onnxruntime as ort
 
 TABLE_FORMAT = "agmc-onnx/latency-table@1"
-RUNS = 15
+RUNS = 10
+PASSES = 3  # over all models, so that a busy minute does not fall on one of them
 WARMUP = 3
 PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 _LAYOUT_SUFFIX = re.compile(r"_nchwc(_token_\d+)?$")  # what onnxruntime adds to a value's name for a node of its layout
@@ -61,12 +62,23 @@ def time_ops(
         nodes = onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node
     ops = _ops(events, list(nodes))
     session = ort.InferenceSession(model, _options(threads), providers=PROVIDERS[provider])
+    # other work on the machine does not count as processor time of this thread, which is all there is of one thread
+    clock = thread_time if threads == 1 and provider == "cpu" else perf_counter
     times = []
     for _ in range(WARMUP + runs):
-        start = perf_counter()
+        start = clock()
         session.run(None, dict(feed))
-        times.append(1000 * (perf_counter() - start))
+        times.append(1000 * (clock() - start))
     return {"ops": ops, "ms": min(times[WARMUP:])}
+
+
+def faster(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the faster of the times that two passes found for the same model, op by op."""
+    a, b = one["ops"], other["ops"]
+    if [op[:2] for op in a] != [op[:2] for op in b]:
+        return dict(min(one, other, key=lambda found: float(found["ms"])))
+    ops = [[*x[:2], min(x[2], y[2])] for x, y in zip(a, b, strict=True)]
+    return {**one, "ops": ops, "ms": min(one["ms"], other["ms"])}
 
 
 def device() -> dict[str, str]:
@@ -148,11 +160,13 @@ def fill(folder: Path, threads: int, provider: str, runs: int) -> dict[str, Any]
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     with np.load(folder / "feed.npz") as arrays:
         feed = {name: arrays[name] for name in arrays.files}
-    samples = []
-    for i, sample in enumerate(request["samples"]):
-        timed = time_ops((folder / sample["file"]).read_bytes(), feed, threads, provider, runs)
-        samples.append({"kept": sample["kept"], **timed})
-        print(f"{i + 1} of {len(request['samples'])}: {timed['ms']:.3f} ms", flush=True)
+    samples: list[dict[str, Any]] = []
+    for n_pass in range(PASSES):
+        for i, sample in enumerate(request["samples"]):
+            timed = time_ops((folder / sample["file"]).read_bytes(), feed, threads, provider, runs)
+            found = {"kept": sample["kept"], **timed}
+            samples[i:] = [faster(samples[i], found), *samples[i + 1 :]] if n_pass else [found]
+            print(f"pass {n_pass + 1} of {PASSES}, model {i + 1}: {timed['ms']:.3f} ms", flush=True)
     setting = {"threads": threads, "provider": provider, "batch": request["batch"]}
     return packed(device(), setting, {request["model"]: samples})
 
@@ -160,7 +174,7 @@ def fill(folder: Path, threads: int, provider: str, runs: int) -> dict[str, Any]
 def packed(
     device_of: Mapping[str, str], setting: Mapping[str, Any], models: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any]:
-    """Return a table ready for JSON, where every kind of op stands once with its median time.
+    """Return a table ready for JSON, where every kind of op stands once with the lower quartile of its times.
 
     Args:
         device_of: As `device` returns it.
@@ -177,7 +191,7 @@ def packed(
         "format": TABLE_FORMAT,
         "device": dict(device_of),
         "setting": dict(setting),
-        "ops": [{"op": key, "ms": round(float(np.median(ms)), 6), "n": len(ms)} for key, ms in times.items()],
+        "ops": [{"op": key, "ms": round(float(np.percentile(ms, 25)), 6), "n": len(ms)} for key, ms in times.items()],
         "models": {
             name: [{**s, "ops": [[owner, place[key]] for owner, key, _ in s["ops"]]} for s in samples]
             for name, samples in models.items()

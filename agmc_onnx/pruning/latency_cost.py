@@ -41,7 +41,6 @@ class LatencyCost:
         known: For each kind, ms by sizes, as timed.
         fits: For each kind, weights of `_features`, for other sizes.
         constant_ms: Of all that does not change.
-        factor: What was measured in whole runs, over what was predicted.
     """
 
     sizes: Sizes
@@ -50,7 +49,6 @@ class LatencyCost:
     known: Mapping[Kind, dict[tuple[int, ...], float]]
     fits: Mapping[Kind, FloatArray]
     constant_ms: float
-    factor: float = 1.0
     _cache: dict[tuple[Kind, tuple[int, ...]], float] = field(default_factory=dict)
 
     def ms(self, kept: npt.ArrayLike) -> float:
@@ -63,7 +61,7 @@ class LatencyCost:
             if ms is None:
                 ms = self._cache[kind, at] = self._of(kind, at)
             total += ms
-        return self.factor * total
+        return total
 
     def __call__(self, kept: npt.ArrayLike) -> int:
         """Return the predicted latency in nanoseconds."""
@@ -185,12 +183,12 @@ def _owned(sample: Sample, place: _Places) -> dict[int, list[str]]:
 
 
 def _pooled(samples: Sequence[Sample]) -> dict[str, float]:
-    """Return the ms of every kind of op: the median over all places where it ran."""
+    """Return the ms of every kind of op: the lower quartile over all places where it ran, since load only adds."""
     times: dict[str, list[float]] = {}
     for sample in samples:
         for _, key, ms in sample["ops"]:
             times.setdefault(key, []).append(ms)
-    return {key: float(np.median(ms)) for key, ms in times.items()}
+    return {key: float(np.percentile(ms, 25)) for key, ms in times.items()}
 
 
 def _overhead(samples: Sequence[Sample], key_ms: Mapping[str, float]) -> float:

@@ -15,6 +15,7 @@ from agmc_onnx.config import CompressOptions
 from agmc_onnx.diagnosis import cpu_name
 from agmc_onnx.measuring.accuracy import Score
 from agmc_onnx.measuring.latency import Latency, compare, ratio
+from agmc_onnx.measuring.memory import peak_bytes
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import make_session, provider_of
 from agmc_onnx.model.files import ModelFile, model_bytes
@@ -63,12 +64,13 @@ def compose(
     feeds = data.role("test").take(8).feeds(1)
     threads, seconds, provider = settings.threads, settings.latency_seconds, settings.provider
     times = compare([original, compressed], feeds, threads=threads, seconds=seconds, provider=provider)
+    peaks = [peak_bytes(model, feeds[0], threads, provider) for model in (original, compressed)]
     return {
         "format": REPORT_FORMAT,
         "model": {"path": str(source.path), "sha256": source.sha256},
-        "original": {**sizes_of(original), **_measured(before, times[0])},
+        "original": {**sizes_of(original), **_measured(before, times[0]), "peak_bytes": peaks[0]},
         "compressed": {
-            **sizes_of(compressed), **_measured(after, times[1]),
+            **sizes_of(compressed), **_measured(after, times[1]), "peak_bytes": peaks[1],
             "metric_before_recovery": cut.value, "weight_density": _density(view(dense(compressed))),
         },
         "latency_ratio": asdict(ratio(times[1], times[0])),
@@ -117,6 +119,7 @@ def _measured(score: Score, times: Latency) -> dict[str, Any]:
         "metric": {"name": score.name, "value": score.value, "n": score.n, "interval": score.interval},
         "latency_ms": {
             "p50": times.p50, "p90": times.p90, "min": times.minimum, "cpu": times.mean_cpu_ms,
+            "interval": list(times.interval), "cpu_p50": times.cpu_p50, "provider": times.provider,
             "batch": times.batch, "threads": times.threads, "rounds": [round(ms, 4) for ms in times.rounds_ms],
         },
     }  # fmt: skip

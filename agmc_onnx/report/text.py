@@ -106,6 +106,9 @@ def rows(report: Report) -> list[Row]:
             _less(paired, 1.0),
         )
     )
+    one, other = before.get("peak_bytes"), after.get("peak_bytes")
+    if one and other:
+        found.append(Row("peak bytes of activations", f"{one:,}", f"{other:,}", ratio(other, one), _less(other, one)))
     return found
 
 
@@ -139,7 +142,9 @@ def target_line(report: Report) -> str:
             f" {KINDS.get(target['kind'], target['kind'])} after {len(drop['trials'])} trials"
         )
     what = KINDS.get(target["kind"], target["kind"])
-    return f"budget: at most {percent(target['keep'])} of the {what}; reached {100 * target['reached']:.2f} %"
+    line = f"budget: at most {percent(target['keep'])} of the {what}; reached {100 * target['reached']:.2f} %"
+    device = target.get("device")
+    return f"{line}, as predicted for {device['cpu']}, not measured there" if device else line
 
 
 def summary(report: Report) -> list[str]:
@@ -243,16 +248,28 @@ def measurement(found: Report) -> list[str]:
     metric = first["metric"]
     head = ["model", "multiply-adds", "parameters", "file bytes"]
     head += [f"{metric['name']} (n = {metric['n']:,})"] if metric else []
-    head += ["median ms", "p90 ms", "time ratio"]
+    head += ["median ms", "95 % interval", "min ms", "CPU ms", "time ratio", "95 % interval", "peak bytes"]
     table = [head]
     for model in models:
         latency = model["latency_ms"]
         line = [model["path"], f"{model['macs']:,}", f"{model['params']:,}", f"{model['file_bytes']:,}"]
         line += [f"{metric_text(model['metric'])} {interval_text(model['metric'])}".strip()] if metric else []
-        line += [f"{latency['p50']:.3f}", f"{latency['p90']:.3f}", f"{100 * model['latency_ratio']['median']:.1f} %"]
+        low, high = latency["interval"]
+        line += [
+            f"{latency['p50']:.3f}",
+            f"[{low:.3f}, {high:.3f}]",
+            f"{latency['min']:.3f}",
+            f"{latency['cpu_p50']:.3f}",
+        ]
+        low, high = model["latency_ratio"]["interval"]
+        line += [f"{100 * model['latency_ratio']['median']:.1f} %", f"[{100 * low:.1f}, {100 * high:.1f}]"]
+        line += ["-" if model["peak_bytes"] is None else f"{model['peak_bytes']:,}"]
         table.append(line)
     latency, provider = first["latency_ms"], found["environment"]["provider"]
     lines = [*aligned(table, ""), f"latency: {setting_text(latency)}, {provider}, {latency['n']} interleaved rounds"]
+    if all(model["latency_ratio"]["cpu"] is not None for model in models[1:]) and len(models) > 1:
+        shares = ", ".join(f"{100 * model['latency_ratio']['cpu']:.1f} %" for model in models[1:])
+        lines.append(f"by processor time, which other work on the machine disturbs less: {shares}")
     return lines if metric else [*lines, "Accuracy was not measured: no --data was given."]
 
 

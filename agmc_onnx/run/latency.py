@@ -13,11 +13,12 @@ from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import UsageError
 from agmc_onnx.measuring import time_ops
 from agmc_onnx.measuring.latency import Ratio, compare, ratio
-from agmc_onnx.measuring.op_times import LatencyTable, cache_path, cached_table, read_table, time_sample
+from agmc_onnx.measuring.op_times import LatencyTable, cache_path, cached_table, layout_block, read_table, time_sample
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import make_session, provider_of
 from agmc_onnx.model.files import write_atomically
 from agmc_onnx.pruning.latency_cost import latency_cost, sample_counts
+from agmc_onnx.pruning.layout import keep_layout
 from agmc_onnx.pruning.widths import AUTO, FINE
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.run.candidates import IntArray, Progress, environment_of
@@ -90,7 +91,8 @@ def samples_of(environment: Environment, n: int = SAMPLES) -> list[IntArray]:
     fine = np.array([np.lcm(g.step, FINE) if g.n_units >= np.lcm(g.step, FINE) else g.step for g in groups], np.int64)
     n_units = environment.n_units
     coarse = sample_counts(n_units, environment.step, environment.min_keep, n - n // 2, 0)
-    return coarse + sample_counts(n_units, fine, np.minimum(fine, n_units), n // 2 + 1, 1)[1:]
+    others = sample_counts(n_units, fine, np.minimum(fine, n_units), n // 2 + 1, 1)[1:]
+    return [*coarse, n_units, *others, n_units]  # the original, which all shares refer to, is timed three times
 
 
 def timed_samples(
@@ -106,14 +108,20 @@ def timed_samples(
     samples: list[Mapping[str, Any]] = []
     ms = compare([analysis.file.proto], feed, threads=table.threads, provider=table.provider, rounds=3, warmup=1)[0].p50
     counts = samples_of(environment)
-    for i, kept in enumerate(counts):
-        tell("timing ops", {"sample": i + 1, "n_samples": len(counts)})
-        timed = time_sample(environment.candidate(kept), feed, table.threads, table.provider, ms)
-        samples.append({"kept": kept.tolist(), **timed})
+    for n_pass in range(time_ops.PASSES):
+        tell("timing ops", {"pass": n_pass + 1, "n_passes": time_ops.PASSES})
+        for i, kept in enumerate(counts):
+            candidate = laid_out(environment.candidate(kept), settings)
+            found = {"kept": kept.tolist(), **time_sample(candidate, feed, table.threads, table.provider, ms)}
+            samples[i:] = [time_ops.faster(samples[i], found), *samples[i + 1 :]] if n_pass else [found]
     beside = range(2, min(2 + BESIDE, len(counts)))
-    models = [analysis.file.proto, *(environment.candidate(counts[i]) for i in beside)]
     times = compare(
-        models, feed, threads=table.threads, provider=table.provider, rounds=ROUNDS, seconds=settings.latency_seconds
+        [analysis.file.proto, *(laid_out(environment.candidate(counts[i]), settings) for i in beside)],
+        feed,
+        threads=table.threads,
+        provider=table.provider,
+        rounds=ROUNDS,
+        seconds=settings.latency_seconds,
     )
     for i, latency in zip(beside, times[1:], strict=True):
         samples[i] = {**samples[i], "share": ratio(latency, times[0]).steady}
@@ -151,7 +159,7 @@ def measured(
     """Measure a candidate beside the original, in turns, on samples of the calibration role."""
     feeds = data.role("calibration").take(8).feeds(1)
     times = compare(
-        [analysis.file.proto, model], feeds, threads=settings.threads, seconds=settings.latency_seconds,
+        [analysis.file.proto, laid_out(model, settings)], feeds, threads=settings.threads, seconds=settings.latency_seconds,
         rounds=ROUNDS, provider=settings.provider,
     )  # fmt: skip
     predicted = None if target is None or kept is None else target.cost(kept) / target.full
@@ -164,7 +172,8 @@ def settled(job: Job, environment: Environment, target: Target, found: Found) ->
     A latency budget that is missed, by the measured time, is solved again with what was learned from the miss. A result
     that is slower than its original gives way to another candidate that is not. What was done stands in the facts.
     """
-    if found.search.interrupted or not is_here(job.settings):
+    has_densities = len(found.search.kept) != len(environment.n_units)  # which are no widths
+    if found.search.interrupted or has_densities or not is_here(job.settings):
         return found
     if target.kind == "latency":
         return _within(job, environment, target, found)
@@ -217,13 +226,28 @@ def _not_slower(job: Job, environment: Environment, target: Target, found: Found
     return replace(chosen, facts={**chosen.facts, "slower": facts})
 
 
-def reported(report: dict[str, Any], target: Target) -> dict[str, Any]:
-    """Return a report whose target says what share of a latency was measured; what the table predicts stands beside."""
+def reported(report: dict[str, Any], target: Target, settings: CompressOptions) -> dict[str, Any]:
+    """Return a report whose target says what share of a latency was measured; what the table predicts stands beside.
+
+    Of another device's latency only the prediction is known here, and the report says so.
+    """
     if target.kind != "latency":
         return report
-    times = report["latency_ratio"]
-    reached = times["median"] if times["cpu"] is None else times["cpu"]
-    return report | {"target": report["target"] | {"predicted": report["target"]["reached"], "reached": reached}}
+    predicted, times = report["target"]["reached"] * target.miss, report["latency_ratio"]
+    if not is_here(settings) and settings.latency_table is not None:
+        facts = {
+            "predicted": predicted,
+            "reached": predicted,
+            "device": dict(read_table(settings.latency_table).device),
+        }
+    else:
+        facts = {"predicted": predicted, "reached": times["median"] if times["cpu"] is None else times["cpu"]}
+    return report | {"target": report["target"] | facts}
+
+
+def laid_out(model: onnx.ModelProto, settings: CompressOptions) -> onnx.ModelProto:
+    """Return a result as it is written and timed: its shortcuts keep to onnxruntime's layout where there is one here."""
+    return model if settings.provider == "cuda" else keep_layout(model, layout_block())
 
 
 def is_slower(found: Ratio) -> bool:
