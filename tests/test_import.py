@@ -10,7 +10,9 @@ import agmc_onnx
 from agmc_onnx.cli import main
 from agmc_onnx.errors import UsageError, VerificationError
 from agmc_onnx.exchange.importers import IMPORTERS, importer_of, is_onnx
+from agmc_onnx.exchange.importers.agreement import _judge
 from agmc_onnx.exchange.importers.importing import METADATA, import_model
+from agmc_onnx.exchange.importers.plain_shapes import plain_shapes
 from agmc_onnx.exchange.importers.source import ImportOptions, InputShape, Source, need
 from agmc_onnx.exchange.importers.torch_weights import read_weights
 from agmc_onnx.measuring.session import make_session, run_model
@@ -353,6 +355,88 @@ def test_compress_leaves_alone_what_may_be_onnx(tmp_path):
     assert is_onnx(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert not is_onnx(tmp_path)
+
+
+# what the converter computes from open dims
+
+
+def attention_like():
+    """Heads cut out of the last dim by a target made of Shape nodes, as exporters write it where tokens stay open."""
+    text = """
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[N, T, 8] x) => (float[N, T, 8] y)
+        <int64[2] tail = {2, 4}, int64[1] last = {-1}, int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}>
+        {
+            dims = Shape(x)
+            lead = Slice(dims, zero, two)
+            split = Concat<axis = 0>(lead, tail)
+            heads = Reshape(x, split)
+            turned = Transpose<perm = [0, 2, 1, 3]>(heads)
+            back = Transpose<perm = [0, 2, 1, 3]>(turned)
+            joined = Concat<axis = 0>(lead, last)
+            y = Reshape(back, joined)
+        }
+    """
+    return onnx.parser.parse_model(text)
+
+
+def test_targets_of_reshapes_become_constants():
+    made = plain_shapes(attention_like())
+    shapes = {tensor.name: list(onnx.numpy_helper.to_array(tensor)) for tensor in made.graph.initializer}
+    assert shapes == {"heads_shape": [0, 0, 2, 4], "y_shape": [0, 0, 8]}
+    assert [node.op_type for node in made.graph.node] == ["Reshape", "Transpose", "Transpose", "Reshape"]
+    for sizes in ((1, 3, 8), (4, 7, 8)):
+        x = np.random.default_rng(0).standard_normal(sizes, np.float32)
+        np.testing.assert_array_equal(*(run_model(make_session(m), {"x": x})[0] for m in (made, attention_like())))
+
+
+def test_targets_that_no_constant_gives_stay_computed():
+    model = attention_like()
+    graph = model.graph
+    del graph.node[2:], graph.initializer[0]  # y = Reshape(x, [tokens, batch, 8])
+    nodes = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[N, T, 8] x, int64[2] lead, int64[1] last, int64[1] zero, int64[1] one) => (float[T, N, 8] y) {
+            first = Gather(lead, one)
+            second = Gather(lead, zero)
+            target = Concat<axis = 0>(first, second, last)
+            y = Reshape(x, target)
+        }
+        """
+    ).graph.node
+    graph.node.extend(nodes)
+    made = plain_shapes(model)
+    assert [node.op_type for node in made.graph.node] == [node.op_type for node in graph.node]
+
+
+# the comparison
+
+
+def judged(found, wanted):
+    return _judge("y", [(np.asarray(found), np.asarray(wanted))])
+
+
+def test_differences_are_shares_of_the_largest_value():
+    found = judged(np.float32([[1.0, 200.0], [3.0, 4.5]]), np.float32([[1.0, 200.0], [3.0, 4.0]]))
+    assert (found.max_abs, found.max_rel, found.holds, found.varies) == (0.5, 0.0025, False, True)
+
+
+def test_rounding_agrees_and_nan_does_not():
+    assert judged(np.float32([1.00001, 2]), np.float32([1, 2])).holds
+    assert not judged(np.float32([np.nan, 2]), np.float32([1, 2])).holds
+    assert judged(np.float32([np.inf, 2]), np.float32([np.inf, 2])).holds
+
+
+def test_labels_must_be_equal():
+    assert judged(np.int64([1, 2]), np.int32([1, 2])).holds
+    assert judged(np.array(["a", "b"], object), np.array(["a", "b"])).holds
+    found = judged(np.int64([1, 3]), np.int64([1, 2]))
+    assert (found.holds, found.max_abs) == (False, 0.5)
+
+
+def test_an_output_that_never_changes_is_pointed_out():
+    assert not judged(np.zeros((4, 2), np.float32), np.zeros((4, 2), np.float32)).varies
 
 
 # the command line

@@ -166,7 +166,8 @@ def _judge(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> OutputA
     allowed = max(ALLOWED.get(str(array.dtype), ALLOWED["float32"]) for array in (found, wanted))
     if not wanted.size:
         return OutputAgreement(name, 0.0, 0.0, allowed, False)
-    difference = np.where(found == wanted, 0.0, np.abs(found.astype(np.float64) - wanted))  # infinities agree
+    with np.errstate(invalid="ignore"):  # infinities agree with themselves
+        difference = np.where(found == wanted, 0.0, np.abs(found.astype(np.float64) - wanted))
     finite = np.abs(wanted[np.isfinite(wanted)]).astype(np.float64)
     scale = finite.max() if finite.size else 1.0
     worst = float(difference.max())
@@ -205,11 +206,22 @@ def check_model(model: onnx.ModelProto, what: str) -> None:
     Raises:
         ModelError: If the checker or onnxruntime refuses it.
     """
+    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    local = {function.name for function in model.functions}
+    kinds = {node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")} - local
+    unknown = sorted(kind for kind in kinds if not onnx.defs.has(kind, opset, ""))
+    if unknown:
+        raise ModelError(
+            f"{what}: the converter left ops that ONNX has not in opset {opset}, got {', '.join(unknown)}; expected none."
+            " Replace them in the network, or try another --opset."
+        )
     try:
         onnx.checker.check_model(model)
-    except ValueError as error:  # above 2 GB it cannot be checked in memory; onnxruntime below still reads it
-        if "2GB" not in str(error) and "2 GiB" not in str(error) and "exceed" not in str(error):
-            raise ModelError(f"{what}: the converted model is not valid, got {one_line(error)!r}.") from None
+    except ValueError as error:
+        if "too large" not in str(error):  # above 2 GB it cannot be checked in memory; onnxruntime below still reads it
+            raise ModelError(
+                f"{what}: the converted model is not valid, got {one_line(error)!r}. Convert it anew."
+            ) from None
     except onnx.checker.ValidationError as error:
         raise ModelError(
             f"{what}: the converted model is not valid ONNX, got {one_line(error)!r}; expected one that onnx.checker takes."

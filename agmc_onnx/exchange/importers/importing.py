@@ -16,6 +16,7 @@ from agmc_onnx import __version__
 from agmc_onnx.errors import ModelError, UsageError, VerificationError
 from agmc_onnx.exchange.importers import importer_of
 from agmc_onnx.exchange.importers.agreement import Agreement, check_model, compare
+from agmc_onnx.exchange.importers.plain_shapes import plain_shapes
 from agmc_onnx.exchange.importers.source import Conversion, ImportOptions, InputShape, Source
 from agmc_onnx.model.files import check_writable, read_model, write_model
 from agmc_onnx.model.graph import view
@@ -89,6 +90,7 @@ def import_model(
     model = _tidied(conversion.model)
     _check_opset(named, model)
     check_model(model, str(named))
+    model = plain_shapes(model, seed)
     agreement = compare(
         Conversion(model, conversion.answer, conversion.framework, conversion.converter, conversion.ranges), seed
     )
@@ -172,6 +174,9 @@ def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in (*tidy.graph.input, *tidy.graph.output, *tidy.graph.value_info):
         del value.metadata_props[:]
     del tidy.graph.metadata_props[:]
+    typed = [value for value in tidy.graph.value_info if value.type.WhichOneof("value")]
+    del tidy.graph.value_info[:]
+    tidy.graph.value_info.extend(typed)
     _name_batch(tidy)
     if tidy.ir_version > MAX_IR:
         needed = onnx.helper.find_min_ir_version_for(list(tidy.opset_import), ignore_unknown=True)

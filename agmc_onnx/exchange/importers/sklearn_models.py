@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from agmc_onnx.errors import UsageError
 from agmc_onnx.exchange.importers.source import (
@@ -21,6 +22,8 @@ from agmc_onnx.exchange.importers.source import (
 )
 
 OPSET, ML_OPSET = 18, 3
+_OPTIMIZERS = "sklearn.neural_network._stochastic_optimizers."
+PLAIN_TYPES = (_OPTIMIZERS + "AdamOptimizer", _OPTIMIZERS + "SGDOptimizer")  # hold numbers, and every MLP has one
 
 
 def convert_estimator(source: Source, options: ImportOptions) -> Conversion:
@@ -45,7 +48,17 @@ def convert_estimator(source: Source, options: ImportOptions) -> Conversion:
             options={"zipmap": False} if is_classifier(estimator) else None,
             target_opset={"": options.opset or OPSET, "ai.onnx.ml": ML_OPSET},
         )
-    model = _scores_first(model)
+    notes: tuple[str, ...] = ()
+    classes = getattr(estimator, "classes_", np.empty(0))
+    if other is not None and not np.issubdtype(np.asarray(classes).dtype, np.number):
+        from skl2onnx.helpers.onnx_helper import select_model_inputs_outputs
+
+        scores = [value for value in model.graph.output if "label" not in value.name]
+        model, other = select_model_inputs_outputs(model, outputs=[value.name for value in scores]), None
+        del model.graph.output[:]
+        model.graph.output.extend(scores)  # with their types again
+        notes = (f"labels are no numbers: the graph gives the scores of {', '.join(map(str, classes))}, in this order",)
+    model = _plain(_scores_first(model))
 
     def answer(feed: Feed) -> list[np.ndarray]:
         x = np.asarray(feed["input"], np.float64)
@@ -53,7 +66,7 @@ def convert_estimator(source: Source, options: ImportOptions) -> Conversion:
         scores = found if found.ndim > 1 else found[:, None]
         return [scores] if other is None else [scores, np.asarray(getattr(estimator, other)(x))]
 
-    return Conversion(model, answer, version("scikit-learn"), version("skl2onnx"))
+    return Conversion(model, answer, version("scikit-learn"), version("skl2onnx"), notes=notes)
 
 
 def _methods(estimator: Any) -> tuple[str, str | None]:
@@ -76,6 +89,38 @@ def _scores_first(model: onnx.ModelProto) -> onnx.ModelProto:
     del ordered.graph.output[:]
     ordered.graph.output.extend([*scores, *(value for value in outputs if value not in scores)])
     return ordered
+
+
+def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with standard ops for two of ai.onnx.ml, so that shapes can be inferred and weights refitted.
+
+    Scaler, Y = (X - offset) * scale, becomes Sub and Mul; ArrayFeatureExtractor, which looks a class up by its number,
+    becomes Gather where what follows flattens its answer.
+    """
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    nodes = list(plain.graph.node)
+    flattened = {node.input[0] for node in nodes if node.op_type == "Reshape"}
+    vectors = {tensor.name for tensor in plain.graph.initializer if len(tensor.dims) == 1}
+    del plain.graph.node[:]
+    for node in nodes:
+        kind = node.op_type if node.domain == "ai.onnx.ml" else ""
+        if kind == "Scaler":
+            plain.graph.node.extend(_scaled(node, plain.graph))
+        elif kind == "ArrayFeatureExtractor" and node.input[0] in vectors and node.output[0] in flattened:
+            plain.graph.node.append(helper.make_node("Gather", list(node.input), list(node.output), axis=0))
+        else:
+            plain.graph.node.append(node)
+    return plain
+
+
+def _scaled(node: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    x, y = node.input[0], node.output[0]
+    for attribute in node.attribute:
+        values = np.asarray(attribute.floats, np.float32)
+        graph.initializer.append(numpy_helper.from_array(values, f"{y}_{attribute.name}"))
+    centre = helper.make_node("Sub", [x, f"{y}_offset"], [f"{y}_centred"])
+    return [centre, helper.make_node("Mul", [f"{y}_centred", f"{y}_scale"], [y])]
 
 
 def _load(source: Source, options: ImportOptions) -> Any:
@@ -102,14 +147,15 @@ def _load_skops(source: Source, options: ImportOptions) -> Any:
     from skops import io
 
     try:
-        unknown = io.get_untrusted_types(file=source.path)
+        found = io.get_untrusted_types(file=source.path)
+        unknown = [name for name in found if name not in PLAIN_TYPES]
         if unknown and not options.allow_pickle:
             raise UsageError(
                 f"{source}: holds types that skops does not know to be safe, got {', '.join(unknown[:5])}; expected none."
                 " Give --allow-pickle if you trust where the file is from."
             )
         with silence():
-            return io.load(source.path, trusted=unknown)
+            return io.load(source.path, trusted=found)
     except UsageError:
         raise
     except Exception as error:  # a broken zip, an unknown protocol

@@ -256,8 +256,8 @@ def version(*packages: str) -> str:
 
 
 def one_line(error: object, limit: int = 200) -> str:
-    """Return the last words that say something of an error, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Return what an error is and the first line of what it says."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[\d;]*m", "", str(error)).splitlines() if line.strip()]
     name = "" if isinstance(error, str) else f"{type(error).__name__}: "
     return (name + (lines[0] if lines else "")).removesuffix(": ")[:limit]
 

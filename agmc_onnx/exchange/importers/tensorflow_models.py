@@ -38,12 +38,14 @@ def convert_keras(source: Source, options: ImportOptions) -> Conversion:
     backend = keras.backend.backend()
     if backend == "tensorflow":
         need(source, "import-keras", "tensorflow", "tf2onnx")
+        _teach_erfc()
     model = source.value if source.is_reference else _load_keras(source, options)
     if options.weights is not None:
         with converting(source, "keras.Model.load_weights"):
             model.load_weights(str(options.weights))
     with converting(source, f"keras.Model.export ({backend})"), tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
+        _call_once(source, model, options)
         model.export(str(path), format="onnx", verbose=False, opset_version=options.opset or OPSET)
         proto = onnx.load(path)
     names = [value.name for value in proto.graph.input]
@@ -65,6 +67,7 @@ def convert_saved_model(source: Source, options: ImportOptions) -> Conversion:
     import tensorflow as tf
     import tf2onnx
 
+    _teach_erfc()
     with converting(source, "tf.saved_model.load"):
         loaded = tf.saved_model.load(str(source.path))
     signature = _signature(source, loaded)
@@ -134,6 +137,42 @@ def _load_keras(source: Source, options: ImportOptions) -> Any:
             f"{source}: Keras cannot open it, got {one_line(error)!r}; expected a file of Keras 3. A model with layers of"
             " your own: give module:function, which makes it, with --weights."
         ) from error
+
+
+def _call_once(source: Source, model: Any, options: ImportOptions) -> None:
+    """Call a model on zeros: Keras exports only what has been called since it was opened."""
+    inputs = getattr(model, "inputs", None)
+    if inputs:
+        sizes = [([2 if size is None else size for size in tensor.shape], tensor.dtype) for tensor in inputs]
+    elif options.input_shapes:
+        sizes = [(list(shape.sizes(2)), shape.dtype) for shape in options.input_shapes]
+    else:
+        raise UsageError(
+            f"{source}: does not say what it is fed, got a model without inputs; expected a shape. Give --input-shape, such as"
+            " --input-shape 1,224,224,3."
+        )
+    zeros = [np.zeros(size, dtype) for size, dtype in sizes]
+    model(zeros if len(zeros) > 1 else zeros[0], training=False)
+
+
+def _teach_erfc() -> None:
+    """Give tf2onnx the op that TensorFlow's exact GELU is made of; tf2onnx 1.17 lacks it."""
+    from tf2onnx import utils
+    from tf2onnx.handler import tf_op
+
+    class Erfc:
+        """erfc(x) = 1 - erf(x)."""
+
+        @classmethod
+        def version_9(cls, ctx: Any, node: Any, **kwargs: Any) -> None:
+            shape, dtype = ctx.get_shape(node.output[0]), ctx.get_dtype(node.output[0])
+            erf = ctx.make_node("Erf", node.input, shapes=[shape], dtypes=[dtype])
+            one = ctx.make_const(utils.make_name(node.name), np.array(1, utils.map_onnx_to_numpy_type(dtype)))
+            ctx.remove_node(node.name)
+            between = [one.output[0], erf.output[0]]
+            ctx.make_node("Sub", between, name=node.name, outputs=node.output, shapes=[shape], dtypes=[dtype])
+
+    tf_op("Erfc")(Erfc)
 
 
 def _signature(source: Source, loaded: Any) -> Any:

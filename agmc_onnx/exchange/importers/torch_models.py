@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -130,18 +131,22 @@ def by_export(
 ) -> onnx.ModelProto:
     """Return the graph of the newer exporter."""
     open_dims = tuple(_open(shape, options) for shape in shapes)
-    is_open = any(open_dims)
-    exported = torch.onnx.export(
-        module,
-        tuple(tensors),
-        dynamo=True,
-        input_names=_names(shapes),
-        output_names=_output_names(n_outputs),
-        dynamic_shapes=open_dims if is_open else None,
-        opset_version=options.opset or DYNAMO_OPSET,
-        optimize=True,
-        verbose=False,
-    )
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
+    dynamic: Any = (open_dims,) if takes_any else open_dims  # what *args takes is one argument
+    try:
+        exported = torch.onnx.export(
+            module,
+            tuple(tensors),
+            dynamo=True,
+            input_names=_names(shapes),
+            output_names=_output_names(n_outputs),
+            dynamic_shapes=dynamic if any(open_dims) else None,
+            opset_version=options.opset or DYNAMO_OPSET,
+            optimize=True,
+            verbose=False,
+        )
+    except Exception as error:
+        raise error.__cause__ or error from None  # the outer error only says which step it was
     assert exported is not None
     return exported.model_proto
 

@@ -1,0 +1,132 @@
+"""Reshapes whose target a converter computes from open dims, as constants: what is pruned must be seen in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from agmc_onnx.errors import AgmcError
+from agmc_onnx.measuring.data import synthetic
+from agmc_onnx.measuring.random_inputs import runnable
+from agmc_onnx.measuring.session import make_session, model_inputs, run_model
+
+PROBES = ((2, 0), (3, 1), (5, 5))  # samples, and what is added to the usual size of open dims
+Dims = tuple[int, ...]
+
+
+def plain_shapes(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
+    """Return the model with constant targets for those Reshapes of the main graph that allow it.
+
+    A converter that leaves the number of tokens open writes Reshape(x, Concat(batch, tokens, heads, -1)), with batch and tokens
+    from Shape nodes. Its target is found by running the model on inputs of three different sizes in every open dim:
+    a size that never changes is written as it is, one that is always that of x in the same place as 0, and one other as -1.
+    Anything else stays as it is. The comparison with the source comes after this.
+
+    Args:
+        model: A converted model; not changed.
+        seed: Of the synthetic inputs.
+
+    Returns:
+        A new model, without what has become useless; or the same model, where there is nothing to do or the sizes cannot
+        be changed.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    targets = [
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "Reshape" and node.domain in ("", "ai.onnx") and node.input[1] not in constants
+    ]  # fmt: skip
+    if not targets:
+        return model
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    nodes = {node.output[0]: node for node in plain.graph.node if node.output}
+    try:
+        seen = _observe(model, [name for target in targets for name in (nodes[target].input[0], target)], seed)
+    except AgmcError:  # such sizes it does not take
+        return model
+    for target in targets:
+        shape = _target(seen[nodes[target].input[0]], seen[target])
+        if shape is not None:
+            name = f"{target}_shape"
+            plain.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
+            nodes[target].input[1] = name
+            del nodes[target].attribute[:]  # allowzero, which would read the zeros as sizes
+    _drop_unused(plain.graph)
+    return plain
+
+
+def _observe(model: onnx.ModelProto, names: Sequence[str], seed: int) -> dict[str, list[Dims]]:
+    """Return the dims of values, one entry a probe."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    known = {value.name for value in (*model.graph.input, *model.graph.output)}
+    wanted = [name for name in dict.fromkeys(names) if name not in known]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    session = make_session(probe, optimise=False)
+    outputs = [value.name for value in probe.graph.output]
+    seen: dict[str, list[Dims]] = {name: [] for name in names}
+    for n, more in PROBES:
+        feed = _sized(model, n, more, seed)
+        found = dict(zip(outputs, run_model(session, feed), strict=True)) | feed
+        for name, dims in seen.items():
+            dims.append(np.shape(found[name]))
+    return seen
+
+
+def _sized(model: onnx.ModelProto, n: int, more: int, seed: int) -> dict[str, np.ndarray]:
+    """Return inputs of n samples whose open dims are larger than usual, every one by another number."""
+    inputs = model_inputs(model)
+    usual = runnable(model, 1, seed).read(np.arange(1))
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        symbols = spec.symbols or (None,) * len(spec.shape)
+        for dim, (size, symbol) in enumerate(zip(spec.shape, symbols, strict=True)):
+            if dim and size is None:
+                key = symbol or f"{spec.name}:{dim}"
+                sizes.setdefault(key, usual[spec.name].shape[dim] + more * (len(sizes) + 1))
+    return synthetic(inputs, n, seed, sizes).read(np.arange(n))
+
+
+def _target(given: Sequence[Dims], made: Sequence[Dims]) -> Dims | None:
+    """Return the constant target that gives what was made of what was given, or None where there is none."""
+    if len({len(dims) for dims in made}) != 1:
+        return None
+    shape = []
+    for place in range(len(made[0])):
+        sizes = [dims[place] for dims in made]
+        if len(set(sizes)) == 1 and sizes[0] > 0:
+            shape.append(sizes[0])
+        elif all(place < len(dims) and dims[place] == size for dims, size in zip(given, sizes, strict=True)):
+            shape.append(0)
+        else:
+            shape.append(-1)
+    return tuple(shape) if shape.count(-1) <= 1 else None
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and initializers that no output depends on, in place."""
+    while True:
+        used = {value.name for value in graph.output} | set(_inputs(graph))
+        useless = [node for node in graph.node if not used.intersection(node.output)]
+        if not useless:
+            break
+        for node in useless:
+            graph.node.remove(node)
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _inputs(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the names that nodes read, those in subgraphs included."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _inputs(inner)
+                yield from (value.name for value in inner.output)
