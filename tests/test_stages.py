@@ -122,6 +122,17 @@ def test_an_interrupted_search_for_a_drop_measures_no_budget_twice(dropped, tmp_
     assert again.plan == dropped[0].plan
 
 
+def test_a_policy_rewarded_for_size_searches_without_a_budget(monkeypatch):
+    monkeypatch.setattr(dropping, "CLOSE", 0.6)
+    options = FAST | {"policy": "agmc", "episodes": 6, "reward": "flops"}
+    report = agmc_onnx.compress(DIGITS, max_drop=5, **options).report
+    explored = [record for record in report["history"] if record["trial"] == 2]
+    assert len(explored) == 6
+    assert len({record["macs"] for record in explored}) > 2
+    assert [trial["policy"] for trial in report["max_drop"]["trials"]][:1] == ["greedy"]
+    assert report["max_drop"]["most"] <= 5
+
+
 def test_a_drop_that_nothing_meets_is_told(monkeypatch):
     monkeypatch.setattr(dropping, "CLOSE", 0.6)
     with pytest.raises(

@@ -22,6 +22,7 @@ from agmc_onnx.pruning.sparsity import Sparsity, sparsity_of, thin_by_magnitude
 from agmc_onnx.pruning.widths import AUTO, FINE, rounding
 from agmc_onnx.run.analysis import Analysis, Base, analyse_model
 from agmc_onnx.run.target import Target
+from agmc_onnx.search.budget import rounded
 from agmc_onnx.search.cluster import RayWorkers
 from agmc_onnx.search.environment import Environment, Recover
 from agmc_onnx.search.joint import JointEnvironment, Thin
@@ -188,6 +189,9 @@ def search_candidates(
     with _evaluators(analysis, environment, data, settings, base) as evaluate_all:
         recorder = Recorder(evaluate_all, reward_of, journal)
         problem = replace(environment.problem(target.cost, target.budget), evaluate=recorder)
+        if settings.max_drop is not None and options.reward != "err":  # no budget: the reward weighs cost and error
+            problem = replace(problem, meet=partial(rounded, problem))
+            options = replace(options, agmc=replace(options.agmc, rescale_in_update=False))
         rng = np.random.default_rng(settings.seed)
         policy = make_policy(problem, options, rng)
         n_episodes = min(settings.episodes, policy.n_episodes)

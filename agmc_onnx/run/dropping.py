@@ -30,7 +30,8 @@ def by_drop(job: Job, environment: Environment, target: Target) -> Found:
 
     Budgets are bisected; every one is searched, its best candidate recovered in full and compared with the original on the
     whole reward role, sample by sample. A policy that needs many evaluations is spared most of it: the greedy one finds how
-    far one can go, then the policy tries to go further. Nothing here looks at the test role.
+    far one can go, then the policy tries to go further: within ever smaller budgets, or, rewarded by R_FLOPs or R_Param
+    (AGMC, eq. 13 and 14), in one search without any budget. Nothing here looks at the test role.
 
     Raises:
         BudgetError: If no smaller model stays within the loss.
@@ -44,7 +45,9 @@ def by_drop(job: Job, environment: Environment, target: Target) -> Found:
         reached = trial.run(share, quick)
         low, high = (share, high) if reached is None else (low, min(reached, share))
         share = (low + high) / 2
-    if not few:
+    if job.settings.reward != "err" and not trial.interrupted:
+        trial.explore(job.settings)
+    elif not few:
         for _ in range(MOST_SEARCHES):
             share = max((trial.reached or high) * SMALLER, least)
             if trial.interrupted or share >= (trial.reached or 1.0) or trial.run(share, job.settings) is None:
@@ -103,11 +106,30 @@ class _Trials:
             if self.best is None:
                 raise KeyboardInterrupt("interrupted before any model was within the drop.")
             return None
-        name, found = f"keep {share!r} by {settings.policy}", None
+        return self._measure(f"keep {share!r} by {settings.policy}", aim, search, environment, job, start)
+
+    def explore(self, settings: CompressOptions) -> None:
+        """Search without a budget, and try the most rewarded candidates that are smaller than what was found so far."""
+        job, aim = replace(self.job, settings=replace(settings, finalists=1)), replace(self.target, share=1.0)
+        job.tell("exploring", {})
+        search = search_candidates(job.analysis, self.environment, aim, job.data, settings, job.journal, job.tell)
+        self.interrupted = search.interrupted
+        records = {tuple(one["kept"]): float(one["reward"]) for one in search.history}
+        costs = {key: aim.cost(np.array(key, np.int64)) / aim.full for key in records}
+        smaller = [key for key in records if costs[key] < (self.reached or 1.0)]
+        for key in sorted(smaller, key=lambda key: -records[key])[:MOST_SEARCHES]:
+            start, chosen = time.perf_counter(), replace(search, kept=np.array(key, np.int64))
+            self._measure(f"keep {list(key)} by {settings.policy}", aim, chosen, self.environment, job, start)
+
+    def _measure(
+        self, name: str, aim: Target, search: SearchResult, environment: Environment, job: Job, start: float
+    ) -> float | None:
+        """Recover what a search found in full and compare it with the original; return as `run`."""
+        share, settings, found = aim.share, job.settings, None
         note = None if job.journal is None else job.journal.notes.get(name)
         if note is None:
             found = recover_best(job, environment, search)
-            search, drop = found.search, self.meter(found.model)
+            search, drop = replace(search, kept=found.search.kept), self.meter(found.model)
             if job.journal is not None:
                 job.journal.note(name, {"kept": search.kept.tolist(), "drop": asdict(drop)})
         else:
@@ -130,7 +152,8 @@ class _Trials:
         if found is None:  # recovery has no chance in it: this is the model that was measured
             job = replace(self.job, settings=replace(best.settings, finalists=1))
             found = recover_best(job, best.environment, best.search)
-        history = joined([one.search for one in self.done], "trial")
+        searches = {id(one.search.history): one.search for one in self.done}  # one may have given several models
+        history = joined(searches.values(), "trial")
         search = replace(found.search, history=history.history, n_extra=history.n_extra, interrupted=self.interrupted)
         trials = [
             {**one.facts(), "accepted": one.drop.most <= self.limit, "wall_s": round(one.wall_s, 3)}

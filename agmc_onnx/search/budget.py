@@ -80,6 +80,14 @@ def met(problem: Problem, keep_ratio: FloatArray) -> Rescaled:
     return meet_target(keep_ratio, problem.cost, problem.n_units, problem.step, problem.min_keep, problem.budget)
 
 
+def rounded(problem: Problem, keep_ratio: FloatArray) -> Rescaled:
+    """Return kept counts in the very proportions proposed, whatever they cost: the search of a policy without a budget."""
+    units, steps, least = problem.n_units, problem.step, problem.min_keep
+    wanted = np.rint(np.clip(keep_ratio, 0.0, 1.0) * units / steps).astype(np.int64) * steps
+    kept = np.where(wanted + steps > units, units, np.maximum(wanted, least))
+    return Rescaled(kept, kept / units, int(problem.cost(kept)), True, int(problem.cost(least)))
+
+
 def meet_target(
     keep_ratio: npt.ArrayLike,
     cost: Callable[[IntArray], int],
