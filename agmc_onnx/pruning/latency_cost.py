@@ -25,6 +25,7 @@ FloatArray = npt.NDArray[np.float64]
 BLOCKS = (8, 16)  # channels that vector kernels take at once: AVX2 and NEON, AVX-512
 NS = 1_000_000  # in a millisecond
 SMALLEST_MS = 1e-4
+IRLS_ROUNDS = 20
 
 Sample = Mapping[str, Any]  # "kept", "ops" of [owner, key, ms], "ms": as `time_ops` returns it
 Kind = tuple[Any, ...]
@@ -106,8 +107,7 @@ def latency_cost(channels: Channels, samples: Sequence[Sample]) -> LatencyCost:
     axes = [_axes(graph, node) for node in nodes]
     sizes, of_node = axis_sizes(channels, axes)
     place = _Places(nodes)
-    key_ms = _pooled(samples)
-    overhead = _overhead(samples, key_ms)
+    key_ms = _corrected(samples, _pooled(samples))
     owned = [_owned(sample, place) for sample in samples]
     full = max(range(len(samples)), key=lambda i: sum(samples[i]["kept"]))
     kinds = [_kind(graph, node, owned[full].get(i, ())) for i, node in enumerate(nodes)]
@@ -116,12 +116,12 @@ def latency_cost(channels: Channels, samples: Sequence[Sample]) -> LatencyCost:
     for sample, ops in zip(samples, owned, strict=True):
         at = sizes(sample["kept"])
         for i in range(len(nodes)):
-            ms = sum(max(key_ms[key] + overhead, SMALLEST_MS) for key in ops.get(i, ()))
+            ms = sum(key_ms[key] for key in ops.get(i, ()))
             if len(of_node[i]):
                 seen.setdefault(kinds[i], {}).setdefault(tuple(at[of_node[i]].tolist()), []).append(ms)
             else:
                 constant += ms / len(samples)
-        constant += sum(max(key_ms[key] + overhead, SMALLEST_MS) for key in ops.get(-1, ())) / len(samples)
+        constant += sum(key_ms[key] for key in ops.get(-1, ())) / len(samples)
     known = {kind: {at: float(np.mean(ms)) for at, ms in by.items()} for kind, by in seen.items()}
     changing = [i for i in range(len(nodes)) if len(of_node[i]) and any(known[kinds[i]].values())]
     made = LatencyCost(
@@ -191,11 +191,25 @@ def _pooled(samples: Sequence[Sample]) -> dict[str, float]:
     return {key: float(np.percentile(ms, 25)) for key, ms in times.items()}
 
 
-def _overhead(samples: Sequence[Sample], key_ms: Mapping[str, float]) -> float:
-    """Return the ms to add to each op: what starting it takes, less what the profiler took."""
-    return float(
-        np.median([(s["ms"] - sum(key_ms[key] for _, key, _ in s["ops"])) / max(len(s["ops"]), 1) for s in samples])
-    )
+def _corrected(samples: Sequence[Sample], key_ms: Mapping[str, float]) -> dict[str, float]:
+    """Return the ms of every kind of op as it is without the profiler, which takes some microseconds of each.
+
+    Whole inferences without it are fitted as a factor times the sum of their ops, plus as much for each op; by least
+    absolute relative error (reweighted least squares), so that a sample which met a busy moment does not count.
+    """
+    ms = np.array([sample["ms"] for sample in samples])
+    total = np.array([sum(key_ms[key] for _, key, _ in sample["ops"]) for sample in samples])
+    n_ops = np.array([len(sample["ops"]) for sample in samples], np.float64)
+    terms = np.stack([total, n_ops], axis=1) / ms[:, None]
+    weight = np.ones(len(ms))
+    factor, each = 1.0, 0.0
+    for _ in range(IRLS_ROUNDS):
+        root = np.sqrt(weight)
+        factor, each = np.linalg.lstsq(terms * root[:, None], root, rcond=None)[0]
+        weight = 1 / np.maximum(np.abs(terms @ np.array([factor, each]) - 1), 1e-3)
+    if factor <= 0:  # too little to learn from
+        factor, each = float(np.median(ms / total)), 0.0
+    return {key: max(float(factor * one + each), SMALLEST_MS) for key, one in key_ms.items()}
 
 
 def _fit(known: Mapping[tuple[int, ...], float]) -> FloatArray:
