@@ -336,7 +336,11 @@ class CompressOptions:
         return self.sparsity is not None or self.sparse_pattern is not None
 
     def with_data(self, is_given: bool) -> CompressOptions:
-        """Return the options with what depends on data filled in."""
+        """Return the options with what depends on data filled in.
+
+        Args:
+            is_given: Whether there are samples to refit on, real ones or what a network's stored statistics replace them by.
+        """
         return self if self.recover is not None else replace(self, recover="compensate" if is_given else "none")
 
     def search(self) -> SearchOptions:

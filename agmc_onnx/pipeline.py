@@ -30,6 +30,7 @@ from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.run.candidates import Progress, environment_of, reachable
 from agmc_onnx.run.dropping import by_drop
 from agmc_onnx.run.latency import laid_out, latency_target, reported, settled
+from agmc_onnx.run.samples import roles_of, with_recovery
 from agmc_onnx.run.stages import Job, by_stages
 from agmc_onnx.run.target import Target, target_of
 from agmc_onnx.search.environment import Environment
@@ -101,7 +102,7 @@ def _compress(
     if output is not None:
         check_output(output, model)
     analysis = analyse_model(model)
-    settings = settled(analysis, data, settings)
+    settings = with_recovery(analysis, data, settings)
     data_of = roles_of(analysis, data, settings)
     environment = environment_of(analysis, data_of, settings)
     if settings.max_drop is not None and not data_of.real:

@@ -69,6 +69,13 @@ class Roles:
             return self.source
         return str(Path(self.source).absolute())
 
+    def replace(self, name: str, samples: Samples) -> None:
+        """Let a role have other samples; for synthetic ones only."""
+        assert not self.real
+        self._roles[name] = samples
+        if name == "reward":
+            self._whole_reward = samples
+
     def role(self, name: str) -> Samples:
         """Return "calibration", "reward" or "test"."""
         return self._roles[name]

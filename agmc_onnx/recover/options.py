@@ -50,7 +50,7 @@ class RecoverOptions:
     max_width: int = 8192
     batch_size: int = 100
     memory_bytes: int = 1 << 30
-    n_dream_steps: int = 60
+    n_dream_steps: int = 40
     dream_rate: float = 0.05
     seed: int = 0
     n_steps: int = 1000

@@ -21,6 +21,7 @@ from agmc_onnx.pruning.importance import NEED_DATA, importance_of
 from agmc_onnx.pruning.sparsity import Sparsity, sparsity_of, thin_by_magnitude
 from agmc_onnx.pruning.widths import AUTO, FINE, rounding
 from agmc_onnx.run.analysis import Analysis, Base, analyse_model
+from agmc_onnx.run.samples import roles_of
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.budget import rounded
 from agmc_onnx.search.cluster import RayWorkers
@@ -240,4 +241,4 @@ def _worker_evaluator(
     analysis = analyse_model(path)
     if analysis.file.sha256 != sha256:
         raise ModelError(f"{path}: changed while it was being compressed. Start again.")
-    return environment_of(analysis, Roles(analysis.file.proto, data, settings), settings, base=base).evaluate
+    return environment_of(analysis, roles_of(analysis, data, settings), settings, base=base).evaluate
