@@ -76,8 +76,7 @@ def _blocks(grid: IntArray, units: IntArray) -> IntArray | None:
     if (counts == counts[0]).all():
         return np.zeros(units.size, np.int64)
     present = counts.any(axis=0)
-    patterns, block = np.unique(counts[:, present], axis=1, return_inverse=True)
-    block = block.ravel()
+    patterns, block = _distinct_columns(counts[:, present])
     used = patterns > 0
     disjoint = (used.sum(axis=1) == 1).all()
     sizes = np.bincount(block)
@@ -86,6 +85,17 @@ def _blocks(grid: IntArray, units: IntArray) -> IntArray | None:
     found = np.full(units.size, -1, np.int64)
     found[present] = block
     return found
+
+
+def _distinct_columns(counts: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the distinct columns of a matrix in lexicographic order, and which of them every column is.
+
+    The same as np.unique along dim 1, which sorts all columns; here only the distinct ones are compared in full.
+    """
+    marks = np.random.default_rng(0).integers(0, 1 << 62, counts.shape[0])
+    _, first, alike = np.unique(marks @ counts, return_index=True, return_inverse=True)  # wraps around: a hash
+    patterns, place = np.unique(counts[:, first], axis=1, return_inverse=True)
+    return patterns, place.ravel()[alike.ravel()]
 
 
 def find_partitions(

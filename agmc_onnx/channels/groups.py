@@ -112,29 +112,20 @@ def analyse(graph: Graph) -> Channels:
     has_weight, is_used = _uses(graph, axes, n_units)
     for unit in np.flatnonzero(~(has_weight & is_used)).tolist():
         why.setdefault(unit, "nothing but statistics of constants depends on it")
-    signature, first = _signatures(axes, n_units, graph)
-    members: dict[int, list[int]] = {}
-    present = np.unique(np.concatenate([a.units.ravel() for a in axes.values()])) if axes else np.empty(0, np.int64)
-    for unit in present[np.argsort(first[present], kind="stable")].tolist():
-        members.setdefault(int(signature[unit]), []).append(unit)
-    ordered = [np.array(units, np.int64) for units in members.values()]
-    group_of = np.full(n_units, -1, np.int64)
-    for index, units in enumerate(ordered):
-        group_of[units] = index
+    ordered, group_of = _alike(axes, n_units)
     ordered, group_of = merge(ledger, unit_of, ordered, group_of)
     ordered, group_of, partitions = join_uneven(ledger, unit_of, ordered, group_of, why)
     names = _names(graph, axes, ordered, group_of)
     norms: dict[int, set[str]] = {}
     for mark in ledger.normalised:
-        for index in np.unique(group_of[unit_of[mark.ids]]).tolist():
+        for index in _distinct(group_of[unit_of[mark.ids]]):
             norms.setdefault(index, set()).add(mark.why)
     groups: list[Group] = []
     frozen: list[Group] = []
     for index, units in enumerate(ordered):
-        reasons = [why[unit] for unit in units.tolist() if unit in why]
         blocks = tuple(partitions.get(index, ()))
         step = step_of(blocks)
-        reason = reasons[0] if reasons else None
+        reason = next((why[unit] for unit in units.tolist() if unit in why), None)
         if reason is None and units.size <= step:
             reason = (
                 "it has a single unit" if step == 1 else f"its {units.size} units must all stay for {step} equal blocks"
@@ -182,7 +173,25 @@ def _uses(graph: Graph, axes: dict[Axis, AxisUnits], n_units: int) -> npt.NDArra
     return found
 
 
-def _signatures(axes: dict[Axis, AxisUnits], n_units: int, graph: Graph) -> tuple[npt.NDArray[np.uint64], IntArray]:
+def _alike(axes: dict[Axis, AxisUnits], n_units: int) -> tuple[list[IntArray], IntArray]:
+    """Put units that stand on the same axes into groups: units of every group, and group of every unit or -1.
+
+    Groups, and units in them, come in the order of their first appearance.
+    """
+    signature, first = _signatures(axes, n_units)
+    present = np.flatnonzero(first < np.iinfo(np.int64).max)
+    present = present[np.argsort(first[present])]
+    _, starts, alike = np.unique(signature[present], return_index=True, return_inverse=True)
+    number = np.empty(starts.size, np.int64)
+    number[np.argsort(starts)] = np.arange(starts.size)
+    group_of = np.full(n_units, -1, np.int64)
+    group_of[present] = number[alike.ravel()]
+    by_group = present[np.argsort(group_of[present], kind="stable")]
+    ends = np.cumsum(np.bincount(group_of[present], minlength=starts.size))
+    return np.split(by_group, ends[:-1]) if starts.size else [], group_of
+
+
+def _signatures(axes: dict[Axis, AxisUnits], n_units: int) -> tuple[npt.NDArray[np.uint64], IntArray]:
     """Return a hash of the axes each unit stands on (with how often), and where a unit first appears."""
     rng = np.random.default_rng(0)
     signature = np.zeros(n_units, np.uint64)
@@ -196,12 +205,18 @@ def _signatures(axes: dict[Axis, AxisUnits], n_units: int, graph: Graph) -> tupl
     return signature, first
 
 
+def _distinct(numbers: IntArray) -> list[int]:
+    """Return the distinct numbers of an array, ascending; mostly there is one."""
+    flat = numbers.ravel()
+    return [int(flat[0])] if flat.size and (flat == flat[0]).all() else np.unique(flat).tolist()
+
+
 def _names(graph: Graph, axes: dict[Axis, AxisUnits], ordered: list[IntArray], group_of: IntArray) -> list[str]:
     """Name groups after the weight that makes their channels: the first that has them on an output dim."""
     names: list[str | None] = [None] * len(ordered)
     spare: list[str | None] = [None] * len(ordered)
     for (value, dim), axis_units in axes.items():
-        for index in np.unique(group_of[axis_units.units]).tolist():
+        for index in _distinct(group_of[axis_units.units]):
             if spare[index] is None:
                 spare[index] = value
             if names[index] is None and value in graph.tensors and _is_output_dim(graph, value, dim):

@@ -92,6 +92,7 @@ class Graph:
     opset: int
     folder: Path | None = None
     _values: dict[str, _Pair | None] = field(default_factory=dict, repr=False)
+    _constant_shapes: dict[str, Shape] = field(default_factory=dict, repr=False)
     _arrays: WeakValueDictionary[str, np.ndarray] = field(default_factory=WeakValueDictionary, repr=False)
 
     @cached_property
@@ -101,10 +102,10 @@ class Graph:
 
     def shape(self, value: str) -> Shape | None:
         """Return a value's shape, or None where it is unknown."""
-        if value in self.tensors:
+        if value in self.tensors and value not in self._constant_shapes:
             dims = tuple(self.tensors[value].dims)
-            return Shape(dims, dims)
-        return self.shapes.get(value)
+            self._constant_shapes[value] = Shape(dims, dims)
+        return self._constant_shapes.get(value) or self.shapes.get(value)
 
     def is_float(self, tensor: str) -> bool:
         """Whether a constant holds floating numbers."""
