@@ -158,6 +158,11 @@ class Editor:
         proto.attribute.append(onnx.helper.make_attribute("axis", dim))
         self.constant(proto, 1, index)
 
+    def forget(self, values: Sequence[str]) -> None:
+        """Remove declared shapes that no longer hold."""
+        infos = self.model.graph.value_info
+        _delete(infos, [i for i, info in enumerate(infos) if info.name in values])
+
     def drop(self, node: GraphNode) -> None:
         """Remove a node whose work another does now."""
         self._dropped.update(node.outputs)

@@ -66,6 +66,7 @@ def _shuffle(editor: Editor, proto: onnx.NodeProto, shuffle: Shuffle) -> None:
     rank = np.cumsum(mask) - 1
     index = rank[permutation[mask[permutation]]]
     kept = int(mask.sum())
+    editor.forget((*first.outputs, *middle.outputs))
     if kept % rows == 0 and (index == np.arange(kept).reshape(rows, -1).T.ravel()).all():
         for node, sizes in ((first, [rows, kept // rows]), (last, [kept])):
             shape = editor.graph.shape(node.outputs[0])
