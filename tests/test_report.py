@@ -245,6 +245,19 @@ def test_command_makes_the_same_options_again(report):
     assert quoted[0] == "agmc-onnx compress 'a b.onnx'"
 
 
+def test_few_calibration_samples_are_said(report):
+    assert text.few_samples(report) is None
+    few = report | {"data": report["data"] | {"roles": {"calibration": 40}}}
+    assert "only 40 calibration samples" in text.summary(few)[-1]
+    assert "only 40 calibration samples" in render(few)
+    assert text.few_samples(few | {"verified": report["verified"] | {"recovered": False}}) is None
+
+
+def test_stages_are_on_the_page(report):
+    html = render(report | {"stages": [{"reached": 0.7}, {"reached": 0.5}]})
+    assert "Stages: 70.0 %, 50.0 %" in html
+
+
 def test_table_columns_are_aligned():
     assert text.aligned([("", "a"), ("long", "12"), ("x", "1")]) == ["         a", "  long  12", "  x      1"]
 

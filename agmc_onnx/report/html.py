@@ -57,6 +57,8 @@ def render(report: Report) -> str:
         target=text.target_line(report),
         verified=text.verified_line(report["verified"]),
         not_measured=None if report.get("accuracy_measured", True) else text.NOT_MEASURED,
+        few=text.few_samples(report),
+        also=[*text.stage_lines(report), *text.sparsity_lines(report)],
         bars=bars,
         kept_line=f"{sum(bar.kept for bar in bars):,} of {sum(bar.units for bar in bars):,} channels kept",
         frozen=_by_reason(report["groups"]),
