@@ -171,8 +171,8 @@ def few_samples(report: Report) -> str | None:
     if n >= FEW or not report["verified"].get("recovered"):
         return None
     return (
-        f"Recovery had only {n} calibration samples; it wants some hundreds. Name the roles in the data card and give that one more,"
-        " of images without labels if you like."
+        f"Recovery had only {n} calibration samples; it wants some hundreds. Name the roles in the data card and give that"
+        " one more, of images without labels if you like."
     )
 
 
