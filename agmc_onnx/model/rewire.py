@@ -7,24 +7,22 @@ graphsurgeon does not know and data in other files survive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import Message
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from agmc_onnx.errors import ModelError
-from agmc_onnx.model.files import read_array, read_sparse
 from agmc_onnx.model.graph import captured_names
+from agmc_onnx.model.kept import Kept, KeptSparse, append_tensor, same_values, tensor_proto
+from agmc_onnx.model.protobuf import copy_fields, import_domains, is_shown, ordered, retyped, unmade, used_names
+from agmc_onnx.model.signatures import sign, sign_node, sign_tensor
 
 _A = onnx.AttributeProto
-_SHOWN = frozenset({_A.FLOAT, _A.INT, _A.STRING, _A.TENSOR, _A.GRAPH, _A.FLOATS, _A.INTS, _A.STRINGS})
 _SILENCE = G_LOGGER.CRITICAL + 1
 _LAST_IR_WITH_INPUTS = 3  # up to this IR version every initializer has to be listed as a graph input too
 
@@ -57,60 +55,16 @@ def rewire(model: onnx.ModelProto, edit: Callable[[gs.Graph], None]) -> onnx.Mod
         book.register(graph, model.graph, ())
         edit(graph)
         book.clean(graph)
-        _copy_fields(model, result, but={"graph"})
+        copy_fields(model, result, but={"graph"})
         book.write_graph(graph, result.graph, frozenset())
-    if missing := sorted(_unmade(result.graph) - _unmade(model.graph)):
+    if missing := sorted(unmade(result.graph) - unmade(model.graph)):
         raise ModelError(
             f"graph {result.graph.name}: nothing makes {', '.join(missing)} any more; expected no use of it to be left. "
             "Undo that part of the edit."
         )
     result.functions.extend(OnnxExporter.export_function(function) for function in graph.functions)
-    _import_domains(model, result, graph.import_domains or ())
+    import_domains(model, result, graph.import_domains or ())
     return result
-
-
-class _Kept(LazyValues):
-    """Values of a constant that stay in the original protobuf until they are asked for."""
-
-    def __init__(self, original: onnx.TensorProto) -> None:
-        self.original = original
-        self.shape = list(original.dims)
-        self.dtype = _dtype(original.data_type)
-        self.nbytes = int(np.prod(self.shape, dtype=np.int64)) * getattr(self.dtype, "itemsize", 1)
-
-    @property
-    def is_external(self) -> bool:
-        """Whether the numbers lie in another file."""
-        return self.original.data_location == onnx.TensorProto.EXTERNAL
-
-    @property
-    def tensor(self) -> onnx.TensorProto:
-        """A private copy, for graphsurgeon's own export: it renames what it exports."""
-        copy = onnx.TensorProto()
-        copy.CopyFrom(self.original)
-        return copy
-
-    def load(self) -> np.ndarray:
-        return np.array(read_array(self.original))
-
-
-class _KeptSparse(SparseValues):
-    """The same for a sparse initializer; once asked for, it is dense."""
-
-    def __init__(self, original: onnx.SparseTensorProto) -> None:
-        self.original = original
-        self.shape = list(original.dims)
-        self.dtype = _dtype(original.values.data_type)
-        self.nbytes = int(np.prod(self.shape, dtype=np.int64)) * getattr(self.dtype, "itemsize", 1)
-
-    @property
-    def tensor(self) -> onnx.SparseTensorProto:
-        copy = onnx.SparseTensorProto()
-        copy.CopyFrom(self.original)
-        return copy
-
-    def load(self) -> np.ndarray:
-        return read_sparse(self.original)
 
 
 _Scopes = tuple[tuple[set[str], int], ...]  # initializer names and identity of a graph, then of those around it
@@ -161,11 +115,11 @@ class _Book:
         self.tensors.append(tensor)
 
     def _strip_node(self, node: onnx.NodeProto, into: onnx.NodeProto) -> None:
-        if not any(a.type in (_A.TENSOR, _A.GRAPH) or not _is_shown(a) for a in node.attribute):
+        if not any(a.type in (_A.TENSOR, _A.GRAPH) or not is_shown(a) for a in node.attribute):
             into.CopyFrom(node)
             return
-        _copy_fields(node, into, but={"attribute"})
-        for attribute in filter(_is_shown, node.attribute):
+        copy_fields(node, into, but={"attribute"})
+        for attribute in filter(is_shown, node.attribute):
             shown = into.attribute.add(name=attribute.name, type=attribute.type)
             if attribute.type == _A.TENSOR:
                 self._strip_tensor(attribute.t, shown.t)
@@ -190,8 +144,8 @@ class _Book:
                     self._restore(value)
                 elif isinstance(value, gs.Graph):
                     self.register(value, protos[name].g, scopes)
-            attributes = {name: _sign(value) for name, value in node.attrs.items()}
-            self.nodes[id(node)] = (node, node_proto, _sign_node(node), attributes)
+            attributes = {name: sign(value) for name, value in node.attrs.items()}
+            self.nodes[id(node)] = (node, node_proto, sign_node(node), attributes)
         outputs = {tensor.name for tensor in graph.outputs}
         hidden = {name for node in proto.node if any(a.graphs for a in node.attribute) for name in captured_names(node)}
         self.idle[id(graph)] = [
@@ -207,13 +161,13 @@ class _Book:
         kept = self._restore(tensor) if isinstance(tensor, gs.Constant) else None
         # a captured value was registered when its producer was met, so a new one belongs to the innermost graph
         self.owners[id(tensor)] = next((key for own, key in scopes if tensor.name in own), scopes[0][1])
-        self.values[id(tensor)] = (tensor, _sign_tensor(tensor), kept)
+        self.values[id(tensor)] = (tensor, sign_tensor(tensor), kept)
 
-    def _restore(self, constant: gs.Constant) -> _Kept | _KeptSparse:
+    def _restore(self, constant: gs.Constant) -> Kept | KeptSparse:
         stub = constant._values.tensor
         key = stub.values.doc_string if isinstance(stub, onnx.SparseTensorProto) else stub.doc_string
         original = self.tensors[int(key)]
-        kept = _KeptSparse(original) if isinstance(original, onnx.SparseTensorProto) else _Kept(original)
+        kept = KeptSparse(original) if isinstance(original, onnx.SparseTensorProto) else Kept(original)
         constant._values = kept
         return kept
 
@@ -240,7 +194,7 @@ class _Book:
             outer: Identities of the constants that the graphs around it have as initializers.
         """
         original = self.graphs[id(graph)][1] if id(graph) in self.graphs else onnx.GraphProto()
-        _copy_fields(
+        copy_fields(
             original, into, but={"node", "initializer", "sparse_initializer", "input", "output", "value_info",
                                  "quantization_annotation"}
         )  # fmt: skip
@@ -250,7 +204,7 @@ class _Book:
             into.doc_string = graph.doc_string
         constants = self._constants(graph, outer)
         inner = outer | {id(constant) for constant in constants.values()}
-        into.node.extend(_ordered([self._node_proto(node, inner) for node in graph.nodes], graph.name))
+        into.node.extend(ordered([self._node_proto(node, inner) for node in graph.nodes], graph.name))
         self._write_initializers(constants, original, into)
         self._write_values(graph, original, into)
 
@@ -261,7 +215,7 @@ class _Book:
         def add(tensor: gs.Tensor) -> None:
             if isinstance(tensor, gs.Constant) and id(tensor) not in outer:
                 known = found.setdefault(tensor.name, tensor)
-                if known is not tensor and not _same_values(known._values, tensor._values):
+                if known is not tensor and not same_values(known._values, tensor._values):
                     raise ModelError(
                         f"graph {graph.name}: two constants are called {tensor.name}; expected one. Rename one of them."
                     )
@@ -283,7 +237,7 @@ class _Book:
         protected = set() if self.lists_initializers else {value.name for value in original.input}
         for annotation in original.quantization_annotation:
             protected.update(entry.value for entry in annotation.quant_parameter_tensor_names)
-        used = set(_used_names(original))
+        used = set(used_names(original))
         produced = {name for node in into.node for name in node.output}
         pending = dict(constants)
         for tensor in (*original.initializer, *original.sparse_initializer):
@@ -291,7 +245,7 @@ class _Book:
             if name in pending:
                 self._write_constant(pending.pop(name), into, tensor)
             elif (name in protected or name not in used) and name not in produced:
-                _append_tensor(into, tensor)
+                append_tensor(into, tensor)
         for constant in pending.values():
             base = self.values[id(constant)][2].original if self._was_constant(constant) else None
             self._write_constant(constant, into, base)
@@ -303,11 +257,11 @@ class _Book:
         self, constant: gs.Constant, into: onnx.GraphProto, base: onnx.TensorProto | onnx.SparseTensorProto | None
     ) -> None:
         values = constant._values
-        if isinstance(values, _KeptSparse):
-            _append_tensor(into, values.original)
+        if isinstance(values, KeptSparse):
+            append_tensor(into, values.original)
             into.sparse_initializer[-1].values.name = constant.name
         else:
-            into.initializer.append(_tensor_proto(constant.name, values, base))
+            into.initializer.append(tensor_proto(constant.name, values, base))
 
     def _write_values(self, graph: gs.Graph, original: onnx.GraphProto, into: onnx.GraphProto) -> None:
         """Write inputs, outputs, value infos and quantization annotations."""
@@ -320,7 +274,7 @@ class _Book:
         for value in original.input:
             if value.name in constants:
                 if value.name in kept:  # overridable: not among graphsurgeon's inputs
-                    into.input.append(_retyped(value, kept[value.name]))
+                    into.input.append(retyped(value, kept[value.name]))
             elif (tensor := next(pending, None)) is not None:
                 into.input.append(self._value_proto(tensor, protos))
         into.input.extend(self._value_proto(tensor, protos) for tensor in pending)
@@ -364,17 +318,17 @@ class _Book:
     def _is_as_before(self, tensor: gs.Tensor) -> bool:
         """Whether a tensor has the type it was imported with."""
         known = self.values.get(id(tensor))
-        return known is not None and _sign_tensor(tensor)[1:] == known[1][1:]
+        return known is not None and sign_tensor(tensor)[1:] == known[1][1:]
 
     def _node_proto(self, node: gs.Node, outer: frozenset[int]) -> onnx.NodeProto:
         proto = onnx.NodeProto()
         attributes: dict[str, Any] = {}
         if id(node) in self.nodes:
             _, proto, signature, attributes = self.nodes[id(node)]
-            if _sign_node(node) == signature:
+            if sign_node(node) == signature:
                 return proto
         out = onnx.NodeProto()
-        _copy_fields(proto, out, but={"attribute", "input", "output"})
+        copy_fields(proto, out, but={"attribute", "input", "output"})
         for name, now in (("op_type", node.op), ("name", node.name), ("domain", node.domain)):
             if (now or "") != getattr(out, name):
                 setattr(out, name, now or "")
@@ -382,11 +336,11 @@ class _Book:
         out.output.extend(tensor.name for tensor in node.outputs)
         pending = dict(node.attrs)
         for attribute in proto.attribute:
-            if not _is_shown(attribute):
+            if not is_shown(attribute):
                 out.attribute.append(attribute)
             elif attribute.name in pending:
                 value = pending.pop(attribute.name)
-                is_same = _sign(value) == attributes[attribute.name]
+                is_same = sign(value) == attributes[attribute.name]
                 out.attribute.append(attribute if is_same else self._attribute_proto(attribute, value, outer))
         for name, value in pending.items():
             out.attribute.append(self._attribute_proto(_A(name=name), value, outer))
@@ -401,7 +355,7 @@ class _Book:
             self.write_graph(value, out.g, outer)
         elif isinstance(value, gs.Constant):
             out.type = _A.TENSOR
-            out.t.CopyFrom(_tensor_proto(value.name, value._values, base.t if base.HasField("t") else None))
+            out.t.CopyFrom(tensor_proto(value.name, value._values, base.t if base.HasField("t") else None))
         else:
             try:
                 made = onnx.helper.make_attribute(base.name, value, attr_type=base.type or None)
@@ -411,190 +365,3 @@ class _Book:
                 made.doc_string = base.doc_string
             return made
         return out
-
-
-# -- signatures: equal exactly when what is exported would be equal
-
-
-def _sign_tensor(tensor: gs.Tensor) -> tuple[Any, ...]:
-    if isinstance(tensor, gs.Constant):
-        return (tensor.name, "constant", id(tensor._values))
-    return (tensor.name, tensor.dtype, None if tensor.shape is None else tuple(tensor.shape))
-
-
-def _sign_node(node: gs.Node) -> tuple[Any, ...]:
-    attributes = tuple((name, _sign(value)) for name, value in node.attrs.items())
-    inputs = tuple(_sign_tensor(tensor) for tensor in node.inputs)
-    outputs = tuple(_sign_tensor(tensor) for tensor in node.outputs)
-    return (node.op, node.name, node.domain or "", inputs, outputs, attributes)
-
-
-def _sign(value: Any) -> Any:
-    if isinstance(value, gs.Constant):
-        return _sign_tensor(value)
-    if isinstance(value, gs.Graph):
-        inputs = tuple(_sign_tensor(tensor) for tensor in value.inputs)
-        outputs = tuple(_sign_tensor(tensor) for tensor in value.outputs)
-        return (value.name, value.doc_string, inputs, outputs, tuple(_sign_node(node) for node in value.nodes))
-    if isinstance(value, list | tuple):
-        return tuple((type(item).__name__, item) for item in value)
-    if isinstance(value, np.ndarray):
-        return ("array", id(value))
-    return (type(value).__name__, value)
-
-
-# -- protobuf
-
-
-def _copy_fields(source: Message, target: Message, but: set[str]) -> None:
-    """Copy all set fields of a message except some; large ones are not copied only to be dropped again."""
-    for descriptor, value in source.ListFields():
-        if descriptor.name in but:
-            continue
-        if isinstance(value, Message):
-            getattr(target, descriptor.name).CopyFrom(value)
-        elif isinstance(value, str | bytes | int | float):
-            setattr(target, descriptor.name, value)
-        else:
-            getattr(target, descriptor.name).extend(value)
-
-
-def _is_shown(attribute: onnx.AttributeProto) -> bool:
-    """Whether graphsurgeon can hold an attribute; the others (types, sparse tensors, non-text strings) stay behind."""
-    try:
-        for text in (attribute.s, *attribute.strings):
-            text.decode()
-    except UnicodeDecodeError:
-        return False
-    return attribute.type in _SHOWN
-
-
-def _dtype(data_type: int) -> Any:
-    try:
-        return onnx.helper.tensor_dtype_to_np_dtype(data_type)
-    except KeyError:
-        return data_type
-
-
-def _same_values(one: Any, two: Any) -> bool:
-    """Whether two constants hold the same; numbers are compared only where one of them was loaded."""
-    if isinstance(one, LazyValues) and isinstance(two, LazyValues):
-        return one is two or getattr(one, "original", one) is getattr(two, "original", two)
-    if one.dtype != two.dtype or tuple(one.shape) != tuple(two.shape):
-        return False
-    if any(isinstance(values, _Kept) and values.is_external for values in (one, two)):
-        return False  # what was not loaded cannot be where the other came from
-    one, two = (values.load() if isinstance(values, LazyValues) else values for values in (one, two))
-    return bool(np.array_equal(one, two)) if one.dtype == object else one.tobytes() == two.tobytes()
-
-
-def _tensor_proto(name: str, values: Any, base: onnx.TensorProto | onnx.SparseTensorProto | None) -> onnx.TensorProto:
-    """Return a constant's tensor; `base` is what it was before, whose documentation stays."""
-    out = onnx.TensorProto()
-    if isinstance(base, onnx.TensorProto) and not isinstance(values, LazyValues) and _same_values(values, _Kept(base)):
-        values = _Kept(base)  # was read, not changed
-    if isinstance(values, _Kept):
-        if values.original.name == name:
-            return values.original
-        out.CopyFrom(values.original)
-        out.name = name
-        return out
-    if isinstance(values, LazyValues):
-        values = values.load()
-    out.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name))
-    if isinstance(base, onnx.SparseTensorProto):
-        base = base.values
-    if base is not None:
-        out.metadata_props.extend(base.metadata_props)
-        if base.doc_string:
-            out.doc_string = base.doc_string
-    return out
-
-
-def _append_tensor(into: onnx.GraphProto, tensor: onnx.TensorProto | onnx.SparseTensorProto) -> None:
-    if isinstance(tensor, onnx.SparseTensorProto):
-        into.sparse_initializer.append(tensor)
-    else:
-        into.initializer.append(tensor)
-
-
-def _used_names(graph: onnx.GraphProto) -> Iterator[str]:
-    for node in graph.node:
-        yield from node.input
-        yield from captured_names(node)
-    yield from (value.name for value in graph.output)
-
-
-def _unmade(graph: onnx.GraphProto) -> set[str]:
-    """Return the values that a graph uses but does not have."""
-    made = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    made.update(sparse.values.name for sparse in graph.sparse_initializer)
-    made.update(name for node in graph.node for name in node.output)
-    return set(_used_names(graph)) - made - {""}
-
-
-def _ordered(nodes: list[onnx.NodeProto], where: str) -> list[onnx.NodeProto]:
-    """Return nodes in topological order; each stands where it stood unless one before it needs it.
-
-    Raises:
-        ModelError: If there is a cycle.
-    """
-    maker = {name: position for position, node in enumerate(nodes) for name in node.output if name}
-    needs = [
-        [maker[name] for name in (*node.input, *captured_names(node)) if name in maker]
-        for position, node in enumerate(nodes)
-    ]
-    state = [0] * len(nodes)  # 0 not met, 1 waiting for what it needs, 2 placed
-    order: list[onnx.NodeProto] = []
-    for start in range(len(nodes)):
-        stack = [start]
-        while stack:
-            position = stack[-1]
-            if state[position] == 0:
-                state[position] = 1
-                waiting = [other for other in needs[position] if state[other] != 2]
-                for other in waiting:
-                    if state[other] == 1:
-                        name = nodes[other].name or next(iter(nodes[other].output), "")
-                        raise ModelError(
-                            f"graph {where}: {nodes[other].op_type} {name} needs its own output; expected no cycle. "
-                            "Undo that part of the edit."
-                        )
-                stack.extend(reversed(waiting))
-                continue
-            stack.pop()
-            if state[position] == 1:
-                state[position] = 2
-                order.append(nodes[position])
-    return order
-
-
-def _retyped(value: onnx.ValueInfoProto, kind: tuple[int, Any]) -> onnx.ValueInfoProto:
-    """Return the declaration of an initializer as an input, which has to follow when the initializer was cut."""
-    data_type, dims = kind
-    declared = value.type.tensor_type
-    sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in declared.shape.dim]
-    fits = len(sizes) == len(dims) and all(size in (None, dim) for size, dim in zip(sizes, dims, strict=True))
-    if declared.elem_type == data_type and (fits or not declared.HasField("shape")):
-        return value
-    out = onnx.ValueInfoProto()
-    out.CopyFrom(value)
-    out.type.CopyFrom(onnx.helper.make_tensor_type_proto(data_type, list(dims)))
-    return out
-
-
-def _import_domains(model: onnx.ModelProto, result: onnx.ModelProto, edited: Iterable[onnx.OperatorSetIdProto]) -> None:
-    """Import the operator sets that only the edit's nodes use, version 1 unless the edit says otherwise."""
-    known = {opset.domain for opset in model.opset_import} | {"", "ai.onnx"}
-    wanted = {opset.domain: opset.version for opset in edited}
-    used = set(_domains(result.graph.node)) - set(_domains(model.graph.node))
-    for domain in sorted((used | wanted.keys()) - known):
-        result.opset_import.add(domain=domain, version=wanted.get(domain, 1))
-
-
-def _domains(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
-    for node in nodes:
-        yield node.domain
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _domains(attribute.g.node)
