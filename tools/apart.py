@@ -23,7 +23,7 @@ def run_apart(job: Callable[[], Row], seconds: int) -> Row:
 
     Args:
         job: Runs in a forked process; prints to nowhere.
-        seconds: Limit of its processor time; ten times as long on the clock.
+        seconds: Limit of its processor time; four times as long on the clock.
     """
     receiver, sender = _FORK.Pipe(duplex=False)
 
@@ -43,7 +43,7 @@ def run_apart(job: Callable[[], Row], seconds: int) -> Row:
     process.start()
     sender.close()
     try:
-        row: Row = receiver.recv() if receiver.poll(10 * seconds) else {"error": f"no result after {10 * seconds} s"}
+        row: Row = receiver.recv() if receiver.poll(4 * seconds) else {"error": f"no result after {4 * seconds} s"}
         process.join(20)
     except EOFError:
         process.join(20)
