@@ -27,6 +27,7 @@ from agmc_onnx.run.stages import Found, Job
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.budget import meet_target
 from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.joint import JointEnvironment
 
 SAMPLES = 24  # candidates whose ops are timed: 3 s for ResNet-20, 10 s for MobileNetV2
 AIM = 0.99  # share of the budget that a correction aims at
@@ -172,8 +173,9 @@ def settled(job: Job, environment: Environment, target: Target, found: Found) ->
     A latency budget that is missed, by the measured time, is solved again with what was learned from the miss. A result
     that is slower than its original gives way to another candidate that is not. What was done stands in the facts.
     """
-    has_densities = len(found.search.kept) != len(environment.n_units)  # which are no widths
-    if found.search.interrupted or has_densities or not is_here(job.settings):
+    # Another candidate was not held against the drop, does not come from the stage before, or has densities beside widths.
+    is_bound = job.settings.max_drop is not None or job.settings.stages > 1 or isinstance(environment, JointEnvironment)
+    if found.search.interrupted or is_bound or not is_here(job.settings):
         return found
     if target.kind == "latency":
         return _within(job, environment, target, found)
