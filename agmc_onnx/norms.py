@@ -22,6 +22,7 @@ _NORM_OUTPUTS = {  # normalisations of the last dim, with the outputs that have 
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), (0, 3)),
 }
 _MASKED = frozenset({"Softmax", "InstanceNormalization", "GroupNormalization"})
+_SUMS = frozenset({"ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceMean"})
 _LOW_SCORE = -3e4  # its exponential is 0, in float16 too
 _SOFTMAX_OF_LAST_DIM = 13  # opset since which that is the default
 
@@ -33,8 +34,8 @@ class Norm:
     Attributes:
         output: Its first output.
         dim: The dim of its input.
-        kept: Indices that stay, ascending; or (Softmax, norms of groups) bool, true where an entry stays, an array that fits
-            the input, or its channels as (1, groups, channels of a group, 1).
+        kept: Indices that stay, ascending; or (Softmax, norms of groups, sums over rows that keep other entries) bool, true
+            where an entry stays, an array that fits the input, or its channels as (1, groups, channels of a group, 1).
         size: How many there were.
     """
 
@@ -70,7 +71,7 @@ def norms_of(channels: Channels, kept: Sequence[npt.NDArray[np.int64]]) -> list[
             mask = cut.mask(x, dim)
             if mask is None or (dims is not None and dim not in dims):
                 continue  # this dim passes
-            if node.op_type in _MASKED:
+            if node.op_type in _MASKED or (node.op_type in _SUMS and mask.ndim > 1):
                 stays = _stays_in(channels, node, dim, mask)
                 if stays is None:
                     return None
@@ -125,8 +126,9 @@ def over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto:
         proto = onnx.NodeProto()
         proto.CopyFrom(graph.node[at])
         name = f"{norm.output}__kept_{number}"
-        if proto.op_type in _MASKED:
-            (_silence if proto.op_type == "Softmax" else _write_out)(graph, at, norm, name)
+        if norm.kept.dtype == bool:
+            edit = _silence if proto.op_type == "Softmax" else _weigh if proto.op_type in _SUMS else _write_out
+            edit(graph, at, norm, name)
             continue
         graph.initializer.append(numpy_helper.from_array(norm.kept, name))
         made = []
@@ -147,6 +149,18 @@ def over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto:
         for offset, node in enumerate(made):
             graph.node.insert(at + offset, node)
     return model
+
+
+def _weigh(graph: onnx.GraphProto, at: int, norm: Norm, name: str) -> None:
+    """Let the sum or mean at a position see 0 wherever an entry goes, and a mean count only those that stay."""
+    proto = graph.node[at]
+    weights = norm.kept.astype(np.float32)
+    if proto.op_type == "ReduceMean":
+        weights *= norm.size / norm.kept.sum(axis=norm.dim, keepdims=True)
+    graph.initializer.append(numpy_helper.from_array(weights, name))
+    node = onnx.helper.make_node("Mul", [proto.input[0], name], [f"{name}_weighed"])
+    proto.input[0] = f"{name}_weighed"
+    graph.node.insert(at, node)
 
 
 def _silence(graph: onnx.GraphProto, at: int, norm: Norm, name: str) -> None:

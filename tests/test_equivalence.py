@@ -342,6 +342,13 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
            out = MatMul(qn, kt) }""",
         {"wq": (6, 8), "wk": (6, 8)},
     ),
+    "heads that keep other entries, normalised": (
+        """g (float[N, 5, 6] x) => (float[N, 2, 5, 5] out) {
+           q = MatMul(x, wq) k = MatMul(x, wk) q4 = Reshape(q, to) k4 = Reshape(k, to) n = ReduceL2<axes = [-1]>(q4)
+           m = ReduceMean<axes = [-1]>(k4) qn = Div(q4, n) kn = Sub(k4, m) qt = Transpose<perm = [0, 2, 1, 3]>(qn)
+           kt = Transpose<perm = [0, 2, 3, 1]>(kn) out = MatMul(qt, kt) }""",
+        {"wq": (6, 8), "wk": (6, 8), "to": i64(0, 5, 2, 4)},
+    ),
     "grouped over a concat with the input": (
         """g (float[N, 4, 4, 4] x) => (float[N, 2, 4, 4] out) {
            a = Conv(x, wa) b = Conv(x, wb) c = Concat<axis = 1>(a, b, x) d = Conv<group = 2>(c, wc) e = Relu(d)
