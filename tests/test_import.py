@@ -390,6 +390,28 @@ def test_targets_of_reshapes_become_constants():
         np.testing.assert_array_equal(*(run_model(make_session(m), {"x": x})[0] for m in (made, attention_like())))
 
 
+def test_dense_layers_on_flattened_tokens_are_widened():
+    text = """
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[N, T, 8] x) => (float[N, T, 5] y)
+        <int64[2] flat = {-1, 8}, int64[1] last = {5}, int64[1] zero = {0}, int64[1] two = {2},
+         float[5, 8] w = {%s}, float[5] b = {1, 2, 3, 4, 5}>
+        {
+            rows = Reshape(x, flat)
+            out = Gemm<transB = 1>(rows, w, b)
+            dims = Shape(x)
+            lead = Slice(dims, zero, two)
+            target = Concat<axis = 0>(lead, last)
+            y = Reshape(out, target)
+        }
+    """
+    model = onnx.parser.parse_model(text % ", ".join(f"{i / 40:.3f}" for i in range(40)))
+    made = plain_shapes(model)
+    assert [node.op_type for node in made.graph.node] == ["MatMul", "Add"]
+    x = np.random.default_rng(0).standard_normal((3, 7, 8), np.float32)
+    np.testing.assert_allclose(*(run_model(make_session(m), {"x": x})[0] for m in (made, model)), atol=1e-6)
+
+
 def test_targets_that_no_constant_gives_stay_computed():
     model = attention_like()
     graph = model.graph

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from agmc_onnx.errors import AgmcError
 from agmc_onnx.measuring.data import synthetic
@@ -23,7 +23,8 @@ def plain_shapes(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     A converter that leaves the number of tokens open writes Reshape(x, Concat(batch, tokens, heads, -1)), with batch and tokens
     from Shape nodes. Its target is found by running the model on inputs of three different sizes in every open dim:
     a size that never changes is written as it is, one that is always that of x in the same place as 0, and one other as -1.
-    Anything else stays as it is. The comparison with the source comes after this.
+    Anything else stays as it is, but for a Gemm between a Reshape that flattens all dims but the last and one that brings
+    them back: that becomes MatMul and Add on x itself. The comparison with the source comes after this.
 
     Args:
         model: A converted model; not changed.
@@ -35,18 +36,15 @@ def plain_shapes(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     """
     constants = {tensor.name for tensor in model.graph.initializer}
     constants |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
-    targets = [
-        node.output[0]
-        for node in model.graph.node
-        if node.op_type == "Reshape" and node.domain in ("", "ai.onnx") and node.input[1] not in constants
-    ]  # fmt: skip
+    shaped = [node for node in model.graph.node if node.op_type == "Reshape" and node.domain in ("", "ai.onnx")]
+    targets = [node.output[0] for node in shaped if node.input[1] not in constants]
     if not targets:
         return model
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     nodes = {node.output[0]: node for node in plain.graph.node if node.output}
     try:
-        seen = _observe(model, [name for target in targets for name in (nodes[target].input[0], target)], seed)
+        seen = _observe(model, [name for node in shaped for name in (node.input[0], node.output[0])], seed)
     except AgmcError:  # such sizes it does not take
         return model
     for target in targets:
@@ -56,8 +54,50 @@ def plain_shapes(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
             plain.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
             nodes[target].input[1] = name
             del nodes[target].attribute[:]  # allowzero, which would read the zeros as sizes
+        else:
+            _widen(plain.graph, nodes, target, seen)
     _drop_unused(plain.graph)
     return plain
+
+
+def _widen(
+    graph: onnx.GraphProto, nodes: Mapping[str, onnx.NodeProto], target: str, seen: Mapping[str, Sequence[Dims]]
+) -> None:
+    """Turn Reshape, Gemm, Reshape that flatten x and undo it into MatMul and Add, in place, where they are that."""
+    gemm = nodes.get(nodes[target].input[0])
+    before = nodes.get(gemm.input[0]) if gemm is not None else None
+    if gemm is None or before is None or gemm.op_type != "Gemm" or before.op_type != "Reshape":
+        return
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    options = {attribute.name: attribute.i or attribute.f for attribute in gemm.attribute}
+    is_plain = not options.get("transA") and options.get("alpha", 1.0) == 1.0 and options.get("beta", 1.0) == 1.0
+    n = len(seen[target][0]) - 1  # leading dims: flattened, and brought back
+    is_flat = all(
+        flat == (int(np.prod(given[:n])), int(np.prod(given[n:]))) and made[:-1] == given[:n]
+        for given, flat, made in zip(seen[before.input[0]], seen[before.output[0]], seen[target], strict=True)
+    )
+    if not (is_plain and is_flat and gemm.input[1] in weights):
+        return
+    weight = gemm.input[1]
+    if options.get("transB"):
+        turned = np.ascontiguousarray(numpy_helper.to_array(weights[weight]).T)
+        weight = f"{target}_weight"
+        graph.initializer.append(numpy_helper.from_array(turned, weight))
+    has_bias = len(gemm.input) > 2 and bool(gemm.input[2])
+    product = f"{target}_product" if has_bias else target
+    x, made = before.input[0], []
+    if len(seen[x][0]) > n + 1:  # heads are joined on the way
+        joined = np.array([0] * n + [seen[before.output[0]][0][1]], np.int64)
+        graph.initializer.append(numpy_helper.from_array(joined, f"{target}_joined_shape"))
+        made.append(helper.make_node("Reshape", [x, f"{target}_joined_shape"], [f"{target}_joined"]))
+        x = f"{target}_joined"
+    made.append(helper.make_node("MatMul", [x, weight], [product]))
+    if has_bias:
+        made.append(helper.make_node("Add", [product, gemm.input[2]], [target]))
+    place = next(i for i, node in enumerate(graph.node) if target in node.output)
+    graph.node.remove(graph.node[place])
+    for node in reversed(made):
+        graph.node.insert(place, node)
 
 
 def _observe(model: onnx.ModelProto, names: Sequence[str], seed: int) -> dict[str, list[Dims]]:
