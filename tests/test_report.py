@@ -13,7 +13,7 @@ import agmc_onnx
 from agmc_onnx.errors import UsageError
 from agmc_onnx.report import text
 from agmc_onnx.report.drawing import draw
-from agmc_onnx.report.html import headline, render
+from agmc_onnx.report.html import headline, latency_words, render
 from agmc_onnx.report.layout import layered
 from agmc_onnx.report.pages import write_report
 from agmc_onnx.report.plots import curves, latency_scale, metric_scale, ticks
@@ -123,6 +123,14 @@ def test_headline(report):
         r"\d+\.\d % of the multiply-adds kept; top1 98\.86 % before, \d+\.\d\d % after", headline(report)
     )
     assert headline(report | {"accuracy_measured": False}).endswith("accuracy not measured")
+
+
+def test_latency_ratio_is_said_with_what_is_known():
+    old = {"median": 0.8, "minimum": 0.75}
+    assert latency_words(old) == "Median of the rounds' ratios 80.0 %, of the fastest runs 75.0 %."
+    new = old | {"interval": [0.7, 0.9], "cpu": 0.78}
+    assert latency_words(new).startswith("Median of the rounds' ratios 80.0 % [70.0, 90.0]; of processor time")
+    assert latency_words(None) == ""
 
 
 def test_curve_of_a_search():

@@ -70,6 +70,7 @@ def render(report: Report) -> str:
         metric_name=before["metric"]["name"],
         n_samples=before["metric"]["n"],
         latency=latency_scale([("original", before["latency_ms"]), ("compressed", after["latency_ms"])]),
+        latency_ratio=latency_words(report.get("latency_ratio")),
         latency_setting=text.setting_text(before["latency_ms"]),
         finalists=_finalists(report),
         command=" \\\n  ".join(text.command(report)),
@@ -83,6 +84,21 @@ def headline(report: Report) -> str:
     if not report.get("accuracy_measured", True):
         return f"{cost}; accuracy not measured"
     return f"{cost}; {one['name']} {text.metric_text(one)} before, {text.metric_text(other)} after"
+
+
+def latency_words(found: Mapping[str, Any] | None) -> str:
+    """Return what the ratio of two latencies is, as surely as a report knows it."""
+    if not found:
+        return ""
+    words = f"Median of the rounds' ratios {100 * found['median']:.1f} %"
+    interval = found.get("interval")
+    if interval and all(math.isfinite(end) for end in interval):
+        words += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    if found.get("cpu") is not None:
+        return (
+            f"{words}; of processor time, which other work of the machine does not disturb, {100 * found['cpu']:.1f} %."
+        )
+    return f"{words}, of the fastest runs {100 * found['minimum']:.1f} %."
 
 
 def bars_of(groups: Sequence[Mapping[str, Any]]) -> list[Bar]:
