@@ -22,7 +22,12 @@ def open_model(path: Path, source: Source) -> Run:
     """Return what runs it in float32; left alone, OpenVINO computes in bfloat16 on processors that have it."""
     import openvino
 
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": source.settings.threads, "NUM_STREAMS": 1}
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": source.settings.threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+    }
     request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
     n_outputs = len(source.outputs)
 
