@@ -11,18 +11,15 @@
     button.className = "small";
     button.type = "button";
     button.textContent = "Copy";
-    button.addEventListener("click", async () => {
-      const text = place.querySelector("pre").textContent;
-      try {
-        await navigator.clipboard.writeText(text);
-      } catch {
-        const range = document.createRange();
-        range.selectNodeContents(place.querySelector("pre"));
-        getSelection().removeAllRanges();
-        getSelection().addRange(range);
-        document.execCommand("copy");
-      }
-      button.textContent = "Copied";
+    button.addEventListener("click", () => {
+      const pre = place.querySelector("pre");
+      const range = document.createRange();
+      range.selectNodeContents(pre);
+      getSelection().removeAllRanges();
+      getSelection().addRange(range);
+      const copied = document.execCommand("copy");  // needs no permission, and works in files opened from a disk
+      if (copied) getSelection().removeAllRanges();
+      button.textContent = copied ? "Copied" : "Press Ctrl-C";
       setTimeout(() => { button.textContent = "Copy"; }, 1500);
     });
     place.append(button);
