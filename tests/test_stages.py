@@ -100,6 +100,17 @@ def test_the_smallest_model_within_a_drop(dropped):
     assert json.loads(output_files(dropped[1])["report"].read_text())["max_drop"] == found
 
 
+def test_the_drop_is_said_with_its_doubt(dropped):
+    from agmc_onnx.report.text import target_line
+
+    report = dropped[0].report
+    drop = report["max_drop"]
+    said = f"on 300 reward samples it is {drop['drop']:.2f}, with 95 % confidence at most {drop['most']:.2f}"
+    assert said in target_line(report)
+    unknown = {**report, "max_drop": {**drop, "most": drop["drop"]}}
+    assert "its doubt is not known" in target_line(unknown)
+
+
 def test_an_interrupted_search_for_a_drop_measures_no_budget_twice(dropped, tmp_path, monkeypatch):
     output = tmp_path / "small.onnx"
     recovered = []

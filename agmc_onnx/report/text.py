@@ -138,9 +138,11 @@ def target_line(report: Report) -> str:
     """Return the budget and what was reached."""
     target, drop = report["target"], report.get("max_drop")
     if drop:
+        known = f"with 95 % confidence at most {drop['most']:.2f}"
+        doubt = known if drop["most"] > drop["drop"] else "its doubt is not known"
         return (
-            f"max drop: at most {drop['limit']:g} points; on {drop['n']:,} reward samples it is {drop['drop']:.2f}, with 95 %"
-            f" confidence at most {drop['most']:.2f}; keeps {100 * target['reached']:.2f} % of the"
+            f"max drop: at most {drop['limit']:g} points; on {drop['n']:,} reward samples it is {drop['drop']:.2f}, {doubt};"
+            f" keeps {100 * target['reached']:.2f} % of the"
             f" {KINDS.get(target['kind'], target['kind'])} after {len(drop['trials'])} trials"
         )
     what = KINDS.get(target["kind"], target["kind"])
