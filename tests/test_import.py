@@ -117,6 +117,7 @@ def test_the_model_says_where_it_came_from_and_tells_nothing_of_this_machine(fil
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 
 
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
 def test_scikit_learn_estimator(tmp_path):
     pytest.importorskip("skl2onnx", reason="skl2onnx is not installed: pip install 'agmc-onnx[import-sklearn]'")
     joblib = pytest.importorskip("joblib")
