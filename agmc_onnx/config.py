@@ -250,7 +250,7 @@ class CompressOptions:
     sparse_storage: str = "dense"
     search_samples: int = 128
     search_positions: int = 4000
-    round_to: int | str = 4
+    round_to: int | str = "auto"
     floor: float = 0.2
     judge: str = "fidelity"
     reward_samples: int = 500

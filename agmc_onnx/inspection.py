@@ -18,7 +18,7 @@ from agmc_onnx.hierarchy import build, describe
 from agmc_onnx.measuring.accuracy import Evaluator
 from agmc_onnx.measuring.card import InputSpec
 from agmc_onnx.measuring.data import load_card, open_data, synthetic
-from agmc_onnx.measuring.latency import compare, ratio
+from agmc_onnx.measuring.latency import MORE_ROUNDS, compare, ratio
 from agmc_onnx.measuring.memory import peak_bytes
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.model.files import ModelFile, read_model
@@ -133,7 +133,7 @@ def measure(
         scores = [evaluator(path).score for path in paths]
     feeds = samples.take(8 * batch).feeds(batch)
     feeds = feeds[:-1] if len(feeds) > 1 and samples.n % batch else feeds  # only batches of one size are comparable
-    times = compare(paths, feeds, threads=threads, seconds=seconds, provider=provider)
+    times = compare(paths, feeds, threads=threads, seconds=seconds, rounds=MORE_ROUNDS, provider=provider)
     found = []
     for file, score, latency in zip(files, scores, times, strict=True):
         graph = view(dense(file.proto))

@@ -14,6 +14,7 @@ from agmc_onnx.errors import UsageError
 from agmc_onnx.measuring.session import Model, Run, bound, opened
 
 ROUNDS = 100
+MORE_ROUNDS = 400  # where time is limited by seconds
 WARMUP = 5
 SECONDS = 10.0
 MIN_ROUNDS = 5

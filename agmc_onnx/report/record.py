@@ -14,7 +14,7 @@ from agmc_onnx.channels.groups import Channels
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.diagnosis import cpu_name
 from agmc_onnx.measuring.accuracy import Score
-from agmc_onnx.measuring.latency import Latency, compare, ratio
+from agmc_onnx.measuring.latency import MORE_ROUNDS, Latency, compare, ratio
 from agmc_onnx.measuring.memory import peak_bytes
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import make_session, provider_of
@@ -63,7 +63,9 @@ def compose(
     cut = after if settings.recover == "none" else evaluator(as_cut).score
     feeds = data.role("test").take(8).feeds(1)
     threads, seconds, provider = settings.threads, settings.latency_seconds, settings.provider
-    times = compare([original, compressed], feeds, threads=threads, seconds=seconds, provider=provider)
+    times = compare(
+        [original, compressed], feeds, threads=threads, seconds=seconds, rounds=MORE_ROUNDS, provider=provider
+    )
     peaks = [peak_bytes(model, feeds[0], threads, provider) for model in (original, compressed)]
     return {
         "format": REPORT_FORMAT,

@@ -12,7 +12,7 @@ import onnx
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import UsageError
 from agmc_onnx.measuring import time_ops
-from agmc_onnx.measuring.latency import Ratio, compare, ratio
+from agmc_onnx.measuring.latency import MORE_ROUNDS, Ratio, compare, ratio
 from agmc_onnx.measuring.op_times import LatencyTable, cache_path, cached_table, layout_block, read_table, time_sample
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import make_session, provider_of
@@ -33,7 +33,6 @@ SAMPLES = 24  # candidates whose ops are timed: 3 s for ResNet-20, 10 s for Mobi
 AIM = 0.99  # share of the budget that a correction aims at
 OVER, UNDER = 1.005, 0.97  # share of the budget within which a measured latency is accepted
 CORRECTIONS = 4
-ROUNDS = 400
 BESIDE = 4  # samples that are measured beside the original
 TRIED = 3  # other candidates that are measured where the best is slower than the original
 
@@ -121,7 +120,7 @@ def timed_samples(
         feed,
         threads=table.threads,
         provider=table.provider,
-        rounds=ROUNDS,
+        rounds=MORE_ROUNDS,
         seconds=settings.latency_seconds,
     )
     for i, latency in zip(beside, times[1:], strict=True):
@@ -161,7 +160,7 @@ def measured(
     feeds = data.role("calibration").take(8).feeds(1)
     times = compare(
         [analysis.file.proto, laid_out(model, settings)], feeds, threads=settings.threads, seconds=settings.latency_seconds,
-        rounds=ROUNDS, provider=settings.provider,
+        rounds=MORE_ROUNDS, provider=settings.provider,
     )  # fmt: skip
     predicted = None if target is None or kept is None else target.cost(kept) / target.full
     return Measured(ratio(times[1], times[0]), predicted)
