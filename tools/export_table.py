@@ -70,7 +70,8 @@ def times(model: Path, data: str, folder: Path, seconds: float) -> None:
             measured = compare([model, *runs], feeds, seconds=part_of * seconds, rounds=1000)
         for report, latency in zip([{"to": "ONNX"}, *part], measured, strict=True):
             share = latency.mean_cpu_ms / measured[0].mean_cpu_ms  # other work on the machine disturbs it least
-            found[report["to"]] = f"{latency.minimum:.2f} / {latency.p50:.2f} | {latency.mean_cpu_ms:.2f} | {share:.0%}"
+            text = f"{latency.minimum:.2f} / {latency.p50:.2f} | {latency.mean_cpu_ms:.2f} | {share:.0%}"
+            found[report["to"]] = found.get("ONNX") or text if report["to"] == "ONNX" else text
     print(
         "| format | version | bytes | largest difference | same class | top-1 (n) | ms, min / median | CPU ms | CPU ratio |"
     )
