@@ -37,12 +37,14 @@ class Norm:
         kept: Indices that stay, ascending; or (Softmax, norms of groups, sums over rows that keep other entries) bool, true
             where an entry stays, an array that fits the input, or its channels as (1, groups, channels of a group, 1).
         size: How many there were.
+        is_weight: Whether it is the result, a weight made of constants, that is 0 wherever an entry goes.
     """
 
     output: str
     dim: int
     kept: npt.NDArray[np.int64] | Mask
     size: int
+    is_weight: bool = False
 
 
 def norms_of(channels: Channels, kept: Sequence[npt.NDArray[np.int64]]) -> list[Norm] | None:
@@ -80,6 +82,18 @@ def norms_of(channels: Channels, kept: Sequence[npt.NDArray[np.int64]]) -> list[
             if dims is None or mask.ndim != 1:
                 return None
             found.append(Norm(node.outputs[0], dim, np.flatnonzero(mask), mask.size))
+    return found + _computed_weights(channels, cut)
+
+
+def _computed_weights(channels: Channels, cut: Cut) -> list[Norm]:
+    """Return where weights made of constants are cut: after statistics their removed entries need not be 0."""
+    graph, found = channels.graph, []
+    for value, dim in channels.axes:
+        users = graph.consumers.get(value, ()) if value in graph.weights and value in graph.producer else ()
+        mask = cut.mask(value, dim) if any(user.outputs[0] not in graph.weights for user, _ in users) else None
+        stays = _spread_mask(channels, value, dim, mask) if mask is not None else None
+        if stays is not None and graph.producer[value].outputs[0] == value:
+            found.append(Norm(value, dim, stays, stays.shape[dim], is_weight=True))
     return found
 
 
@@ -126,6 +140,9 @@ def over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto:
         proto = onnx.NodeProto()
         proto.CopyFrom(graph.node[at])
         name = f"{norm.output}__kept_{number}"
+        if norm.is_weight:
+            _clear(graph, at, norm, name)
+            continue
         if norm.kept.dtype == bool:
             edit = _silence if proto.op_type == "Softmax" else _weigh if proto.op_type in _SUMS else _write_out
             edit(graph, at, norm, name)
@@ -149,6 +166,13 @@ def over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto:
         for offset, node in enumerate(made):
             graph.node.insert(at + offset, node)
     return model
+
+
+def _clear(graph: onnx.GraphProto, at: int, norm: Norm, name: str) -> None:
+    """Let the first output of a node be 0 wherever an entry goes."""
+    graph.initializer.append(numpy_helper.from_array(norm.kept.astype(np.float32), name))
+    graph.node[at].output[0] = f"{name}_raw"
+    graph.node.insert(at + 1, onnx.helper.make_node("Mul", [f"{name}_raw", name], [norm.output]))
 
 
 def _weigh(graph: onnx.GraphProto, at: int, norm: Norm, name: str) -> None:

@@ -505,3 +505,9 @@ def check(ops: list[str], number: int) -> float:
 @given(st.lists(st.sampled_from(sorted(OPS)), min_size=2, max_size=10), st.integers(0, 2**32 - 1))
 def test_cut_equals_masked(ops: list[str], number: int) -> None:
     check(ops, number)
+
+
+def test_a_standardised_weight_of_one_input() -> None:
+    """What random graphs found: the removed entries of a weight made at run time are not 0 of themselves."""
+    ops = ["grouped_norm", "conv_grouped", "unary", "standardised", "not_understood", "shuffle", "flatten"]
+    assert check(ops, 1747443453) > 0
