@@ -28,7 +28,7 @@ from agmc_onnx.recover.quick import QuickRefit
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 SHARES = (0.25, 0.5, 0.75, 0.875)  # widths that are measured
-MOST, LEAST, MOST_MACS = 128, 8, 1e12  # samples per candidate; multiply-adds of all candidates together, about a minute
+MOST, LEAST, MOST_MACS = 64, 8, 1e12  # samples per candidate; multiply-adds of all candidates together, about a minute
 
 
 def divergence_curves(

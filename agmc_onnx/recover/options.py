@@ -44,7 +44,7 @@ class RecoverOptions:
     n_samples: int = 1000
     n_positions: int = 40_000
     n_curve_positions: int = 20_000
-    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
+    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     quick_ridge: float = 1e-3
     thin_ridge: float = 0.02
     max_width: int = 8192

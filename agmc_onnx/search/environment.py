@@ -44,6 +44,7 @@ class Environment:
         floor: float = 0.0,
         curves: Callable[[], Curves] | None = None,
         limit: IntArray | None = None,
+        divergence: Callable[[IntArray], Curves] | None = None,
     ) -> None:
         """Prepare what does not change between candidates.
 
@@ -57,6 +58,8 @@ class Environment:
             curves: Makes the refit-error curves of these scores; called when a policy asks, at most once. None where
                 there is no data to make them of.
             limit: Most units that any candidate keeps of every group, (n_groups,); default: all.
+            divergence: Makes, from the groups' steps, curves of what each group alone costs at the outputs; called as
+                `curves` is.
         """
         self.channels = channels
         self.scores = scores
@@ -66,6 +69,7 @@ class Environment:
         self._evaluate = evaluate
         self._recover = recover
         self.curves = None if curves is None else cache(curves)
+        self.divergence = None if divergence is None else cache(lambda: divergence(self.step))
         sizes = np.array([g.n_units for g in channels.groups], np.int64)
         self.n_units = sizes if limit is None else limit
         rounds = np.broadcast_to(np.asarray(round_to, np.int64), len(channels.groups))
@@ -124,6 +128,7 @@ class Environment:
                 for group, n in zip(self.channels.groups, self.n_units.tolist(), strict=True)
             ],
             curves=self.curves,
+            divergence=self.divergence,
         )
 
     def _groups_of_values(self) -> list[tuple[str, list[int]]]:

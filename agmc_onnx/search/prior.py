@@ -76,7 +76,15 @@ def greedy_candidates(problem: Problem, curves: Curves) -> list[Float64Array]:
     return found
 
 
+def both_greedy(problem: Problem) -> list[Float64Array]:
+    """Return the greedy widths on refit errors, or what stands in for them, then those on what the outputs say, once each."""
+    found = greedy_candidates(problem, best_curves(problem))
+    if problem.divergence is not None:
+        found += greedy_candidates(problem, problem.divergence())
+    return [ratio for i, ratio in enumerate(found) if not any(np.array_equal(ratio, other) for other in found[:i])]
+
+
 def prior_candidates(problem: Problem) -> list[FloatArray]:
     """Return the candidates worth a try before anything is learned: the greedy ones where there are curves, then uniform."""
-    greedy = greedy_candidates(problem, problem.curves()) if problem.curves is not None else []
+    greedy = both_greedy(problem) if problem.curves is not None else []
     return [*greedy, np.full(problem.n_groups, 0.5)]

@@ -97,6 +97,8 @@ class Problem:
             budget of their own. None where all decisions are widths of groups.
         curves: Makes the refit-error curves, prior knowledge that costs no evaluation; None without data. It is costly
             once, and cached.
+        divergence: Makes curves of the same form that say what each group alone costs at the outputs; None where nothing is
+            refitted. Costly once, and cached.
     """
 
     n_units: IntArray
@@ -115,6 +117,7 @@ class Problem:
     layers: npt.NDArray[np.float32] | None = None
     scores: Sequence[npt.NDArray[np.float64]] | None = None
     curves: Callable[[], Curves] | None = None
+    divergence: Callable[[], Curves] | None = None
     meet: Callable[[FloatArray], Any] | None = None
     density_weight: FloatArray | None = None
 

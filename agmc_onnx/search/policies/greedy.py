@@ -6,7 +6,7 @@ import numpy as np
 
 from agmc_onnx.config import SearchOptions
 from agmc_onnx.search.policies.handcrafted import ListPolicy
-from agmc_onnx.search.prior import best_curves, greedy_candidates
+from agmc_onnx.search.prior import both_greedy
 from agmc_onnx.search.problem import Problem
 
 
@@ -14,8 +14,8 @@ def greedy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -
     """Return the policy that proposes the greedy widths, with and without the groups that shortcuts join.
 
     Source: ours. The error of a width is what is left of the consumers' outputs after a refit, each group alone
-    (`recover.curves`); widths shrink by the step with the least error per unit of cost. Without data the share of the
-    importance that goes stands in for the error.
+    (`recover.curves`), and again what the network's answers lose (`recover.divergence`); widths shrink by the step with the
+    least loss per unit of cost. Without data the share of the importance that goes stands in for both.
     """
-    candidates = greedy_candidates(problem, best_curves(problem))
+    candidates = both_greedy(problem)
     return ListPolicy(candidates or [np.full(problem.n_groups, 0.5)])
