@@ -76,9 +76,9 @@ class Ratio:
     def steady(self) -> float:
         """The ratio to decide by: of processor time where there is one thread, since other work does not count there.
 
-        A model against itself on two cores with 15 busy processes: processor time errs by 1 % (2 % at most), the median
-        by 10 % (27 %), the minimum by 89 %. The first decile, since on a busy machine most inferences begin with caches
-        full of other things: which makes the median of one against another too large by a tenth. Idle, all agree.
+        A model against itself on two cores with 15 busy processes: medians of processor time err by 1 % (2 % at most), of
+        wall time by 10 % (27 %). The first decile, since on a busy machine most inferences begin with caches full of
+        other things, which makes the median of one model against another too large by a tenth. Idle, all agree.
         """
         return self.median if self.cpu is None else self.cpu
 
