@@ -95,7 +95,11 @@ FLAGS = (
     Flag("sparse_decide", str, "NAME", "who divides the zeros among the layers", lambda: SPARSE_DECIDE),
     Flag("sparse_storage", str, "NAME", "dense, or as sparse_initializer where smaller", lambda: SPARSE_STORAGE),
     Flag(
-        "round_to", width, "K", "kept channels are a multiple of K where the group allows; auto: of what is fast here"
+        "round_to",
+        width,
+        "K",
+        "kept channels are a multiple of K where the group allows; auto: of what is fast here",
+        default="auto with --latency, else 4",
     ),
     Flag("floor", share, "R", "smallest share kept of any group, unless the budget needs less"),
     Flag("importance", str, "NAME", "ranking of the channels of a group", _importances),

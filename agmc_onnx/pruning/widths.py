@@ -12,7 +12,7 @@ AUTO = "auto"
 FINE = 4  # onnxruntime's blocked layout takes no other widths: 17 channels take 1.9 times as long as 16
 
 
-def rounding(channels: Channels, round_to: int | str, provider: str = "cpu") -> npt.NDArray[np.int64]:
+def rounding(channels: Channels, round_to: int | str | None, provider: str = "cpu") -> npt.NDArray[np.int64]:
     """Return for each group what its kept counts are multiples of, (n_groups,), where it has that many units.
 
     Args:
@@ -23,7 +23,7 @@ def rounding(channels: Channels, round_to: int | str, provider: str = "cpu") -> 
         provider: Where onnxruntime runs.
     """
     if round_to != AUTO:
-        return np.full(len(channels.groups), int(round_to), np.int64)
+        return np.full(len(channels.groups), int(round_to or 1), np.int64)
     block = layout_block(provider)
     steps = [step for step in (block, block // 2, block // 4) if step >= FINE] or [FINE]
     return np.array([next((s for s in steps if g.n_units >= 2 * s), steps[-1]) for g in channels.groups], np.int64)

@@ -217,6 +217,7 @@ def aligned(table: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
 def command(report: Report) -> list[str]:
     """Return the command line that makes this report's result again, one item an option with its value."""
     settings, defaults = report["settings"], {f.name: f.default for f in fields(CompressOptions)}
+    defaults["round_to"] = "auto" if settings.get("latency") else 4
     words = [["agmc-onnx", "compress", report["model"]["path"]]]
     for name, value in settings.items():
         asked = name in ("flops", "params", "max_drop", "policy", "episodes", "seed", "recover") and value is not None
