@@ -189,8 +189,8 @@ class CompressOptions:
         minimise: What is smallest then: the name of a budget.
         stages: Steps in which the budget is reached, each recovered before the next.
         policy: Row of `agmc_onnx.search.policies.POLICIES`.
-        episodes: Candidates evaluated; 0: one, which the policy takes as it is. The paper has 400; 100 find nearly as much here in
-            a quarter of the time (ours).
+        episodes: Candidates evaluated; 0: one, which the policy takes as it is. The paper has 400; 100 find nearly as much here
+            in a quarter of the time (ours).
         seed: Of every random choice.
         reward: Row of `agmc_onnx.search.rewards.REWARDS`.
         importance: Row of `agmc_onnx.pruning.importance.IMPORTANCE` or, with data, of `agmc_onnx.recover.importances.MEASURED`;
@@ -212,8 +212,9 @@ class CompressOptions:
         search_positions: Output positions sampled per node for that.
         round_to: Kept counts are multiples of this where a group has that many units. "auto": the channels that convolutions take
             at once on this machine, half or a quarter of them in small groups, at least 4 (ours: onnxruntime leaves its fast
-            layout for widths that are no multiple of 4; 17 channels took 1.9 times as long as 16, and 20 as long as 32). None: "auto" for
-            a budget on latency, else 4: at half the multiply-adds ResNet-20 keeps 87.6 % in fours, 83.4 % in whole blocks.
+            layout for widths that are no multiple of 4; 17 channels took 1.9 times as long as 16, and 20 as long as 32).
+            None: "auto" for a budget on latency, else 4: at half the multiply-adds ResNet-20 keeps 87.6 % in fours, 83.4 % in
+            whole blocks.
         floor: Smallest share of a group that is kept, unless the budget needs less; 0.2 is the paper's a_max of 0.8 (code).
         judge: What a candidate's reward is made of: "fidelity", the closeness of its outputs to the original's, or "metric",
             the card's (paper). Ours: on ResNet-20 the fidelity on 500 images ranks candidates as their accuracy on 3,000 others

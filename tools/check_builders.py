@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--exporters", nargs="+", default=["torchscript", "dynamo"])
     parser.add_argument("--only", nargs="+", default=list(BUILDERS))
     args = parser.parse_args()
-    sys.stdout.write("| network | exporter | groups | prunable | smallest | reached | as predicted | largest difference |\n")
+    sys.stdout.write(
+        "| network | exporter | groups | prunable | smallest | reached | as predicted | largest difference |\n"
+    )
     sys.stdout.write("| --- | --- | ---: | ---: | ---: | ---: | --- | ---: |\n")
     for name in args.only:
         for exporter in args.exporters:

@@ -93,7 +93,9 @@ def main() -> None:
             sys.stdout.flush()
     table = defaultdict(list)
     for row in rows:
-        table[row["model"], row["flops"], row["recover"], row["episodes"], row.get("judge", "metric"), row["policy"]].append(row)
+        table[
+            row["model"], row["flops"], row["recover"], row["episodes"], row.get("judge", "metric"), row["policy"]
+        ].append(row)
     for name, runs in sorted(table.items(), key=str):
         tests = [row["test"] for row in runs]
         spread = statistics.stdev(tests) if len(tests) > 1 else 0.0
