@@ -286,3 +286,14 @@ def test_greedy_widths_meet_the_budget_and_leave_no_room() -> None:
     assert all(w % 4 == 0 or w == n for w, n in zip(stepped, full, strict=True))
     with pytest.raises(BudgetError, match=r"budget: cannot be reached, got 0.010 of the original; expected at least"):
         greedy_widths(curves, cost, full, ones, full // 2, cost(full) // 100)
+
+
+def test_moments_that_rounding_made_indefinite_get_a_larger_ridge_and_infinite_ones_a_word():
+    from agmc_onnx.errors import ModelError
+    from agmc_onnx.recover.compensate import _factor
+
+    second = torch.tensor([[[1.0, 1.0], [1.0, 1.0 - 1e-9]]], dtype=torch.float64)
+    factor = _factor(second, torch.tensor([1e-12], dtype=torch.float64))
+    assert torch.allclose(factor @ factor.mT, second, atol=1e-6)
+    with pytest.raises(ModelError, match="not finite"):
+        _factor(second * torch.inf, torch.tensor([1.0], dtype=torch.float64))

@@ -23,6 +23,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from agmc_onnx.channels.groups import Channels
+from agmc_onnx.errors import ModelError
 from agmc_onnx.measuring.data import Samples
 from agmc_onnx.model.graph import view
 from agmc_onnx.pruning.editor import Cut
@@ -35,6 +36,7 @@ from agmc_onnx.recover.torch_graph import replace_constants
 IntArray = npt.NDArray[np.int64]
 Halves = tuple[Moments, Moments]
 Progress = Callable[[int, int, str], None]
+_TRIES = 16  # tenfold ridges before moments count as not finite
 _ROUNDING = 1e-5  # a residual this small beside its target is float32 rounding
 _DEAD = 1e-6  # a channel scaled down this much beside the others has nothing to say about its weights
 
@@ -271,10 +273,29 @@ def solve(moments: Moments, ridge: float, has_bias: bool) -> tuple[Tensor, Tenso
         second = second - mean[:, :, None] * mean[:, None, :]
         cross = cross - mean[:, :, None] * r_mean[:, None, :]
     weight = torch.where(weight > 0, weight, torch.ones_like(weight))  # an input that is always zero
-    second = second + weight[:, None, None] * torch.eye(second.shape[1], dtype=torch.float64)
-    step = torch.cholesky_solve(cross, torch.linalg.cholesky(second))
+    step = torch.cholesky_solve(cross, _factor(second, weight))
     offset = r_mean - torch.einsum("gwo,gw->go", step, mean) if has_bias else torch.zeros_like(r_mean)
     return step, offset
+
+
+def _factor(second: Tensor, weight: Tensor) -> Tensor:
+    """Return Cholesky factors of moments (groups, width, width) with the ridge `weight` (groups,) on the diagonal.
+
+    Rounding can leave moments that are not positive even so; the ridge grows by tens until they are.
+
+    Raises:
+        ModelError: If the moments are not finite.
+    """
+    eye = torch.eye(second.shape[1], dtype=torch.float64)
+    for _ in range(_TRIES):
+        factor, failed = torch.linalg.cholesky_ex(second + weight[:, None, None] * eye)
+        if not failed.any():
+            return factor
+        weight = torch.where(failed > 0, 10 * weight, weight)
+    raise ModelError(
+        "recovery: activations of the calibration samples are not finite, got inf or nan; expected numbers. Check the"
+        " card's scale, mean and std, or use --recover none."
+    )
 
 
 def gain(moments: Moments, matrix: Tensor, has_bias: bool) -> tuple[Tensor, Tensor]:
