@@ -238,15 +238,10 @@ def class_scores(output: np.ndarray) -> np.ndarray | None:
 
 def _agreement_of(output: np.ndarray, reference: np.ndarray) -> float:
     """Return the agreement of one output, 0..1."""
-    if output.shape != reference.shape:
-        return 0.0
-    if not reference.size:
-        return 1.0
-    if not np.issubdtype(reference.dtype, np.floating):
-        return float(np.mean(output == reference))
-    scores, wanted = class_scores(output), class_scores(reference)
-    if scores is not None and wanted is not None:
-        return float(np.mean(_rank(scores, np.argmax(wanted, axis=1)) == 0))
+    if output.shape == reference.shape:
+        scores, wanted = class_scores(output), class_scores(reference)
+        if scores is not None and wanted is not None:
+            return float(np.mean(_rank(scores, np.argmax(wanted, axis=1)) == 0))
     return _closeness(output, reference)
 
 
