@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import Message
 from onnx import numpy_helper
 
 from agmc_onnx.channels.groups import Channels
 from agmc_onnx.model.graph import Graph
 from agmc_onnx.model.parts import Mask, is_external, part_of, take
+from agmc_onnx.model.protobuf import copy_fields
 from agmc_onnx.pruning.editor import Cut, Editor
 from agmc_onnx.pruning.repairs import REPAIRS
 
@@ -88,16 +88,8 @@ class Surgeon:
 def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy without the weights, which are not copied in between."""
     skeleton = onnx.ModelProto()
-    for source, target, left_out in ((model, skeleton, "graph"), (model.graph, skeleton.graph, "initializer")):
-        for descriptor, value in source.ListFields():
-            if descriptor.name == left_out:
-                continue
-            if isinstance(value, Message):
-                getattr(target, descriptor.name).CopyFrom(value)
-            elif isinstance(value, str | bytes | int | float):
-                setattr(target, descriptor.name, value)
-            else:
-                getattr(target, descriptor.name).extend(value)
+    copy_fields(model, skeleton, but={"graph"})
+    copy_fields(model.graph, skeleton.graph, but={"initializer"})
     return skeleton
 
 
