@@ -148,3 +148,27 @@ def test_long_chains_are_no_problem(n_nodes: int) -> None:
     model.graph.node.extend(helper.make_node("Relu", [f"v{i}"], [f"v{i + 1}"]) for i in range(n_nodes))
     assert infer_shapes(model)[f"v{n_nodes}"] == Shape((1, 4), (2, 4))
     assert isinstance(model, onnx.ModelProto)
+
+
+def test_amounts_that_constants_make_are_known_to_the_whole_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nets.model(
+        """g (float[N, 3, 8, 8] x) => (y) {
+            back = Constant <value = int64[1] {-1}> ()
+            rows = Reshape(pairs, two)
+            turned = Slice(rows, back, first, zero, back)
+            columns = Transpose <perm = [1, 0]> (turned)
+            flat = Reshape(columns, back)
+            p = Pad(x, flat)
+            y = Conv(p, w)
+        }""",
+        {
+            "w": (4, 3, 3, 3),
+            "pairs": np.array([1, 1, 2, 2, 0, 0, 0, 0], np.int64),
+            "two": np.array([-1, 2], np.int64),
+            "first": np.array([-9], np.int64),
+            "zero": np.array([0], np.int64),
+        },
+    )
+    monkeypatch.setattr("agmc_onnx.model.shapes._walk", lambda *_: pytest.fail("went node by node"))
+    shapes = infer_shapes(model)
+    assert shapes["y"] == Shape((1, 4, 10, 8), (2, 4, 10, 8)) and shapes["flat"] == Shape((8,), (8,))

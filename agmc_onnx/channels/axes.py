@@ -77,7 +77,7 @@ class Ledger:
         ties: Pairs of id arrays of equal size.
         balances: Id arrays (rows, size): every row keeps equally many.
         frozen: What must stay.
-        mentioned: Nodes whose rule knows an axis, by axis; any other user of it freezes it.
+        mentioned: (value, dim, node's index) where a node's rule knows an axis; any other user of it freezes it.
         normalised: Ids over which a node takes statistics, with the node's label: cutting them changes the numbers that stay.
         shuffles: Channel shuffles by the index of their first node: the nodes, the dim they permute, and its rows.
         sized: Axes whose size a node computes with, by the node's index.
@@ -90,7 +90,7 @@ class Ledger:
         self.ties: list[tuple[Ids, Ids]] = []
         self.balances: list[Ids] = []
         self.frozen: list[Freeze] = []
-        self.mentioned: dict[Axis, set[int]] = {}
+        self.mentioned: set[tuple[str, int, int]] = set()
         self.normalised: list[Freeze] = []
         self.shuffles: dict[int, Shuffle] = {}
         self.sized: dict[int, set[Axis]] = {}
@@ -124,14 +124,16 @@ class Ledger:
             dim: Dimension; negative counts from the end.
             is_weight: Whether a constant is a weight although it does not hold floating numbers.
         """
-        rank = self.shape(value).rank
-        axis = (value, dim % rank)
-        self.mentioned.setdefault(axis, set()).add(node.index)
-        if axis not in self.entries and value in self.graph.tensors and (is_weight or self.graph.is_float(value)):
-            size = self.graph.tensors[value].dims[axis[1]]
+        if dim < 0:
+            dim += self.shape(value).rank
+        axis = (value, dim)
+        self.mentioned.add((value, dim, node.index))
+        entries = self.entries.get(axis)
+        if entries is None and value in self.graph.tensors and (is_weight or self.graph.is_float(value)):
+            size = self.graph.tensors[value].dims[dim]
             if size > 1:
-                self.entries[axis] = Entries(self.fresh(size))
-        return self.entries.get(axis)
+                entries = self.entries[axis] = Entries(self.fresh(size))
+        return entries
 
     def flat(self, node: Node, value: str, dim: int) -> Ids | None:
         """Return the ids of an axis as one row; rows that could differ are tied together."""
@@ -203,8 +205,11 @@ class Ledger:
 
     def tie(self, one: Ids, other: Ids) -> None:
         """Let two arrays of ids live and die together, entry by entry."""
-        one, other = np.broadcast_arrays(one, other)
-        if one is not other and not np.array_equal(one, other):
+        if one is other:
+            return
+        if one.shape != other.shape:
+            one, other = np.broadcast_arrays(one, other)
+        if not (one == other).all():
             self.ties.append((one.ravel(), other.ravel()))
 
     def balance(self, ids: Ids) -> None:
@@ -241,13 +246,14 @@ def walk(graph: Graph, rules: Callable[[Node], Handler | None]) -> Ledger:
         The ledger, with everything frozen that a rule does not know: an axis that some user of it never mentions, a
         graph output, a value used inside a subgraph.
     """
-    ledger = Ledger(graph)
+    ledger, known = Ledger(graph), graph.known_shapes
     for node in graph.nodes:
         if node.index in ledger.skipped:
             continue
         rule = rules(node)
-        node = _without_unused(graph, node)
-        unknown = next((v for v in (*node.inputs, *node.outputs) if v and graph.shape(v) is None), None)
+        if len(node.outputs) > 1:
+            node = _without_unused(graph, node)
+        unknown = next((v for v in (*node.inputs, *node.outputs) if v and v not in known), None)
         if rule is None or unknown is not None:
             why = (
                 f"{node.label}: this op is not understood"
@@ -261,7 +267,7 @@ def walk(graph: Graph, rules: Callable[[Node], Handler | None]) -> Ledger:
         rule(ledger, node)
     for axis, entries in ledger.entries.items():
         for node, _ in graph.consumers.get(axis[0], ()):
-            if node.index not in ledger.mentioned.get(axis, ()) and node.index not in ledger.skipped:
+            if (*axis, node.index) not in ledger.mentioned and node.index not in ledger.skipped:
                 ledger.freeze(entries.ids, f"{node.label}: cannot be cut along dimension {axis[1]} of {axis[0]}")
     for value in graph.outputs:
         ledger.freeze_value(value, f"graph output {value}")

@@ -67,6 +67,10 @@ def _blocks(grid: IntArray, units: IntArray) -> IntArray | None:
         Block of every unit, (n_units,); all zero where every unit stands in every row equally often.
     """
     rows = grid.shape[0]
+    if grid.size == units.size and np.unique(grid).size == grid.size and np.isin(grid, units).all():
+        found = np.empty(int(units.max()) + 1, np.int64)
+        found[grid] = np.arange(rows)[:, None]
+        return found[units]
     position = np.full(int(max(grid.max(), units.max())) + 1, -1, np.int64)
     position[units] = np.arange(units.size)
     at = position[grid]

@@ -19,37 +19,50 @@ from agmc_onnx.model.graph import Graph, Node
 
 def elementwise(ledger: Ledger, node: Node) -> None:
     """Tie the operands of an element-by-element op along every dim of its output, with numpy broadcasting."""
-    broadcast(ledger, node, [name for name in node.inputs if name], node.outputs[0])
+    names = [name for name in node.inputs if name]
+    if len(names) == 1:
+        _same(ledger, node, names[0], node.outputs[0])
+    else:
+        broadcast(ledger, node, names, node.outputs[0])
     for extra in node.outputs[1:]:
         if extra:
             broadcast(ledger, node, [node.inputs[0]], extra)
+
+
+def _same(ledger: Ledger, node: Node, x: str, y: str) -> None:
+    """Give every dim of an output the ids of the input's."""
+    for dim in range(ledger.shape(x).rank):
+        entries = ledger.axis(node, x, dim)
+        if entries is not None:
+            ledger.set(y, dim, entries.ids, entries.rows)
 
 
 def broadcast(ledger: Ledger, node: Node, inputs: Sequence[str], output: str) -> None:
     """Tie broadcast operands; a size of 1 is no operand, an operand without ids freezes the others."""
     rank = ledger.shape(output).rank
     all_weights = all(name in ledger.graph.weights for name in inputs)
+    sizes = [(name, ledger.shape(name).other) for name in inputs]
+    ends = [(name, size, rank - len(size)) for name, size in sizes]  # and the dim of the output where its dims begin
     for dim in range(rank):
-        members = [
-            (name, dim - rank + ledger.shape(name).rank)
-            for name in inputs
-            if dim >= rank - ledger.shape(name).rank and ledger.size(name, dim - rank + ledger.shape(name).rank) > 1
-        ]
-        if not members:
+        members = [(name, dim - first) for name, size, first in ends if dim >= first and size[dim - first] > 1]
+        others = [m for m in members if m[0] not in ledger.graph.tensors]
+        if not (all_weights or any(m in ledger.entries for m in others)):
             continue
         constants = [m for m in members if m[0] in ledger.graph.tensors]
-        others = [m for m in members if m[0] not in ledger.graph.tensors]
         found = [(m, ledger.axis(node, *m)) for m in others]
-        if not (all_weights or any(entries is not None for _, entries in found)):
-            continue
         found += [(m, ledger.axis(node, *m)) for m in constants]
+        if not found:
+            continue
         known = [(name, entries) for (name, _), entries in found if entries is not None]
         without = next((name for (name, _), entries in found if entries is None), None)
         if without is not None:
             for _, entries in known:
                 ledger.freeze(entries.ids, f"{node.label}: its operand {without} cannot be cut with it")
             continue
-        shifted = [e.permuted({row: row + rank - ledger.shape(name).rank for row in e.rows}) for name, e in known]
+        shifted = [
+            e.permuted({row: row + rank - ledger.shape(name).rank for row in e.rows}) if e.rows else e
+            for name, e in known
+        ]
         joined = shifted[0]
         for entries in shifted[1:]:
             joined = ledger.meet(joined, entries)
@@ -321,7 +334,7 @@ def _bind_grouped(ledger: Ledger, node: Node, weight: str, grid: Ids) -> None:
         else:
             ledger.tie(grid, np.broadcast_to(columns, grid.shape))
         return
-    ledger.mentioned.setdefault(axis, set()).add(node.index)
+    ledger.mentioned.add((weight, 1, node.index))
     ledger.entries[axis] = Entries(grid, (0,))
 
 
@@ -336,7 +349,7 @@ def tie_or_freeze(ledger: Ledger, node: Node, ids: Ids, value: str, dim: int) ->
     if entries is None:
         ledger.freeze(ids, f"{node.label}: its operand {value} cannot be cut with it")
     else:
-        ledger.tie(*np.broadcast_arrays(entries.ids, ids))
+        ledger.tie(entries.ids, ids)
 
 
 def _meet(ledger: Ledger, node: Node, one: Axis, other: Axis, rank: int = 2) -> None:

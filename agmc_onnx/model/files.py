@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -114,6 +115,14 @@ def read_array(tensor: onnx.TensorProto, folder: Path | None = None) -> Array:
         packed = onnx.TensorProto(dims=dims, data_type=tensor.data_type, raw_data=stored.tobytes())
         return part(tensor, numpy_helper.to_array(packed))
     return part(tensor, stored.view(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(dims))
+
+
+def write_array(array: Array, tensor: onnx.TensorProto) -> None:
+    """Let a tensor without data, of the array's type and shape, hold the array's elements."""
+    if tensor.data_type in _PACKED_BITS or sys.byteorder != "little":
+        tensor.raw_data = numpy_helper.from_array(array).raw_data
+    else:
+        tensor.raw_data = array.tobytes()
 
 
 def read_sparse(sparse: onnx.SparseTensorProto) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from agmc_onnx.model.shapes import Shape, evaluate_node, infer_shapes
 _T = onnx.TensorProto
 FLOATS = frozenset({_T.FLOAT, _T.FLOAT16, _T.BFLOAT16, _T.DOUBLE})
 _FOLDED_SIZE = 4096  # larger constants are weights, never shape arithmetic
+_MAY_HOLD_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS, onnx.AttributeProto.UNDEFINED)
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -53,15 +55,19 @@ class Node:
         """Name for messages: the op type with the node's name or first output."""
         return f"{self.op_type} {self.proto.name or next(filter(None, self.outputs), f'number {self.index}')}"
 
+    @cached_property
+    def _attributes(self) -> dict[str, onnx.AttributeProto]:
+        return {attribute.name: attribute for attribute in self.proto.attribute}
+
     def attribute(self, name: str, default: Any = None) -> Any:
         """Return an attribute's value as Python data (text as str), or the default where it is absent."""
-        for attribute in self.proto.attribute:
-            if attribute.name == name:
-                value = onnx.helper.get_attribute_value(attribute)
-                if attribute.type == onnx.AttributeProto.STRINGS:
-                    return [_text(item) for item in value]
-                return _text(value)
-        return default
+        attribute = self._attributes.get(name)
+        if attribute is None:
+            return default
+        if attribute.type == onnx.AttributeProto.INT:
+            return attribute.i
+        value = onnx.helper.get_attribute_value(attribute)
+        return [_text(item) for item in value] if attribute.type == onnx.AttributeProto.STRINGS else _text(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +98,6 @@ class Graph:
     opset: int
     folder: Path | None = None
     _values: dict[str, _Pair | None] = field(default_factory=dict, repr=False)
-    _constant_shapes: dict[str, Shape] = field(default_factory=dict, repr=False)
     _arrays: WeakValueDictionary[str, np.ndarray] = field(default_factory=WeakValueDictionary, repr=False)
 
     @cached_property
@@ -100,12 +105,18 @@ class Graph:
         """Shape of every value that inference can tell; see `agmc_onnx.model.shapes.Shape`."""
         return infer_shapes(self.model)
 
+    @cached_property
+    def known_shapes(self) -> dict[str, Shape]:
+        """Shapes of the constants too, large ones and those in other files included."""
+        found = dict(self.shapes)
+        for name, tensor in self.tensors.items():
+            dims = tuple(tensor.dims)
+            found[name] = Shape(dims, dims)
+        return found
+
     def shape(self, value: str) -> Shape | None:
         """Return a value's shape, or None where it is unknown."""
-        if value in self.tensors and value not in self._constant_shapes:
-            dims = tuple(self.tensors[value].dims)
-            self._constant_shapes[value] = Shape(dims, dims)
-        return self._constant_shapes.get(value) or self.shapes.get(value)
+        return self.known_shapes.get(value)
 
     def is_float(self, tensor: str) -> bool:
         """Whether a constant holds floating numbers."""
@@ -210,7 +221,7 @@ class Graph:
     def _constant(self, name: str) -> _Pair | None:
         tensor = self.tensors[name]
         is_known = tensor.data_location != onnx.TensorProto.EXTERNAL or self.folder is not None
-        if not is_known or np.prod(tensor.dims, dtype=np.int64) > _FOLDED_SIZE:
+        if not is_known or math.prod(tensor.dims) > _FOLDED_SIZE:
             return None
         array = self.array(name)
         return array, array
@@ -231,7 +242,7 @@ def view(model: onnx.ModelProto, folder: Path | None = None) -> Graph:
     captured: dict[str, Node] = {}
     for proto in graph.node:
         if proto.op_type == "Constant" and proto.domain in ("", "ai.onnx"):
-            tensor = _constant_tensor(proto)
+            tensor = constant_tensor(proto)
             if tensor is not None:
                 tensors[proto.output[0]] = tensor
                 continue
@@ -256,6 +267,8 @@ def view(model: onnx.ModelProto, folder: Path | None = None) -> Graph:
 def captured_names(proto: onnx.NodeProto) -> Iterator[str]:
     """Yield the outer values that a node's subgraphs use."""
     for attribute in proto.attribute:
+        if attribute.type not in _MAY_HOLD_GRAPHS:
+            continue
         for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
             own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
             own.update(sparse.values.name for sparse in graph.sparse_initializer)
@@ -266,7 +279,8 @@ def captured_names(proto: onnx.NodeProto) -> Iterator[str]:
             yield from (o.name for o in graph.output if o.name not in own)
 
 
-def _constant_tensor(proto: onnx.NodeProto) -> onnx.TensorProto | None:
+def constant_tensor(proto: onnx.NodeProto) -> onnx.TensorProto | None:
+    """Return what a Constant node holds, or None where that is no dense tensor of numbers."""
     for attribute in proto.attribute:
         if attribute.name == "value":
             return attribute.t

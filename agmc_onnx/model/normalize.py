@@ -7,10 +7,11 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
-from agmc_onnx.model.rewire import rewire
+from agmc_onnx.model.graph import captured_names, constant_tensor
+from agmc_onnx.model.protobuf import copy_fields
+from agmc_onnx.model.rewire import LAST_IR_WITH_INPUTS, rewire
 
 _NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-_LAST_IR_WITHOUT_OVERRIDES = 3  # up to this IR version every initializer is listed as an input, none can be overridden
 
 
 def normalize(model: onnx.ModelProto, dense: bool = False) -> onnx.ModelProto:
@@ -31,10 +32,14 @@ def normalize(model: onnx.ModelProto, dense: bool = False) -> onnx.ModelProto:
     Returns:
         A new model, or the model itself when there is nothing to do.
     """
-    overridable = set() if model.ir_version <= _LAST_IR_WITHOUT_OVERRIDES else {i.name for i in model.graph.input}
+    overridable = set() if model.ir_version <= LAST_IR_WITH_INPUTS else {i.name for i in model.graph.input}
     outputs = {output.name for output in model.graph.output}
+    if not (dense and model.graph.sparse_initializer) and not _has_copies(model, overridable, outputs):
+        return model
+    if not model.graph.sparse_initializer:
+        return _untied(model, overridable, outputs)
 
-    def untie(graph: gs.Graph) -> None:
+    def edit(graph: gs.Graph) -> None:
         for node in graph.nodes:
             if _is_default(node.domain) and node.op == "Identity" and node.outputs[0].name not in outputs:
                 values = _constant_values(node.inputs[0], overridable)
@@ -42,17 +47,51 @@ def normalize(model: onnx.ModelProto, dense: bool = False) -> onnx.ModelProto:
                     copy = node.outputs[0]
                     node.outputs.clear()
                     copy.to_constant(values)
-
-    def edit(graph: gs.Graph) -> None:
-        untie(graph)
         if dense:
             for tensor in graph.tensors().values():
                 if isinstance(tensor, gs.Constant) and isinstance(tensor._values, SparseValues):
                     _ = tensor.values  # once read, a sparse constant is dense
 
-    if not (dense and model.graph.sparse_initializer) and not _has_copies(model, overridable, outputs):
-        return model
     return rewire(model, edit)
+
+
+def _untied(model: onnx.ModelProto, overridable: set[str], outputs: set[str]) -> onnx.ModelProto:
+    """Return a model with dense constants after `normalize`."""
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in overridable}
+    copies: dict[str, onnx.TensorProto] = {}
+    gone = set()
+    for node in graph.node:
+        if not _is_default(node.domain):
+            continue
+        if node.op_type == "Constant":
+            tensor = constant_tensor(node)
+            if tensor is not None:
+                constants[node.output[0]] = tensor
+        elif node.op_type == "Identity" and node.output[0] not in outputs and node.input[0] in constants:
+            constants[node.output[0]] = copies[node.output[0]] = constants[node.input[0]]
+            gone.add(node.output[0])
+    orphans = {node.input[0] for node in graph.node if node.output and node.output[0] in gone} - outputs
+    for node in graph.node:
+        if not (node.output and node.output[0] in gone):
+            orphans.difference_update(node.input, captured_names(node))
+    result = onnx.ModelProto()
+    copy_fields(model, result, but={"graph"})
+    copy_fields(graph, result.graph, but={"node", "initializer", "input"})
+    unused = gone | {name for name in orphans if name not in overridable}
+    result.graph.node.extend(node for node in graph.node if not (node.output and node.output[0] in unused))
+    result.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name not in unused)
+    result.graph.input.extend(value for value in graph.input if value.name not in unused)
+    for name, tensor in copies.items():
+        if name in orphans:  # only other copies were made of it
+            continue
+        made = result.graph.initializer.add()
+        made.CopyFrom(tensor)
+        made.name = name
+        if model.ir_version <= LAST_IR_WITH_INPUTS:
+            info = onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
+            result.graph.input.append(info)
+    return result
 
 
 def _has_copies(model: onnx.ModelProto, overridable: set[str], outputs: set[str]) -> bool:

@@ -32,7 +32,9 @@ def take(array: np.ndarray, masks: Masks) -> np.ndarray:
         index = np.stack([np.flatnonzero(row) for row in mask])  # (groups, kept)
         index = np.repeat(index, array.shape[0] // mask.shape[0], axis=0)
         array = np.take_along_axis(array, index.reshape(index.shape + (1,) * (array.ndim - 2)), axis=1)
-    for dim, mask in sorted(masks.items(), key=lambda item: item[1].mean()):  # the deepest cut first
+    for dim, mask in sorted(
+        masks.items(), key=lambda item: np.count_nonzero(item[1]) / item[1].size
+    ):  # the deepest cut first
         if mask.ndim == 1:
             array = np.compress(mask, array, axis=dim)
     return np.ascontiguousarray(array)

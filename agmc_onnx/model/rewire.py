@@ -24,7 +24,7 @@ from agmc_onnx.model.signatures import sign, sign_node, sign_tensor
 
 _A = onnx.AttributeProto
 _SILENCE = G_LOGGER.CRITICAL + 1
-_LAST_IR_WITH_INPUTS = 3  # up to this IR version every initializer has to be listed as a graph input too
+LAST_IR_WITH_INPUTS = 3  # up to this IR version every initializer has to be listed as a graph input too
 
 
 def rewire(model: onnx.ModelProto, edit: Callable[[gs.Graph], None]) -> onnx.ModelProto:
@@ -45,7 +45,7 @@ def rewire(model: onnx.ModelProto, edit: Callable[[gs.Graph], None]) -> onnx.Mod
         ModelError: If the edit makes a cycle, gives two constants of one graph the same name, leaves a value in use that
             nothing makes, or asks for numbers that lie in another file and were not loaded.
     """
-    book = _Book(model.ir_version <= _LAST_IR_WITH_INPUTS)
+    book = _Book(model.ir_version <= LAST_IR_WITH_INPUTS)
     skeleton = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     skeleton.producer_name, skeleton.producer_version = model.producer_name, model.producer_version
     book.strip_graph(model.graph, skeleton.graph)

@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from agmc_onnx.model.fused_shapes import fused_shapes, standard_node
-from agmc_onnx.model.numbers import evaluate_node
+from agmc_onnx.model.numbers import EVALUATIONS, evaluate_node
 
 __all__ = ["Shape", "evaluate_node", "infer_shapes"]
 
@@ -24,10 +24,17 @@ _BATCH = (1, 2)  # the first open dimension of an input, in the two passes
 _OTHER = ((16, 24), (64, 96), (224, 256))  # all other open dimensions; larger ones when a graph shrinks 16 to nothing
 _IMAGE_RANK = 4  # images start with the largest: at 16 and 24 pixels the last of five halvings would look fixed at 1
 _FIRST_FLOAT = {"EmbedLayerNormalization": 2}  # input that has the type of the result, where that is not the first
+_LIKE_FIRST = frozenset(  # ops whose only output is of the type of their first input
+    (
+        *("Abs", "Ceil", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity"),
+        *("LeakyRelu", "Log", "Neg", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sin", "Softmax", "Softplus"),
+        *("Sqrt", "Tanh", "LayerNormalization", "InstanceNormalization"),
+    )
+)
 _KEPT_ELEMENTS = 1024  # constants up to this size keep their numbers: shape arithmetic needs them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shape:
     """Sizes of a value at batch 1, and at a second setting of the open dimensions.
 
@@ -81,21 +88,27 @@ def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
 
 
 def _infer(skeleton: onnx.ModelProto, batch: int, other: int, made: list[str]) -> dict[str, tuple[int, ...]]:
-    model = onnx.ModelProto()
-    model.CopyFrom(skeleton)
+    """Infer with these sizes in place of the open dimensions; the skeleton has none of its own afterwards."""
     names: dict[str, int] = {}
-    for value in (*model.graph.input, *model.graph.value_info):
+    opened = []
+    for value in (*skeleton.graph.input, *skeleton.graph.value_info):
         for position, dim in enumerate(value.type.tensor_type.shape.dim):
             if _is_open(dim):
                 size = batch if position == 0 else other
+                opened.append((dim, dim.dim_param))
                 dim.dim_value = names.setdefault(dim.dim_param, size) if dim.dim_param else size
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
         found = {value.name: value.type for value in (*inferred.input, *inferred.value_info, *inferred.output)}
     except Exception:  # inference stops at the first contradiction it meets; node by node gets further
         found = {}
     sizes = {name: dims for name, kind in found.items() if (dims := _dims(kind)) is not None}
-    return sizes if all(name in sizes for name in made) else _walk(model, found)
+    sizes.update((tensor.name, tuple(tensor.dims)) for tensor in skeleton.graph.initializer)
+    if not all(name in sizes for name in made):
+        sizes = _walk(skeleton, found)
+    for dim, name in opened:
+        dim.dim_param = name  # takes the number away
+    return sizes
 
 
 def _walk(model: onnx.ModelProto, found: dict[str, onnx.TypeProto]) -> dict[str, tuple[int, ...]]:
@@ -103,82 +116,126 @@ def _walk(model: onnx.ModelProto, found: dict[str, onnx.TypeProto]) -> dict[str,
 
     A node that this fails for keeps what inference of the whole model has `found` (local functions, If), if anything.
     """
-    types = {i.name: i.type for i in model.graph.input}
-    data: dict[str, np.ndarray] = {}
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    walker = _Walker(model)
+    for node in model.graph.node:
+        used = [name for name in node.input if name]
+        if all(name in walker.types or name in walker.data for name in used):
+            if node.domain in ("", "ai.onnx"):
+                walker.learn_outputs(node, used)
+            else:
+                walker.learn_fused(node)
+        for name in node.output:
+            if name in found and name not in walker.sizes:
+                walker.learn_type(name, found[name])
+    return walker.sizes
 
-    def learn(name: str, value: np.ndarray) -> None:
-        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-        types[name] = onnx.helper.make_tensor_type_proto(kind, value.shape)
-        if value.size <= _KEPT_ELEMENTS:
-            data[name] = value
 
-    def learn_outputs(node: onnx.NodeProto, used: list[str]) -> None:
-        if node.op_type == "Shape" and (dims := _dims(types[used[0]])) is not None:
-            attributes = {a.name: a.i for a in node.attribute}
-            learn(
-                node.output[0], np.array(dims[attributes.get("start", 0) : attributes.get("end", len(dims))], np.int64)
-            )
+class _Walker:
+    """What is known of the values of a graph so far: types, sizes, and of small ones the numbers."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._opset, self._imports, self._ir_version = _opset(model), list(model.opset_import), model.ir_version
+        self.types: dict[str, onnx.TypeProto] = {}  # of small values with numbers only once they are asked for
+        self.sizes: dict[str, tuple[int, ...]] = {}
+        self.data: dict[str, np.ndarray] = {}
+        for value in model.graph.input:
+            self.learn_type(value.name, value.type)
+        for tensor in model.graph.initializer:
+            self.learn(tensor.name, numpy_helper.to_array(tensor))
+
+    def learn(self, name: str, value: np.ndarray) -> None:
+        """Learn the numbers of a value."""
+        self.sizes[name] = value.shape
+        self.data[name] = value
+        if value.size > _KEPT_ELEMENTS:
+            self.type_of(name)
+            del self.data[name]
+
+    def learn_type(self, name: str, kind: onnx.TypeProto) -> None:
+        """Learn the type of a value, and its sizes where it says them."""
+        self.types[name] = kind
+        dims = _dims(kind)
+        if dims is not None:
+            self.sizes[name] = dims
+
+    def type_of(self, name: str) -> onnx.TypeProto:
+        """Return the type of a value that is known."""
+        if name not in self.types:
+            value = self.data[name]
+            kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+            self.types[name] = onnx.helper.make_tensor_type_proto(kind, value.shape)
+        return self.types[name]
+
+    def learn_outputs(self, node: onnx.NodeProto, used: list[str]) -> None:
+        """Learn what an op of the standard gives for known inputs."""
+        if node.op_type in _LIKE_FIRST and len(node.output) == 1 and used[0] not in self.data:
+            self.learn_type(node.output[0], self.types[used[0]])
             return
-        if all(name in data for name in used) and not any(a.HasField("g") for a in node.attribute):
-            feeds = {name: data[name] for name in used}
-            for output, value in zip(node.output, evaluate_node(node, feeds, opset), strict=True):
+        if node.op_type == "Shape" and used[0] in self.sizes:
+            dims, attributes = self.sizes[used[0]], {a.name: a.i for a in node.attribute}
+            part = slice(attributes.get("start", 0), attributes.get("end", len(dims)))
+            self.learn(node.output[0], np.array(dims[part], np.int64))
+            return
+        if all(name in self.data for name in used) and not any(a.HasField("g") for a in node.attribute):
+            feeds = {name: self.data[name] for name in used}
+            for output, value in zip(node.output, evaluate_node(node, feeds, self._opset), strict=True):
                 if output and value is not None and value.dtype != object:
-                    learn(output, value)
-            if all(output in types for output in node.output if output):
+                    self.learn(output, value)
+            if all(output in self.sizes for output in node.output if output):
                 return
         try:
-            schema = onnx.defs.get_schema(node.op_type, opset, "")
             inferred = onnx.shape_inference.infer_node_outputs(
-                schema, node, {n: types[n] for n in used}, {n: numpy_helper.from_array(data[n]) for n in used if n in data},
-                opset_imports=list(model.opset_import), ir_version=model.ir_version,
-            )  # fmt: skip
+                onnx.defs.get_schema(node.op_type, self._opset, ""),
+                node,
+                {name: self.type_of(name) for name in used},
+                {name: numpy_helper.from_array(self.data[name]) for name in used if name in self.data},
+                opset_imports=self._imports,
+                ir_version=self._ir_version,
+            )
         except Exception:  # unknown op, contradiction: the outputs stay unknown
             inferred = {}
-        types.update(inferred)
-        if any(name and _dims(types.get(name)) is None for name in node.output[:1]):
-            learn_fused(node)
+        for name, kind in inferred.items():
+            self.learn_type(name, kind)
+        if node.output[0] and node.output[0] not in self.sizes:
+            self.learn_fused(node)
 
-    def learn_fused(node: onnx.NodeProto) -> None:
+    def learn_fused(self, node: onnx.NodeProto) -> None:
         """Learn what an op of onnxruntime gives; the type of a result is that of the first input."""
         standard = standard_node(node)
         if standard is not None:
-            learn_outputs(standard, [name for name in standard.input if name])
+            self.learn_outputs(standard, [name for name in standard.input if name])
             return
-        dims = [_dims(types.get(name)) if name else None for name in node.input]
+        dims = [self.sizes.get(name) if name else None for name in node.input]
         for output, shape in zip(node.output, fused_shapes(node, dims), strict=False):
             if output and shape is not None:
-                kind = types[node.input[_FIRST_FLOAT.get(node.op_type, 0)]].tensor_type.elem_type
-                types[output] = onnx.helper.make_tensor_type_proto(kind, shape)
-
-    for tensor in model.graph.initializer:
-        types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-        if math.prod(tensor.dims) <= _KEPT_ELEMENTS:
-            data[tensor.name] = numpy_helper.to_array(tensor)
-    for node in model.graph.node:
-        used = [name for name in node.input if name]
-        if all(name in types for name in used):
-            if node.domain in ("", "ai.onnx"):
-                learn_outputs(node, used)
-            else:
-                learn_fused(node)
-        types.update((name, found[name]) for name in node.output if name in found and _dims(types.get(name)) is None)
-    return {name: dims for name, kind in types.items() if (dims := _dims(kind)) is not None}
+                kind = self.type_of(node.input[_FIRST_FLOAT.get(node.op_type, 0)]).tensor_type.elem_type
+                self.learn_type(output, onnx.helper.make_tensor_type_proto(kind, shape))
 
 
 def _dims(kind: onnx.TypeProto | None) -> tuple[int, ...] | None:
-    if kind is None or not kind.tensor_type.HasField("shape"):
+    if kind is None:
         return None
-    dims = kind.tensor_type.shape.dim
-    return tuple(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
+    tensor = kind.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    dims = tensor.shape.dim
+    sizes = tuple([dim.dim_value for dim in dims])
+    return None if 0 in sizes and not all(dim.HasField("dim_value") for dim in dims) else sizes
 
 
 def _is_open(dim: onnx.TensorShapeProto.Dimension) -> bool:
     return not dim.HasField("dim_value") or dim.dim_value <= 0
 
 
+def _opset(model: onnx.ModelProto) -> int:
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy whose large constants are inputs of the same shape: inference reads shapes, not weights."""
+    """Return a copy whose large constants are inputs of the same shape: inference reads shapes, not weights.
+
+    Numbers that small constants alone make (how an exporter writes the amounts of a Pad) are initializers.
+    """
     slim = onnx.ModelProto()
     slim.ir_version = max(model.ir_version, 4)
     slim.opset_import.extend(model.opset_import)
@@ -192,15 +249,16 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         graph.output[-1].type.CopyFrom(output.type)
         if output.type.HasField("tensor_type"):
             graph.output[-1].type.tensor_type.ClearField("shape")  # declared shapes may be symbolic; let them be found
+    numbers = _Numbers(graph, _opset(model))
     for tensor in model.graph.initializer:
-        _add_constant(graph, tensor, tensor.name)
+        numbers.add(tensor, tensor.name)
     for sparse in model.graph.sparse_initializer:
         _add_input(graph, sparse.values.name, sparse.values.data_type, sparse.dims)
     for node in model.graph.node:
         tensor = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
-        if tensor is not None and np.prod(tensor.dims, dtype=np.int64) > _KEPT_ELEMENTS:
-            _add_input(graph, node.output[0], tensor.data_type, tensor.dims)
-        else:
+        if tensor is not None and tensor.data_type != onnx.TensorProto.STRING:
+            numbers.add(tensor, node.output[0])
+        elif not numbers.fold(node):
             graph.node.append(node)
     # what the file says is the only source for the ops of other domains
     foreign = {name for node in graph.node if node.domain not in ("", "ai.onnx") for name in node.output}
@@ -208,12 +266,40 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return slim
 
 
-def _add_constant(graph: onnx.GraphProto, tensor: onnx.TensorProto, name: str) -> None:
-    inline = tensor.data_location != onnx.TensorProto.EXTERNAL
-    if inline and np.prod(tensor.dims, dtype=np.int64) <= _KEPT_ELEMENTS:
-        graph.initializer.append(tensor)
-    else:
-        _add_input(graph, name, tensor.data_type, tensor.dims)
+class _Numbers:
+    """The constants of a graph in the making: small ones, with what nodes make of them alone, and inputs for large ones."""
+
+    def __init__(self, graph: onnx.GraphProto, opset: int) -> None:
+        self._graph, self._opset = graph, opset
+        self._tensors: dict[str, onnx.TensorProto] = {}
+        self._values: dict[str, np.ndarray] = {}
+
+    def add(self, tensor: onnx.TensorProto, name: str) -> None:
+        """Add a constant of the model under a name."""
+        inline = tensor.data_location != onnx.TensorProto.EXTERNAL
+        if not inline or math.prod(tensor.dims) > _KEPT_ELEMENTS:
+            _add_input(self._graph, name, tensor.data_type, tensor.dims)
+            return
+        self._graph.initializer.append(tensor)
+        self._tensors[name] = self._graph.initializer[-1]
+        self._tensors[name].name = name
+
+    def fold(self, node: onnx.NodeProto) -> bool:
+        """Make a node's output a constant; False where it is no arithmetic on small ones."""
+        if node.op_type not in EVALUATIONS or node.domain or not node.input or len(node.output) > 1:
+            return False
+        names = [name for name in node.input if name]
+        if not all(name in self._tensors for name in names):
+            return False
+        for name in names:
+            if name not in self._values:
+                self._values[name] = numpy_helper.to_array(self._tensors[name])
+        value = evaluate_node(node, {name: self._values[name] for name in names}, self._opset)[0]
+        if value is None or value.dtype.kind not in "iufb" or value.size > _KEPT_ELEMENTS:
+            return False
+        self._values[node.output[0]] = value
+        self.add(numpy_helper.from_array(value), node.output[0])
+        return True
 
 
 def _add_input(graph: onnx.GraphProto, name: str, dtype: int, dims: Iterator[int]) -> None:

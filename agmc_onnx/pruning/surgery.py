@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
 from agmc_onnx.channels.groups import Channels
+from agmc_onnx.model.files import write_array
 from agmc_onnx.model.graph import Graph
 from agmc_onnx.model.parts import Mask, is_external, part_of, take
 from agmc_onnx.model.protobuf import copy_fields
@@ -59,12 +59,12 @@ class Surgeon:
         graph = model.graph
         masks = cut.tensor_axes()
         for tensor in self._initializers:
-            graph.initializer.append(self._cut_tensor(tensor, tensor.name, masks))
+            self._add_tensor(tensor, tensor.name, masks, graph.initializer.add())
         for name, at in self._constant_nodes.items():
             if name in masks:
-                new = self._cut_tensor(self.channels.graph.tensors[name], name, masks)
                 del graph.node[at].attribute[:]
-                graph.node[at].attribute.append(onnx.helper.make_attribute("value", new))
+                value = graph.node[at].attribute.add(name="value", type=onnx.AttributeProto.TENSOR)
+                self._add_tensor(self.channels.graph.tensors[name], name, masks, value.t)
         for infos, indices in ((graph.value_info, self._declared), (graph.input, self._inputs)):
             for i in indices:
                 _redeclare(infos[i], cut)
@@ -76,13 +76,20 @@ class Surgeon:
         editor.finish()
         return model
 
-    def _cut_tensor(self, tensor: onnx.TensorProto, name: str, masks: dict[str, dict[int, Mask]]) -> onnx.TensorProto:
-        """Return what stays of a tensor; of one in another file a reference, read when it is written or run."""
+    def _add_tensor(
+        self, tensor: onnx.TensorProto, name: str, masks: dict[str, dict[int, Mask]], into: onnx.TensorProto
+    ) -> None:
+        """Write what stays of a tensor; of one in another file a reference, read when it is written or run."""
         if name not in masks:
-            return tensor
-        if is_external(tensor):
-            return part_of(tensor, masks[name])
-        return _tensor(tensor, take(self._arrays[name], masks[name]))
+            into.CopyFrom(tensor)
+        elif is_external(tensor):
+            into.CopyFrom(part_of(tensor, masks[name]))
+        else:
+            array = take(self._arrays[name], masks[name])
+            into.name, into.data_type, into.doc_string = tensor.name, tensor.data_type, tensor.doc_string
+            into.dims.extend(array.shape)
+            into.metadata_props.extend(tensor.metadata_props)
+            write_array(array, into)
 
 
 def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -95,13 +102,6 @@ def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _is_constant(proto: onnx.NodeProto, graph: Graph) -> bool:
     return proto.op_type == "Constant" and proto.output[0] in graph.tensors
-
-
-def _tensor(like: onnx.TensorProto, array: np.ndarray) -> onnx.TensorProto:
-    tensor = numpy_helper.from_array(array, like.name)
-    tensor.doc_string = like.doc_string
-    tensor.metadata_props.extend(like.metadata_props)
-    return tensor
 
 
 def _redeclare(info: onnx.ValueInfoProto, cut: Cut) -> None:
