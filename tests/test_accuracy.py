@@ -271,9 +271,15 @@ def test_a_model_above_2_gb_is_read_from_a_temporary_file(tmp_path: Path, monkey
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     before = model.SerializeToString()
-    monkeypatch.setattr(session_module, "_serialise", lambda model, folder, *rest: session_module._spill(model, folder))
+    monkeypatch.setattr(session_module, "_serialise", lambda model, *rest: session_module._spill(model))
     (value,) = run_model(make_session(model), {"x": np.ones((2, 4), np.float32)})
     assert value.tolist() == np.full((2, 600), 4.0).tolist() and model.SerializeToString() == before
+    written = list(session_module._spilled.values())
+    make_session(model)  # found again
+    assert list(session_module._spilled.values()) == written and Path(written[0], "model.onnx").is_file()
+    model.graph.node[0].name = "another"
+    make_session(model)
+    assert list(session_module._spilled.values()) != written and not Path(written[0]).exists()
 
 
 def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:

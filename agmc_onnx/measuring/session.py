@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import hashlib
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -206,10 +209,10 @@ def _open(
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     where = "model"
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a provider this build lacks: told by get_providers
         if isinstance(model, onnx.ModelProto):
-            source = _serialise(model, Path(folder), options, optimise)
+            source = _serialise(model, options, optimise)
         elif isinstance(model, bytes):
             source = model
         else:
@@ -225,8 +228,8 @@ def _open(
             ) from None
 
 
-def _serialise(model: onnx.ModelProto, folder: Path, options: ort.SessionOptions, optimise: bool) -> bytes | str:
-    """Return the model's bytes, or the path of a copy in `folder` where it has more than 2 GB or refers to parts.
+def _serialise(model: onnx.ModelProto, options: ort.SessionOptions, optimise: bool) -> bytes | str:
+    """Return the model's bytes, or the path of a copy where it has more than 2 GB or refers to parts.
 
     Weights in other files are mapped by onnxruntime; without `optimise` it makes no second form of them either.
     """
@@ -234,21 +237,39 @@ def _serialise(model: onnx.ModelProto, folder: Path, options: ort.SessionOptions
         try:
             return model.SerializeToString()
         except (ValueError, EncodeError, DecodeError):
-            return _spill(model, folder)
+            return _spill(model)
     if not optimise:
         options.add_session_config_entry("session.disable_prepacking", "1")
     found = relative_to_folder(model)
     if found is None:
-        return _spill(model, folder)
+        return _spill(model)
     slim, place = found
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(place))
     return slim.SerializeToString()
 
 
-def _spill(model: onnx.ModelProto, folder: Path) -> str:
-    path = folder / "model.onnx"
-    write_model(model, path, external=True)
-    return str(path)
+_spilled: dict[str, str] = {}  # folder of the copy written last, by the digest of its model
+
+
+def _spill(model: onnx.ModelProto) -> str:
+    """Write a model to a temporary folder, or find it there: a result is opened again and again."""
+    try:
+        digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    except (ValueError, EncodeError, DecodeError):
+        digest = ""  # more than 2 GB: kept until the next, but never found
+    if digest not in _spilled or not digest:
+        _forget_spilled()  # sessions go on with a file that is gone
+        folder = tempfile.mkdtemp(prefix="agmc-onnx-")
+        _spilled[digest] = folder
+        write_model(model, Path(folder, "model.onnx"), external=True)
+    return str(Path(_spilled[digest], "model.onnx"))
+
+
+@atexit.register
+def _forget_spilled() -> None:
+    for folder in _spilled.values():
+        shutil.rmtree(folder, ignore_errors=True)
+    _spilled.clear()
 
 
 @functools.cache
