@@ -223,7 +223,7 @@ def test_patches_times_weight_is_the_output(name: str) -> None:
         at = np.arange(0, y[..., 0].numel(), 3)
         matrix = patches.matrix(weight)
         assert torch.equal(patches.weight(matrix, weight), weight)
-        u = patches.take(values[site.x], weight, at)
+        u = patches.take(values[site.x], patches.places(values[site.x], weight, at))
         got = torch.matmul(u, matrix.transpose(1, 2)).permute(1, 0, 2).reshape(at.size, -1)
         if len(site.node.inputs) > 2:
             got = got + torch.from_numpy(graph.array(site.node.inputs[2]).copy())

@@ -13,7 +13,7 @@ the refitted nodes before it give.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,18 +27,18 @@ from agmc_onnx.errors import ModelError
 from agmc_onnx.measuring.data import Samples
 from agmc_onnx.model.graph import view
 from agmc_onnx.pruning.editor import Cut
-from agmc_onnx.recover.moments import Moments, Patches, Stream, read_batches, sample_positions, to_rows
+from agmc_onnx.recover.moments import Line, Moments, Patches, Places, Waiting, sample_positions, to_rows
 from agmc_onnx.recover.options import RecoverOptions
 from agmc_onnx.recover.sites import Site, find_sites
 from agmc_onnx.recover.sparse import Thinner
+from agmc_onnx.recover.stream import Stream, Values, read_batches
 from agmc_onnx.recover.torch_graph import replace_constants
 
 IntArray = npt.NDArray[np.int64]
-Halves = tuple[Moments, Moments]
+Halves = tuple[Moments, ...]  # of the batches of even and of odd numbers, or of all
 Progress = Callable[[int, int, str], None]
 _TRIES = 16  # tenfold ridges before moments count as not finite
 _ROUNDING = 1e-5  # a residual this small beside its target is float32 rounding
-_DEAD = 1e-6  # a channel scaled down this much beside the others has nothing to say about its weights
 
 
 def compensate(
@@ -102,7 +102,10 @@ class Compensator:
         self.batches = read_batches(samples, self.options, channels.graph)
         lead = channels.graph.inputs[0] if channels.graph.inputs else ""
         self.n_rows = [batch[lead].shape[0] if batch[lead].dim() else 1 for batch in self.batches]
-        self.targets: dict[tuple[str, int, int], Tensor] = {}  # by target, number of the site, batch: (positions, channels)
+        self.targets: dict[
+            tuple[str, int, int], Tensor
+        ] = {}  # by target, number of the site, batch: (positions, channels)
+        self.places: dict[tuple[object, ...], list[Places]] = {}  # by node, number of the site, sizes: one a batch
 
     def __call__(
         self, kept: Sequence[IntArray], pruned: onnx.ModelProto, progress: Progress | None = None
@@ -120,22 +123,26 @@ class _Refit:
         self.pruned = pruned
         self.cut = Cut(owner.channels, kept)
         self.graph = view(pruned, owner.channels.graph.folder)
-        self.old = Stream(owner.channels.graph, owner.batches, self.options.memory_bytes)
+        self._old: Stream | None = None
         self.new = Stream(self.graph, owner.batches, self.options.memory_bytes)
         self.changed: dict[str, np.ndarray] = {}
         self.added: dict[str, np.ndarray] = {}  # new biases by the node's output
 
     def run(self, progress: Progress | None) -> onnx.ModelProto:
         sites = [site for site in find_sites(self.graph) if self._has_target(site)]
-        self.old.pinned = {site.target for site in sites}
+        targets = {site.target for site in sites}
         for number, site in enumerate(sites):
             self.new.advance(site.node.index)
             if (site.target, number, 0) not in self.owner.targets:
-                self.old.advance(self.old.graph.producer[site.target].index + 1)
+                if self._old is None:
+                    self._old = Stream(self.owner.channels.graph, self.owner.batches, self.options.memory_bytes)
+                    self._old.pinned = targets
+                self._old.advance(self._old.graph.producer[site.target].index + 1)
             halves = self._collect(site, number, assume_off=self._is_thinned(site))
             if halves is not None:
                 self._correct(site, halves)
-            self.old.release(site.target)
+            if self._old is not None:
+                self._old.release(site.target)
             if progress is not None:
                 progress(number + 1, len(sites), site.node.label)
         return add_biases(replace_constants(self.pruned, self.changed), self.added)
@@ -145,7 +152,8 @@ class _Refit:
         key = (site.target, number, batch)
         if key in self.owner.targets:
             return self.owner.targets[key]
-        whole = self.old.peek(batch, [site.target])[site.target]
+        assert self._old is not None
+        whole = self._old.peek(batch, [site.target])[site.target]
         found = to_rows(whole, site.channel_dim).index_select(0, index)
         if self.owner.remember:
             self.owner.targets[key] = found
@@ -159,41 +167,58 @@ class _Refit:
         return shape is not None and (mask is None or mask.ndim == 1)
 
     def _collect(self, site: Site, number: int, assume_off: bool = False) -> Halves | None:
-        """Return the moments of a site in two halves of the batches; None where its target is off by rounding alone."""
-        generator = np.random.default_rng([self.options.seed, number])
+        """Return the moments of a site, in two halves of the batches where several ridges are tried.
+
+        None where its target is off by rounding alone.
+        """
         patches = Patches(site.node, self.graph.opset)
-        weight = self.new.constants[site.weight]
-        matrix = patches.matrix(weight).float()
-        g, n, width = matrix.shape
-        scale, shift = (torch.from_numpy(v).float() for v in (site.scale, site.shift))
-        own_bias = site.node.inputs[2] if len(site.node.inputs) > 2 else ""
-        if own_bias:
-            beta = site.node.attribute("beta", 1.0) if site.node.op_type == "Gemm" else 1.0
-            shift = shift + scale * self.new.constants[own_bias].reshape(-1) * beta
-        back = torch.where(scale.abs() > _DEAD * scale.abs().max(), 1 / scale, torch.zeros_like(scale))
+        line = Line(site, self.new, patches)
         kept = self._kept_channels(site)
-        halves = Moments.empty(g, width, n), Moments.empty(g, width, n)
-        residual = size = 0.0
-        for i, rows in enumerate(self.n_rows):
-            found = self.new.peek(i, [site.x, *site.others])
-            x = found[site.x]
-            n_available = int(np.prod(patches.output_sizes(x, weight)))
-            at = sample_positions(n_available, rows, sum(self.n_rows), self.options.n_positions, generator)
-            u = patches.take(x, weight, at)
-            index = torch.from_numpy(at)
-            target = self._target(site, number, i, index)
+        n_halves = 2 if len(self.options.ridges) > 1 else 1
+        halves = tuple(Moments.empty(*line.sizes) for _ in range(n_halves))
+        waiting = [Waiting() for _ in halves]
+        passed_over = False  # positions taken for clean
+        last = len(self.n_rows) - 1
+        for i, (found, places) in enumerate(self._batches(site, number, patches)):
+            target = self._target(site, number, i, places.at)
             target = target if kept is None else target.index_select(1, kept)
-            y = torch.matmul(u, matrix.transpose(1, 2)).permute(1, 0, 2).reshape(at.size, g * n)
-            r = target - (y * scale + shift)
-            for name in site.others:
-                r -= to_rows(found[name], site.channel_dim).index_select(0, index)
-            residual, size = max(residual, float(r.abs().max())), max(size, float(target.abs().max()))
-            if assume_off or residual > _ROUNDING * size:
-                if i > 0 and not assume_off:  # the batches before were taken for clean and passed over
+            others = (to_rows(found[name], site.channel_dim).index_select(0, places.at) for name in site.others)
+            enough = waiting[i % n_halves].add(patches.take(found[site.x], places), target, *others)
+            for moments, half in zip(halves, waiting, strict=True):
+                rows = half.take() if enough or i == last else None
+                if rows is None:
+                    continue
+                u, wanted, *rest = rows
+                r = line.residual(u, wanted, rest)
+                if not assume_off and float(r.abs().max()) <= _ROUNDING * float(wanted.abs().max()):
+                    passed_over = True
+                    continue
+                if passed_over:
                     return self._collect(site, number, assume_off=True)
                 assume_off = True
-                halves[i % 2].add(u, (r * back).reshape(at.size, g, n).permute(1, 0, 2))
+                moments.add(u, line.before_scale(r))
         return halves if assume_off else None
+
+    def _batches(self, site: Site, number: int, patches: Patches) -> Iterator[tuple[Values, Places]]:
+        """Give for every batch the site's inputs and the positions that are looked at, the same for every candidate."""
+        weight = self.new.constants[site.weight]
+        generator = np.random.default_rng([self.options.seed, number])
+        known: list[Places] | None = None
+        fresh: list[Places] = []
+        key: tuple[object, ...] = ()
+        for i, rows in enumerate(self.n_rows):
+            found = self.new.peek(i, [site.x, *site.others])
+            sizes = patches.output_sizes(found[site.x], weight)
+            if i == 0:
+                key = (site.node.outputs[0], number, sizes)
+                known = self.owner.places.get(key)
+            if known is None:
+                n_available = int(np.prod(sizes))
+                at = sample_positions(n_available, rows, sum(self.n_rows), self.options.n_positions, generator)
+                fresh.append(patches.places(found[site.x], weight, at))
+            yield found, (known or fresh)[i]
+        if known is None and self.owner.remember:
+            self.owner.places[key] = fresh
 
     def _is_thinned(self, site: Site) -> bool:
         return self.owner.thin is not None and self.owner.thin.wants(site.weight)
@@ -207,7 +232,7 @@ class _Refit:
     def _correct(self, site: Site, halves: Halves) -> None:
         has_bias = site.bias is not None or site.can_add_bias
         ridge = choose_ridge(halves, self.options.ridges, has_bias)
-        moments = halves[0] + halves[1]
+        moments = halves[0] if len(halves) == 1 else halves[0] + halves[1]
         patches = Patches(site.node, self.graph.opset)
         old = self.new.constants[site.weight]
         if np.isinf(ridge):
@@ -239,14 +264,14 @@ def choose_ridge(halves: Halves, ridges: Sequence[float], has_bias: bool) -> flo
     Infinity where any correction learned on one half makes the other worse: few samples fit a wide node by heart.
 
     Args:
-        halves: Moments of two disjoint sets of samples.
+        halves: Moments of two disjoint sets of samples, or of all.
         ridges: Candidates, ascending.
         has_bias: As in `solve`.
     """
-    if len(ridges) == 1 or not halves[0].n or not halves[1].n:
+    if len(ridges) == 1 or not all(half.n for half in halves):
         return ridges[0]
     errors = np.zeros(len(ridges))
-    for known, other in (halves, halves[::-1]):
+    for known, other in zip(halves, halves[::-1], strict=True):
         for i, ridge in enumerate(ridges):
             errors[i] += other.error(*solve(known, ridge, has_bias))
     best = int(np.argmin(errors))
@@ -270,8 +295,8 @@ def solve(moments: Moments, ridge: float, has_bias: bool) -> tuple[Tensor, Tenso
     mean, r_mean = moments.u / n, moments.r / n
     weight = ridge * second.diagonal(dim1=1, dim2=2).mean(1)  # (groups,)
     if has_bias:
-        second = second - mean[:, :, None] * mean[:, None, :]
-        cross = cross - mean[:, :, None] * r_mean[:, None, :]
+        second.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
+        cross.baddbmm_(mean[:, :, None], r_mean[:, None, :], alpha=-1)
     weight = torch.where(weight > 0, weight, torch.ones_like(weight))  # an input that is always zero
     step = torch.cholesky_solve(cross, _factor(second, weight))
     offset = r_mean - torch.einsum("gwo,gw->go", step, mean) if has_bias else torch.zeros_like(r_mean)
@@ -279,19 +304,22 @@ def solve(moments: Moments, ridge: float, has_bias: bool) -> tuple[Tensor, Tenso
 
 
 def _factor(second: Tensor, weight: Tensor) -> Tensor:
-    """Return Cholesky factors of moments (groups, width, width) with the ridge `weight` (groups,) on the diagonal.
+    """Return Cholesky factors of moments (groups, width, width), to whose diagonal the ridge `weight` (groups,) is added.
 
     Rounding can leave moments that are not positive even so; the ridge grows by tens until they are.
 
     Raises:
         ModelError: If the moments are not finite.
     """
-    eye = torch.eye(second.shape[1], dtype=torch.float64)
+    diagonal = second.diagonal(dim1=1, dim2=2)
+    diagonal += weight[:, None]
     for _ in range(_TRIES):
-        factor, failed = torch.linalg.cholesky_ex(second + weight[:, None, None] * eye)
+        factor, failed = torch.linalg.cholesky_ex(second)
         if not failed.any():
             return factor
-        weight = torch.where(failed > 0, 10 * weight, weight)
+        more = torch.where(failed > 0, 9 * weight, torch.zeros_like(weight))
+        diagonal += more[:, None]
+        weight = weight + more
     raise ModelError(
         "recovery: activations of the calibration samples are not finite, got inf or nan; expected numbers. Check the"
         " card's scale, mean and std, or use --recover none."

@@ -24,9 +24,10 @@ from scipy.linalg import cholesky, solve_triangular
 from agmc_onnx.channels.groups import Channels
 from agmc_onnx.errors import BudgetError
 from agmc_onnx.measuring.data import Samples
-from agmc_onnx.recover.moments import Moments, Patches, Stream, read_batches, sample_positions, to_rows
+from agmc_onnx.recover.moments import Moments, Patches, sample_positions, to_rows
 from agmc_onnx.recover.options import RecoverOptions
 from agmc_onnx.recover.sites import find_sites
+from agmc_onnx.recover.stream import Stream, read_batches
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -111,7 +112,8 @@ def measure_consumers(channels: Channels, samples: Samples, options: RecoverOpti
                 values = stream.peek(i, [site.x, site.target])
                 n_available = int(np.prod(patches.output_sizes(values[site.x], weight)))
                 at = sample_positions(n_available, rows, sum(n_rows), options.n_curve_positions, generator)
-                moments.add(patches.take(values[site.x], weight, at))
+                places = patches.places(values[site.x], weight, at)
+                moments.add(patches.take(values[site.x], places))
                 target = to_rows(values[site.target], site.channel_dim).index_select(0, torch.from_numpy(at))
                 total += torch.stack([target.sum(0), (target * target).sum(0)])
             mean = moments.u / moments.n

@@ -82,8 +82,8 @@ def taylor(measured: Measurements) -> FloatArray:
     import torch
 
     from agmc_onnx.recover.goals import output_goals
-    from agmc_onnx.recover.moments import read_batches
     from agmc_onnx.recover.sites import find_sites
+    from agmc_onnx.recover.stream import read_batches
     from agmc_onnx.recover.torch_graph import TorchGraph
 
     channels, options = measured.channels, measured.options

@@ -1,156 +1,44 @@
-"""Activations of a network, node by node for all samples at once, and second moments of what a node multiplies."""
+"""What a linear node multiplies at chosen positions, and its second moments."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from agmc_onnx.measuring.data import Samples
-from agmc_onnx.model.graph import Graph, Node
-from agmc_onnx.recover.options import RecoverOptions
-from agmc_onnx.recover.torch_graph import last_uses, prepare, run_node, to_tensor
+from agmc_onnx.model.graph import Node
+from agmc_onnx.recover.sites import Site
+from agmc_onnx.recover.stream import Stream, channels_last
+from agmc_onnx.recover.torch_graph import prepare
 from agmc_onnx.recover.torch_nn_ops import transposed_pads, window_pads
-from agmc_onnx.recover.torch_ops import Call
 
-FloatArray = npt.NDArray[np.float64]
-Values = dict[str, Tensor]
-_CACHED = 4_000_000  # numbers in a value of one batch: larger ones are slower per sample
-
-
-def read_batches(samples: Samples, options: RecoverOptions, graph: Graph, at_most: int | None = None) -> list[Values]:
-    """Return the feeds of at most `options.n_samples` samples, images with channels last in memory.
-
-    Batches are as large as `options.batch_size`, but small enough for the largest value of the graph to stay in cache, and
-    not larger than `at_most`.
-    """
-    per_sample = max((math.prod(shape.dims) for shape in graph.shapes.values()), default=1)
-    size = max(1, min(options.batch_size, _CACHED // per_sample, at_most or options.batch_size))
-    found = []
-    for feed, _ in samples.take(options.n_samples).batches(size):
-        found.append({name: _channels_last(to_tensor(array)) for name, array in feed.items()})
-    return found
-
-
-def _channels_last(value: Tensor) -> Tensor:
-    if value.dim() == 4 and value.is_floating_point():
-        return value.contiguous(memory_format=torch.channels_last)
-    return value
-
-
-class Stream:
-    """A network run over all batches side by side, node after node.
-
-    Attributes:
-        graph: The network.
-        constants: Its constants by name; replace one, and the nodes that have not run yet use the new one.
-        at: Number of nodes that have run in every batch.
-        pinned: Values that are kept although no later node uses them.
-    """
-
-    def __init__(self, graph: Graph, batches: Sequence[Values], memory_bytes: int) -> None:
-        """Prepare the nodes.
-
-        Args:
-            graph: The network.
-            batches: Feeds; not changed.
-            memory_bytes: Of values kept over all batches.
-
-        Raises:
-            ModelError: If torch has no counterpart of some op.
-        """
-        self.graph = graph
-        self.constants = {name: _channels_last(to_tensor(graph.array(name))) for name in graph.tensors}
-        self.at = 0
-        self.pinned: set[str] = set()
-        self._calls = [prepare(node, graph.opset) for node in graph.nodes]
-        self._last = last_uses(self._calls, ())
-        self._values: list[Values] = [dict(batch) for batch in batches]
-        self._memory_bytes = memory_bytes
-
-    @property
-    def n_batches(self) -> int:
-        """Number of batches."""
-        return len(self._values)
-
-    def advance(self, to: int) -> bool:
-        """Run the nodes before number `to` in all batches, unless their values would take too much memory.
-
-        Returns:
-            Whether they have run; if not, `peek` computes values from the earlier ones that are kept.
-        """
-        if to <= self.at:
-            return True
-        first = self._run(self._values[0], to)
-        n_bytes = sum({v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in first.values()}.values())
-        if n_bytes * self.n_batches > self._memory_bytes:
-            return False
-        self._values[0] = first
-        for i in range(1, self.n_batches):
-            self._values[i] = self._run(self._values[i], to)
-        self.at = to
-        return True
-
-    def _run(self, start: Values, to: int) -> Values:
-        values = dict(start)
-        for index in range(self.at, to):
-            self._call(self._calls[index], values)
-            for name in self._last[index]:
-                if name not in self.pinned:
-                    values.pop(name, None)
-        return values
-
-    def _call(self, call: Call, values: Values) -> None:
-        inputs = [None if not name else values[name] if name in values else self.constants[name] for name in call.inputs]
-        for name, value in zip(call.outputs, run_node(call, inputs), strict=False):
-            if name and value is not None:
-                values[name] = value
-
-    def peek(self, batch: int, wanted: Sequence[str]) -> Values:
-        """Return values of one batch; what is not kept is computed by the nodes it depends on, and forgotten."""
-        values = self._values[batch]
-        missing = [name for name in wanted if name not in values and name not in self.constants]
-        if missing:
-            values = dict(values)
-            for index in self._needed(missing, values):
-                self._call(self._calls[index], values)
-        return {name: values[name] if name in values else self.constants[name] for name in wanted}
-
-    def _needed(self, names: Sequence[str], values: Values) -> list[int]:
-        found: set[int] = set()
-        pending = list(names)
-        while pending:
-            name = pending.pop()
-            if name in values or name in self.constants or not name:
-                continue
-            node = self.graph.producer[name]
-            if node.index not in found:
-                found.add(node.index)
-                pending.extend(node.inputs)
-        return sorted(found)
-
-    def give_bias(self, index: int, name: str, bias: Tensor) -> None:
-        """Let a node that has not run yet add a bias that it had not."""
-        self.constants[name] = bias
-        call = self._calls[index]
-        self._calls[index] = replace(call, inputs=(*call.inputs[:2], name))
-
-    def release(self, name: str) -> None:
-        """Forget a pinned value, if no node needs it any more."""
-        self.pinned.discard(name)
-        if not any(node.index >= self.at for node, _ in self.graph.consumers.get(name, ())):
-            for values in self._values:
-                values.pop(name, None)
+_DEAD = 1e-6  # a channel scaled down this much beside the others has nothing to say about its weights
+_BLOCK = 144  # columns of a Gram matrix that are multiplied at a time
+_WAITING = 1 << 24  # numbers of patches that wait for a product, at most: 64 MB
 
 
 def to_rows(value: Tensor, channel_dim: int) -> Tensor:
     """Return a value as (positions, channels): every place of all other dims is a position."""
     return value.movedim(channel_dim, -1).reshape(-1, value.shape[channel_dim])
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the patches of chosen output positions lie in a node's input.
+
+    Attributes:
+        at: The positions, int64 (positions,).
+        index: Rows of the input, int64 (positions * places of the kernel,).
+        outside: Which of them stand for padding, or None for none.
+    """
+
+    at: Tensor
+    index: Tensor
+    outside: Tensor | None
 
 
 class Patches:
@@ -193,7 +81,7 @@ class Patches:
         else:
             is_turned = self.node.op_type == "Gemm" and self._call.get("transB", 0)
             found = matrix[0] if is_turned else matrix[0].t()
-        return _channels_last(found.to(like.dtype).contiguous())
+        return channels_last(found.to(like.dtype).contiguous())
 
     def output_sizes(self, x: Tensor, weight: Tensor) -> tuple[int, ...]:
         """Return the sizes of the output's dims but the channels, in the order of `to_rows`."""
@@ -213,27 +101,38 @@ class Patches:
             ]
         return (x.shape[0], *out)
 
-    def take(self, x: Tensor, weight: Tensor, positions: npt.NDArray[np.int64]) -> Tensor:
-        """Return u at some output positions, (groups, positions, width).
+    def places(self, x: Tensor, weight: Tensor, positions: npt.NDArray[np.int64]) -> Places:
+        """Return where the patches of some output positions lie in the node's input; its channels do not matter.
 
         Args:
-            x: The node's input.
+            x: The node's input; only its shape matters.
             weight: The node's weight; only its shape matters.
             positions: Rows of `to_rows` of the output.
         """
         if not self.node.op_type.startswith("Conv"):
-            u = x.reshape(-1, x.shape[-1]).index_select(0, torch.from_numpy(positions))
+            return Places(torch.from_numpy(positions), torch.from_numpy(positions), None)
+        index, inside = self._sources(x, weight, positions)
+        outside = None if inside.all() else torch.from_numpy(np.flatnonzero(~inside.ravel()))
+        return Places(torch.from_numpy(positions), torch.from_numpy(index.ravel()), outside)
+
+    def take(self, x: Tensor, places: Places) -> Tensor:
+        """Return u at some output positions, (groups, positions, width).
+
+        Args:
+            x: The node's input.
+            places: Of these positions.
+        """
+        if not self.node.op_type.startswith("Conv"):
+            u = x.reshape(-1, x.shape[-1]).index_select(0, places.index)
             alpha = self._call.get("alpha", 1.0)
             return (u if alpha == 1 else u * alpha)[None]
-        index, inside = self._sources(x, weight, positions)
-        rows = to_rows(x, 1)
-        u = rows.index_select(0, torch.from_numpy(index.ravel()))  # (positions * places, input channels)
-        if not inside.all():
-            u *= torch.from_numpy(inside.ravel()).to(u.dtype)[:, None]
-        g = self.n_groups
+        u = to_rows(x, 1).index_select(0, places.index)  # (positions * kernel places, input channels)
+        if places.outside is not None:
+            u.index_fill_(0, places.outside, 0)
+        n, g = len(places.at), self.n_groups
         if g == 1:
-            return u.reshape(1, positions.size, -1)
-        return u.reshape(positions.size, index.shape[1], g, -1).permute(2, 0, 1, 3).reshape(g, positions.size, -1)
+            return u.reshape(1, n, -1)
+        return u.reshape(n, len(places.index) // n, g, -1).permute(2, 0, 1, 3).reshape(g, n, -1)
 
     def _sources(
         self, x: Tensor, weight: Tensor, positions: npt.NDArray[np.int64]
@@ -243,7 +142,9 @@ class Patches:
         rank = len(kernel)
         strides, dilations = call.get("strides") or [1] * rank, call.get("dilations") or [1] * rank
         is_conv = self.node.op_type == "Conv"
-        pads = window_pads(call, sizes, kernel, strides, dilations) if is_conv else transposed_pads(call, sizes, kernel)[0]
+        pads = (
+            window_pads(call, sizes, kernel, strides, dilations) if is_conv else transposed_pads(call, sizes, kernel)[0]
+        )
         at = np.unravel_index(positions, self.output_sizes(x, weight))
         places = np.indices(kernel).reshape(rank, -1)
         index = np.broadcast_to(at[0][:, None], (positions.size, places.shape[1]))
@@ -278,6 +179,92 @@ def sample_positions(
     return np.sort(generator.choice(n_available, wanted, replace=False))
 
 
+class Line:
+    """A site's output as a line from its patches to its target.
+
+    Attributes:
+        sizes: Groups, width, channels / groups.
+    """
+
+    def __init__(self, site: Site, stream: Stream, patches: Patches) -> None:
+        matrix = patches.matrix(stream.constants[site.weight]).float()
+        g, n, width = matrix.shape
+        self.sizes = g, width, n
+        scale, shift = (torch.from_numpy(v).float() for v in (site.scale, site.shift))
+        own_bias = site.node.inputs[2] if len(site.node.inputs) > 2 else ""
+        if own_bias:
+            beta = site.node.attribute("beta", 1.0) if site.node.op_type == "Gemm" else 1.0
+            shift = shift + scale * stream.constants[own_bias].reshape(-1) * beta
+        self._turned = (matrix * scale.reshape(g, n, 1)).transpose(1, 2)
+        self._shift = shift
+        self._back = torch.where(scale.abs() > _DEAD * scale.abs().max(), 1 / scale, torch.zeros_like(scale))
+
+    def residual(self, u: Tensor, target: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return what the target lacks, (positions, channels), of the target's rows and those of what is added."""
+        y = torch.matmul(u, self._turned).permute(1, 0, 2).reshape(u.shape[1], -1)
+        r = target - y
+        r -= self._shift
+        for value in others:
+            r -= value
+        return r
+
+    def before_scale(self, r: Tensor) -> Tensor:
+        """Return a residual as one of the node's own output, (groups, positions, channels / groups)."""
+        g, _, n = self.sizes
+        return (r * self._back).reshape(-1, g, n).permute(1, 0, 2)
+
+
+class Waiting:
+    """Patches and what goes with them, batch after batch, until there are so many that their product is worth adding up."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, ...]] = []
+        self._n_positions = 0
+
+    def add(self, u: Tensor, *rows: Tensor) -> bool:
+        """Add a batch.
+
+        Args:
+            u: (groups, positions, width).
+            rows: (positions, channels) each.
+
+        Returns:
+            Whether there are enough.
+        """
+        self._parts.append((u, *rows))
+        self._n_positions += u.shape[1]
+        width = u.shape[2]
+        return self._n_positions > 2 * width or u.shape[0] * self._n_positions * width > _WAITING
+
+    def take(self) -> tuple[Tensor, ...] | None:
+        """Return what was added since the last time, in one piece; None for nothing."""
+        parts, self._parts, self._n_positions = self._parts, [], 0
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        u, *rows = zip(*parts, strict=True)
+        return torch.cat(u, 1), *(torch.cat(row) for row in rows)
+
+
+def gram(u: Tensor) -> Tensor:
+    """Return u^T u, (groups, width, width); blocks below the diagonal are mirrored, not computed.
+
+    Args:
+        u: (groups, positions, width).
+    """
+    width = u.shape[2]
+    n_blocks = -(-width // _BLOCK)
+    if n_blocks == 1:
+        return torch.matmul(u.transpose(1, 2), u)
+    found = u.new_empty(u.shape[0], width, width)
+    size = -(-width // n_blocks)
+    for start in range(0, width, size):
+        stop = min(start + size, width)
+        rows = torch.matmul(u[:, :, start:stop].transpose(1, 2), u[:, :, start:])
+        found[:, start:stop, start:] = rows
+        found[:, stop:, start:stop] = rows[:, :, stop - start :].transpose(1, 2)
+    return found
+
+
 @dataclass
 class Moments:
     """Sums over positions of u, u u^T and, where there is a residual, u r^T, in float64.
@@ -303,7 +290,7 @@ class Moments:
                         for shape in ((width,), (width, width), (channels,), (width, channels))))  # fmt: skip
 
     def add(self, u: Tensor, r: Tensor | None = None) -> None:
-        """Add positions; products of a batch are float32, which is 1e-6 of a diagonal entry: far below any ridge.
+        """Add positions; their products are float32, which is 1e-6 of a diagonal entry: far below any ridge.
 
         Args:
             u: (groups, positions, width).
@@ -311,11 +298,10 @@ class Moments:
         """
         self.n += u.shape[1]
         self.u += u.sum(1)
-        turned = u.transpose(1, 2)
-        self.uu += torch.matmul(turned, u)
+        self.uu += gram(u)
         if r is not None:
             self.r += r.sum(1)
-            self.ur += torch.matmul(turned, r)
+            self.ur += torch.matmul(u.transpose(1, 2), r)
 
     def __add__(self, other: Moments) -> Moments:
         """Return the sums over the positions of both."""

@@ -26,9 +26,10 @@ from agmc_onnx.model.parts import take
 from agmc_onnx.pruning.editor import Cut
 from agmc_onnx.recover.compensate import add_biases
 from agmc_onnx.recover.curves import is_elementwise
-from agmc_onnx.recover.moments import Moments, Patches, Stream, read_batches, sample_positions
+from agmc_onnx.recover.moments import Moments, Patches, sample_positions
 from agmc_onnx.recover.options import RecoverOptions
 from agmc_onnx.recover.sites import Site, find_sites
+from agmc_onnx.recover.stream import Stream, read_batches
 from agmc_onnx.recover.torch_graph import replace_constants
 
 IntArray = npt.NDArray[np.int64]
@@ -109,7 +110,7 @@ class QuickRefit:
                 x = stream.peek(i, [site.x])[site.x]
                 n_available = int(np.prod(patches.output_sizes(x, weight)))
                 at = sample_positions(n_available, rows, sum(n_rows), options.n_positions, generator)
-                moments.add(patches.take(x, weight, at))
+                moments.add(patches.take(x, patches.places(x, weight, at)))
             mean = moments.u / moments.n
             covariance = moments.uu / moments.n - mean[:, :, None] * mean[:, None, :]
             ridge = max(options.quick_ridge, options.thin_ridge * width / moments.n)

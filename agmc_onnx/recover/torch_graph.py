@@ -36,7 +36,7 @@ _WEIGHTS = {
 
 
 # Ops whose output neither they themselves nor their gradient look at again, so that it may be overwritten.
-_NOT_KEPT = ("Conv", "ConvTranspose", "BatchNormalization", "Add", "Gemm")
+FRESH = ("Conv", "ConvTranspose", "BatchNormalization", "Add", "Gemm")
 
 
 def prepare(node: Node, opset: int) -> Call:
@@ -167,7 +167,7 @@ class TorchGraph(nn.Module):
     def _find_in_place(self) -> set[int]:
         """Return the Relu nodes that may overwrite their input: a fresh value that nobody else will need."""
         users = Counter(name for call in self.calls for name in call.inputs)
-        fresh = {o for call in self.calls if call.op_type in _NOT_KEPT for o in call.outputs[:1] if users[o] == 1}
+        fresh = {o for call in self.calls if call.op_type in FRESH for o in call.outputs[:1] if users[o] == 1}
         fresh -= set(self.outputs)
         return {i for i, call in enumerate(self.calls) if call.op_type == "Relu" and call.inputs[0] in fresh}
 
