@@ -49,7 +49,7 @@ class AgmcOptions:
             nodes one takes 12 ms on one core, 2 instead of 4 found somewhat less where sensitivity follows the
             structure, and as much where it does not.
         warmup: Random episodes at the start; 100 (paper), but at most `warmup_share` of all.
-        warmup_share: See `warmup`; a quarter is the paper's own share (100 of 400).
+        warmup_share: See `warmup`; a quarter is the paper's own share (100 of 400). Ours: a tenth, the known errors do the rest.
         warmup_around: "best": around the best episode so far, at first the uniform ratio that meets the budget (ours);
             "budget": around the uniform ratio; "paper": U(0, 1), which over-prunes nearly always.
         warmup_sigma: Width of the warm-up noise around the uniform ratio (ours).
@@ -69,6 +69,8 @@ class AgmcOptions:
         clamp: Clamp every action of the actor to what lets the later groups meet the budget, as AMC does (`amc`'s ablation).
         known: Give the decoder the static features of the groups, and the critic the refit error of every action where there
             are error curves (ours).
+        fitted: Learn from the episodes what each group's known errors cost in reward (a weight a group, `error_model`), and
+            let the critic choose among what that model finds; only with `known` (ours).
         generalist: Start from the networks trained beforehand over many others, where there is data (ours).
     """
 
@@ -93,9 +95,9 @@ class AgmcOptions:
     min_buffer_episodes: int = 100
     n_updates: int = 4
     warmup: int = 100
-    warmup_share: float = 0.25
+    warmup_share: float = 0.1
     warmup_around: str = "best"
-    warmup_sigma: float = 0.2
+    warmup_sigma: float = 0.12
     noise: float = 0.2
     noise_decay: float = 0.98
     noise_floor: float = 0.05
@@ -107,6 +109,7 @@ class AgmcOptions:
     mutation_share: float = 1.0
     clamp: bool = False
     known: bool = True
+    fitted: bool = True
     generalist: bool = True
 
 

@@ -10,7 +10,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -201,6 +201,11 @@ class DdpgAgent:
         """Return what is known of the errors of actions (..., n_groups)."""
         return None if self.known is None else self.known.error(actions)
 
+    def know(self, table: Tensor) -> None:
+        """Take what actions cost from another table (n_groups, n_grid), in units of the normalised reward."""
+        assert self.known is not None
+        self.known = replace(self.known, table=table)
+
     def decay_noise(self) -> None:
         """Make the exploration noise smaller, down to its floor."""
         self.sigma = max(self.sigma * self.options.noise_decay, self.options.noise_floor)
@@ -234,16 +239,22 @@ class DdpgAgent:
     def _batch(self) -> tuple[Tensor, Tensor]:
         """Return actions (batch, n_groups) and baselined rewards (batch,) of episodes drawn without repetition."""
         n = min(max(-(-self.options.batch_size // self.n_groups), 1), len(self.replay))
-        chosen = torch.randperm(len(self.replay), generator=self.generator)[:n].tolist()
-        actions = torch.stack([self.replay[i][0] for i in chosen])
-        rewards = torch.tensor([self.replay[i][1] for i in chosen])
+        chosen = torch.randperm(len(self.replay), generator=self.generator)[:n]
         if self.options.normalise_reward:
-            seen = torch.tensor([reward for _, reward in self.replay])
-            low, middle, high = torch.quantile(seen, torch.tensor([0.1, 0.5, 0.9])).tolist()
-            return actions, ((rewards - middle) / max((high - low) / 2.56, 1e-6)).clamp(-REWARD_CLIP, REWARD_CLIP)
+            actions, rewards = self.episodes()
+            return actions[chosen], rewards[chosen]
+        actions = torch.stack([self.replay[i][0] for i in chosen.tolist()])
+        rewards = torch.tensor([self.replay[i][1] for i in chosen.tolist()])
         alpha, mean = self.options.baseline_momentum, float(rewards.mean())
         self.baseline = mean if self.baseline is None else alpha * mean + (1 - alpha) * self.baseline
         return actions, rewards - self.baseline
+
+    def episodes(self) -> tuple[Tensor, Tensor]:
+        """Return all episodes kept: actions (n, n_groups), and rewards (n,) less their median, of deviation about 1."""
+        actions = torch.stack([actions for actions, _ in self.replay])
+        rewards = torch.tensor([reward for _, reward in self.replay])
+        low, middle, high = torch.quantile(rewards, torch.tensor([0.1, 0.5, 0.9])).tolist()
+        return actions, ((rewards - middle) / max((high - low) / 2.56, 1e-6)).clamp(-REWARD_CLIP, REWARD_CLIP)
 
     @torch.no_grad()
     def _targets(self, actions: Tensor, rewards: Tensor) -> Tensor:

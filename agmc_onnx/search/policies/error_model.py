@@ -1,0 +1,147 @@
+"""What known errors cost in reward, learned from the episodes so far: Bayesian linear regression with one weight a group.
+
+Error curves say how the error of one group grows as it shrinks, but not what that error does to the answers: an error in one
+layer is washed out by those that follow, in another it is not. Added up as they are, they order candidates of one budget
+hardly better than chance; with a weight for every group, learned from a few dozen episodes, they order them well
+(docs/results.md). Ours; the regression is that of Bishop 2006, "Pattern Recognition and Machine Learning", section 3.3, with
+its hyperparameters chosen by the marginal likelihood (3.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agmc_onnx.search.policies.ddpg import LinearBudget
+
+# Grid of the hyperparameters, both in units of the rewards' deviation: what weights that differ explain, and the noise.
+_DEVIATIONS = (0.25, 0.5, 1.0, 2.0, 4.0)
+_NOISES = (0.1, 0.2, 0.4, 0.8)
+_LEAST_MEAN = 0.05  # of the common mean: errors never do good
+# Of a climb: steps, trials of a step, noise of the first and of the last, farthest from where it starts
+_N_STEPS, _N_TRIALS, _WIDEST, _NARROWEST, _REACH = 40, 24, 0.15, 0.02, 0.3
+_SPREAD = 0.1  # of keep ratios, by which the size of an error counts as one
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Errors of every group at evenly spaced keep ratios, of one kind or several.
+
+    Attributes:
+        errors: float64 (n_kinds, n_groups, n_grid) at keep ratios 0, 1 / (n_grid - 1), ..., 1; falling in the keep ratio.
+    """
+
+    errors: Tensor
+
+    def at(self, actions: Tensor) -> Tensor:
+        """Return the errors (n, n_kinds, n_groups) of keep ratios (n, n_groups) in 0..1, linear between the points."""
+        last = self.errors.shape[2] - 1
+        place = actions.double().clamp(0.0, 1.0) * last
+        below = place.floor().clamp(max=last - 1).long()
+        group = torch.arange(self.errors.shape[1]).expand_as(below)
+        low, high = self.errors[:, group, below], self.errors[:, group, below + 1]
+        return (low + (place - below) * (high - low)).movedim(0, 1)
+
+    def standardised(self, around: Tensor) -> Tables:
+        """Return tables in units of how much their errors vary when keep ratios near `around` (n_groups,) do."""
+        moved = torch.stack([around + shift for shift in (-_SPREAD, _SPREAD)])
+        low, high = self.at(moved).unbind(0)
+        size = ((low - high) / 2).clamp_min(0)
+        typical = size.mean(dim=1, keepdim=True).clamp_min(1e-12)
+        return Tables(self.errors / typical[..., None])
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorModel:
+    """The posterior of the weights; rewards are -(errors * weights).sum() plus a constant.
+
+    Attributes:
+        tables: The errors.
+        mean: float64 (n_kinds * n_groups,), expected weights.
+        root: float64 (n_kinds * n_groups, same), R with R R^T the covariance of the weights.
+    """
+
+    tables: Tables
+    mean: Tensor
+    root: Tensor
+
+    @classmethod
+    def fit(cls, tables: Tables, actions: Tensor, rewards: Tensor) -> ErrorModel:
+        """Return the posterior given episodes.
+
+        Args:
+            tables: The errors.
+            actions: float (n, n_groups), executed keep ratios.
+            rewards: float (n,), of deviation about 1; n may be 0, then the posterior is the prior.
+        """
+        x = -tables.at(actions).flatten(1)
+        size = x.shape[1]
+        prior = torch.ones(size, dtype=torch.float64) / size**0.5
+        if len(x) < 2:
+            return cls(tables, prior, torch.eye(size, dtype=torch.float64) / size**0.5)
+        y = rewards.double()
+        x, y = x - x.mean(0), y - y.mean()
+        summed, gram = x.sum(1), x @ x.T
+        best: tuple[float, float, float, Tensor] | None = None
+        scale = float(gram.diagonal().mean().clamp_min(1e-12))
+        for deviation in _DEVIATIONS:
+            for noise in _NOISES:
+                v = deviation**2 / scale  # weights ~ N(m 1, v I)
+                covariance = gram * v + noise**2 * torch.eye(len(y), dtype=torch.float64)
+                factor = torch.linalg.cholesky(covariance)
+                solved = torch.cholesky_solve(torch.stack([y, summed], 1), factor)
+                m = max(float(y @ solved[:, 1]) / max(float(summed @ solved[:, 1]), 1e-12), _LEAST_MEAN / size**0.5)
+                rest = y - m * summed
+                evidence = -0.5 * float(rest @ (solved[:, 0] - m * solved[:, 1])) - float(factor.diagonal().log().sum())
+                if best is None or evidence > best[0]:
+                    best = evidence, m, v, torch.cholesky_solve(rest[:, None], factor)[:, 0]
+                    chosen = factor
+        assert best is not None
+        _, m, v, dual = best
+        mean = m + v * (x.T @ dual)
+        half = torch.linalg.solve_triangular(chosen, x, upper=False)
+        covariance = v * torch.eye(size, dtype=torch.float64) - v * v * half.T @ half
+        jitter = 1e-9 * v * torch.eye(size, dtype=torch.float64)
+        return cls(tables, mean, torch.linalg.cholesky(covariance + jitter))
+
+    def climb(self, starts: Tensor, budget: LinearBudget, generator: torch.Generator) -> Tensor:
+        """Return keep ratios (n, n_groups) that cost the least reward near `starts` (n, n_groups), on the linear budget.
+
+        Each start climbs on weights of its own, drawn from the posterior, but the first, which has the expected ones. Steps
+        are noise on a few groups, narrower as it goes on; no group leaves the neighbourhood where episodes were seen.
+        """
+        n, n_groups = starts.shape
+        tables = torch.stack([self.table(None if i == 0 else generator) for i in range(n)]).float()
+        chain, group, last = torch.arange(n)[:, None, None], torch.arange(n_groups), tables.shape[2] - 1
+        low, high = (starts - _REACH).clamp_min(0.0)[:, None], (starts + _REACH).clamp_max(1.0)[:, None]
+        share = max(2.0 / n_groups, 0.15)
+        at = starts[:, None]
+        for step in range(_N_STEPS):
+            width = _WIDEST * (_NARROWEST / _WIDEST) ** (step / (_N_STEPS - 1))
+            shape = (n, _N_TRIALS, n_groups)
+            moved = torch.rand(shape, generator=generator) < share
+            trials = torch.maximum(
+                torch.minimum(at + width * moved * torch.randn(shape, generator=generator), high), low
+            )
+            trials = torch.cat([at, budget.rescale(trials)], dim=1)
+            place = trials * last
+            below = place.floor().clamp(max=last - 1).long()
+            left, right = tables[chain, group, below], tables[chain, group, below + 1]
+            lost = (left + (place - below) * (right - left)).sum(dim=2)
+            at = trials[torch.arange(n), lost.argmin(dim=1)][:, None]
+        return at[:, 0]
+
+    def table(self, generator: torch.Generator | None = None) -> Tensor:
+        """Return float64 (n_groups, n_grid), what a group takes off the reward at every keep ratio, falling in it.
+
+        Args:
+            generator: Draws weights from the posterior (Thompson 1933); None takes the expected ones.
+        """
+        weights = self.mean
+        if generator is not None:
+            weights = weights + self.root @ torch.randn(len(weights), generator=generator, dtype=torch.float64)
+        errors = self.tables.errors
+        summed = (weights.reshape(*errors.shape[:2], 1) * errors).sum(0)
+        return summed.flip(1).cummax(1).values.flip(1)
