@@ -349,6 +349,35 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
            kt = Transpose<perm = [0, 2, 3, 1]>(kn) out = MatMul(qt, kt) }""",
         {"wq": (6, 8), "wk": (6, 8), "to": i64(0, 5, 2, 4)},
     ),
+    "a convolution along the channels gates them": (
+        """g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] out) {
+           a = Conv(x, wa, ba) r = Relu(a) p = ReduceMean<axes = [2, 3], keepdims = 0>(r) q = Reshape(p, row)
+           e = Conv<pads = [2, 2]>(q, we, be) s = Sigmoid(e) c = Reshape(s, back) m = Mul(a, c) out = Conv(m, wo) }""",
+        {
+            "wa": (12, 3, 1, 1), "ba": (12,), "we": (1, 1, 5), "be": (1,), "wo": (2, 12, 1, 1), "row": i64(0, 1, 12),
+            "back": i64(0, 12, 1, 1),
+        },
+    ),
+    "a convolution takes one place of the channels at a time": (
+        """g (float[N, 3, 6] x) => (float[N, 2] out) {
+           a = MatMul(x, wa) r = Relu(a) b = Conv(r, wb, bb) s = Sigmoid(b) q = Squeeze(s, one) out = MatMul(q, wo) }""",
+        {"wa": (6, 8), "wb": (1, 3, 1), "bb": (1,), "wo": (8, 2), "one": i64(1)},
+    ),
+    "a strided view, as PyTorch's exporter writes it": (
+        """g (float[N, 3, 4, 4] x) => (float[N, 2, 1, 1] out) {
+           a = Conv(x, wa) p = GlobalAveragePool(a) f = Reshape(p, all) h = Shape(x) n = Gather(h, c0) r = Range(c0, n, c1)
+           m = Mul(r, c8) u = Unsqueeze(m, axes) i = Add(u, order) g = Gather<axis = 0>(f, i) y = Relu(g) out = Conv(y, wo) }""",
+        {
+            "wa": (8, 3, 1, 1), "wo": (2, 8, 1, 1), "all": i64(-1), "axes": i64(1, 2, 3),
+            "order": np.arange(8, dtype=np.int64).reshape(1, 8, 1, 1), **{f"c{n}": np.array(n, np.int64) for n in (0, 1, 8)},
+        },
+    ),
+    "layers that make biases of coordinates": (
+        """g (float[N, 4, 6] x) => (float[N, 4, 2] out) {
+           c = MatMul(places, w1) d = Add(c, b1) r = Relu(d) e = MatMul(r, w2) a = MatMul(x, wa) y = Add(a, e)
+           out = MatMul(y, wo) }""",
+        {"places": (4, 2), "w1": (2, 16), "b1": (16,), "w2": (16, 8), "wa": (6, 8), "wo": (8, 2)},
+    ),
     "grouped over a concat with the input": (
         """g (float[N, 4, 4, 4] x) => (float[N, 2, 4, 4] out) {
            a = Conv(x, wa) b = Conv(x, wb) c = Concat<axis = 1>(a, b, x) d = Conv<group = 2>(c, wc) e = Relu(d)

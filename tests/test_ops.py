@@ -32,6 +32,16 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
     "conv depthwise": ("y = Conv<group = 4>(a, w)", {"w": (8, 1, 1, 1)}, "a w y"),
     "conv grouped": ("y = Conv<group = 2>(a, w)", {"w": (6, 2, 1, 1)}, "a w y"),
     "conv to one channel": ("y = Conv(a, w, c)", {"w": (1, 4, 1, 1), "c": (1,)}, "a w c y"),
+    "conv along channels": (
+        "g = GlobalAveragePool(a) q = Reshape(g, row) y = Conv<pads = [1, 1]>(q, w)",
+        {"w": (1, 1, 3), "row": ints(0, 1, 4)},
+        "a q y",
+    ),
+    "conv along channels that are not zero where they go": (
+        "g = GlobalAveragePool(a) s = Sigmoid(g) q = Reshape(s, row) y = Conv<pads = [1, 1]>(q, w)",
+        {"w": (1, 1, 3), "row": ints(0, 1, 4)},
+        "a q y",
+    ),
     "conv by a computed weight": (
         "s = ReduceMean<keepdims = 0>(x4) t = Add(k, s) y = Conv(a, t)",
         {"k": (4, 4, 1, 1)},
@@ -121,6 +131,17 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
         "a s c y",
     ),
     "where": ("p = Greater(a, zero) y = Where(p, a, zero)", {"zero": np.array(0, np.float32)}, "a p y"),
+    "strided view": (
+        """p = GlobalAveragePool(a) f = Reshape(p, all) h = Shape(x) n = Gather(h, c0) r = Range(c0, n, c1) m = Mul(r, c4)
+           u = Unsqueeze(m, axes) i = Add(u, order) y = Gather<axis = 0>(f, i)""",
+        {
+            "all": ints(-1),
+            "axes": ints(1, 2, 3),
+            "order": np.arange(4).reshape(1, 4, 1, 1),
+            **{f"c{n}": np.array(n, np.int64) for n in (0, 1, 4)},
+        },
+        "a y",
+    ),
     "size read as data": ("h = Shape(a) f = Cast<to = 1>(h) q = ReduceSum<keepdims = 0>(f) y = Div(a, q)", {}, "a"),
     "unknown op": ("y = Unique(a)", {}, "a"),
     "einsum": ('y = Einsum<equation = "bchw,co->bohw">(a, w)', {"w": (4, 2)}, "a w y"),

@@ -80,6 +80,7 @@ class Ledger:
         mentioned: (value, dim, node's index) where a node's rule knows an axis; any other user of it freezes it.
         normalised: Ids over which a node takes statistics, with the node's label: cutting them changes the numbers that stay.
         shuffles: Channel shuffles by the index of their first node: the nodes, the dim they permute, and its rows.
+        views: Gathers that, with the Reshape of this index, change nothing.
         sized: Axes whose size a node computes with, by the node's index.
         skipped: Nodes that a rule of another node stands for.
     """
@@ -93,6 +94,7 @@ class Ledger:
         self.mentioned: set[tuple[str, int, int]] = set()
         self.normalised: list[Freeze] = []
         self.shuffles: dict[int, Shuffle] = {}
+        self.views: dict[int, Node] = {}
         self.sized: dict[int, set[Axis]] = {}
         self.skipped: set[int] = set()
         self.n_ids = 0

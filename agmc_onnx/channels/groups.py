@@ -14,9 +14,10 @@ from scipy.sparse.csgraph import connected_components
 from agmc_onnx.channels.axes import Axis, Ledger, Shuffle, walk
 from agmc_onnx.channels.balances import join_uneven, merge, step_of
 from agmc_onnx.channels.table import rule_of
-from agmc_onnx.model.graph import Graph
+from agmc_onnx.model.graph import Graph, Node
 
 IntArray = npt.NDArray[np.int64]
+_CONTRACTING = frozenset(("Conv", "Gemm", "MatMul"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,7 @@ class Channels:
         frozen: Groups that stay whole, each with its reason.
         n_units: Number of units in all.
         shuffles: Channel shuffles by the index of their first node.
+        views: Gathers that, with the Reshape of this index, change nothing.
         sized: Axes whose size a node computes with, by the node's index.
     """
 
@@ -81,6 +83,7 @@ class Channels:
     frozen: tuple[Group, ...]
     n_units: int
     shuffles: Mapping[int, Shuffle]
+    views: Mapping[int, Node]
     sized: Mapping[int, Set[Axis]]
 
     def removed(self, kept: list[IntArray]) -> npt.NDArray[np.bool_]:
@@ -135,7 +138,7 @@ def analyse(graph: Graph) -> Channels:
             groups.append(group)
         elif has_weight[units].any():  # what no weight has is nobody's to cut
             frozen.append(group)
-    return Channels(graph, axes, tuple(groups), tuple(frozen), n_units, ledger.shuffles, ledger.sized)
+    return Channels(graph, axes, tuple(groups), tuple(frozen), n_units, ledger.shuffles, ledger.views, ledger.sized)
 
 
 def _components(ledger: Ledger) -> tuple[IntArray, int]:
@@ -160,14 +163,16 @@ def _frozen_units(ledger: Ledger, unit_of: IntArray) -> dict[int, str]:
 def _uses(graph: Graph, axes: dict[Axis, AxisUnits], n_units: int) -> npt.NDArray[np.bool_]:
     """Return (2, n_units): whether a unit has a weight, and whether it stands on an axis that meets more than constants.
 
-    Exporters leave copies of a weight behind of which only statistics are taken.
+    Exporters leave copies of a weight behind of which only statistics are taken. (Products of constants are layers of their
+    own: a network that makes position biases out of coordinates.)
     """
     found = np.zeros((2, n_units), bool)
     for (value, _), axis in axes.items():
         if value in graph.tensors:
             found[0, axis.units] = True
+        users = graph.consumers.get(value, ())
         if value not in graph.weights or any(
-            user.outputs[0] not in graph.weights for user, _ in graph.consumers.get(value, ())
+            user.outputs[0] not in graph.weights or user.op_type in _CONTRACTING for user, _ in users
         ):
             found[1, axis.units] = True
     return found

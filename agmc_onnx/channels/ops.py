@@ -14,6 +14,7 @@ from agmc_onnx.channels import moves, quantised, sizes
 from agmc_onnx.channels.axes import Axis, Entries, Handler, Ids, Ledger
 from agmc_onnx.channels.einsum import einsum
 from agmc_onnx.channels.recurrent import GATES, recurrent
+from agmc_onnx.channels.zeros import removed_are_zero
 from agmc_onnx.model.graph import Graph, Node
 
 
@@ -77,6 +78,7 @@ def conv(ledger: Ledger, node: Node) -> None:
     """
     x, w = node.inputs[:2]
     groups = node.attribute("group", 1)
+    slide(ledger, node)
     out = ledger.flat(node, w, 0)
     source = ledger.flat(node, x, 1)
     if out is None:
@@ -101,6 +103,35 @@ def conv(ledger: Ledger, node: Node) -> None:
             _bind_grouped(ledger, node, w, grid)
     _bias(ledger, node, 2, out)
     ledger.set(node.outputs[0], 1, out)
+
+
+def slide(ledger: Ledger, node: Node) -> None:
+    """Conv along dims that are channels elsewhere: one entry at a time passes; with neighbours, zeros keep their places.
+
+    Cut, the entries that stay are first put back among zeros (`agmc_onnx.pruning.repairs.conv`); so what goes must be zero.
+    """
+    x, y = node.inputs[0], node.outputs[0]
+    for dim in range(2, ledger.shape(x).rank):
+        if (x, dim) not in ledger.entries:
+            continue
+        ids = ledger.flat(node, x, dim)
+        assert ids is not None
+        if ledger.size(y, dim) != ids.size or not ledger.shape(y).is_fixed(dim):
+            ledger.freeze(ids, f"{node.label}: its stride or padding changes the size of dimension {dim} of {x}")
+        elif slides(ledger.graph, node, dim) and not removed_are_zero(ledger, x):
+            ledger.freeze(
+                ids, f"{node.label}: mixes neighbours along dimension {dim} of {x}, and what goes may not be zero"
+            )
+        else:
+            ledger.set(y, dim, ids)
+
+
+def slides(graph: Graph, node: Node, dim: int) -> bool:
+    """Whether a Conv takes more than one place of a dim of its input together, or not each one."""
+    shape = graph.shape(node.inputs[1])
+    n_dims = 0 if shape is None else shape.rank - 2
+    strides, pads = node.attribute("strides") or [1] * n_dims, node.attribute("pads") or [0] * 2 * n_dims
+    return shape is None or shape.other[dim] > 1 or strides[dim - 2] > 1 or any(pads[dim - 2 :: n_dims])
 
 
 def conv_transpose(ledger: Ledger, node: Node) -> None:

@@ -23,7 +23,7 @@ def reshape(ledger: Ledger, node: Node) -> None:
     (split, transpose, merge) is one permutation, whatever is kept.
     """
     x, y = node.inputs[0], node.outputs[0]
-    if node.op_type == "Reshape" and _shuffle(ledger, node):
+    if node.op_type == "Reshape" and (_shuffle(ledger, node) or _strided_view(ledger, node)):
         return
     before, after = ledger.shape(x), ledger.shape(y)
     if x in ledger.graph.tensors and ledger.graph.is_float(x):
@@ -167,6 +167,43 @@ def _detour(ledger: Ledger, node: Node, dim: int) -> bool:
         if current is not None and (current.op_type not in ("Reshape", "Transpose") or current.domain):
             current = None
     return False
+
+
+def _strided_view(ledger: Ledger, node: Node) -> bool:
+    """Treat a Reshape into one dim and a Gather of all its entries in their order as nothing: how a strided view is written.
+
+    PyTorch's exporter computes the indices from strides; they are evaluated here for two batches, in ops that are linear in
+    the batch, so that they are the same for all.
+    """
+    graph = ledger.graph
+    x, y = node.inputs[0], node.outputs[0]
+    users = graph.consumers.get(y, [])
+    flat = graph.shape(y)
+    if len(users) != 1 or users[0][1] != 0 or users[0][0].op_type != "Gather" or y in graph.outputs or flat is None:
+        return False
+    gather = users[0][0]
+    start, end = graph.shape(x), graph.shape(gather.outputs[0])
+    if (
+        flat.rank != 1
+        or start is None
+        or start != end
+        or gather.attribute("axis", 0) % flat.rank
+        or y in graph.captured
+    ):
+        return False
+    index = graph.linear_pair(gather.inputs[1])
+    if index is None or any(
+        not np.array_equal(given, np.arange(math.prod(sizes)).reshape(sizes))
+        for given, sizes in zip(index, (start.dims, start.other), strict=True)
+    ):
+        return False
+    for dim in ledger.labelled(x):
+        entries = ledger.axis(node, x, dim)
+        if entries is not None:
+            ledger.set(gather.outputs[0], dim, entries.ids, entries.rows)
+    ledger.skipped.add(gather.index)
+    ledger.views[node.index] = gather
+    return True
 
 
 def _move_rows(

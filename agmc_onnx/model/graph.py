@@ -30,6 +30,9 @@ _SELECTING = frozenset(
 )
 
 
+_PICKING = frozenset({"Gather", "GatherElements", "Slice", "Split"})  # what they take must not depend on open sizes
+_LINEAR = _SELECTING | {"Add", "Mul", "Range", "Sub", "Transpose"}
+_LONGEST_CHAIN = 100  # nodes
 _Pair = tuple[np.ndarray, np.ndarray]  # a value at the two settings of the open dimensions, see shapes.Shape
 
 
@@ -217,6 +220,44 @@ class Graph:
                 for output, one, two in zip(node.outputs, first, other, strict=True):
                     if output and one is not None and two is not None:
                         self._values[output] = (one, two)
+
+    def linear_pair(self, name: str) -> _Pair | None:
+        """Return the numbers of a value at the two settings of the open dimensions, where they are linear in those.
+
+        None where it depends on the inputs' numbers, or on a product of two open sizes.
+        """
+        pending, found = [name], dict[str, _Pair]()
+        while pending:
+            current = pending[-1]
+            node = self.producer.get(current)
+            known = None if current in found else self._constant(current) if current in self.tensors else None
+            if known is None and current not in found and node is not None and node.op_type == "Shape":
+                shape = self.shape(node.inputs[0])
+                known = None if shape is None else (_sizes(node, shape.dims), _sizes(node, shape.other))
+            if known is not None:
+                found[current] = known
+            if current in found:
+                pending.pop()
+                continue
+            if node is None or node.domain or node.op_type not in _LINEAR or len(found) > _LONGEST_CHAIN:
+                return None
+            missing = [used for used in node.inputs if used and used not in found]
+            if missing:
+                pending += missing
+                continue
+            pairs = {used: found[used] for used in node.inputs if used}
+            free = {used for used, pair in pairs.items() if not _is_settled(pair)}
+            may_be_free = {"Mul": node.inputs[: 2 if len(free) < 2 else 0], "Range": node.inputs[1:2]}
+            if not free.issubset(
+                may_be_free.get(node.op_type, node.inputs[:1] if node.op_type in _PICKING else node.inputs)
+            ):
+                return None
+            settings = [{used: pair[i] for used, pair in pairs.items()} for i in (0, 1)]
+            one, other = (evaluate_node(node.proto, feeds, self.opset)[0] for feeds in settings)
+            if one is None or other is None:
+                return None
+            found[current] = (one, other)
+        return found[name]
 
     def _constant(self, name: str) -> _Pair | None:
         tensor = self.tensors[name]

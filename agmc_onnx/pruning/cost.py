@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 
 from agmc_onnx.channels.axes import Axis
 from agmc_onnx.channels.groups import Channels
+from agmc_onnx.channels.ops import slides
 from agmc_onnx.channels.recurrent import GATES
 from agmc_onnx.model.graph import Graph, Node
 
@@ -210,7 +211,8 @@ def _macs_of(graph: Graph, node: Node) -> list[Product]:
         return [(value, dim) for dim in range(first, len(dims[value]))]
 
     if op_type == "Conv":
-        return [((*dims[y], *dims[w][1:]), axes(y) + axes(w, 1))]
+        whole = [None if dim > 1 and slides(graph, node, dim) else (y, dim) for dim in range(len(dims[y]))]
+        return [((*dims[y], *dims[w][1:]), whole + axes(w, 1))]
     if op_type == "ConvTranspose":
         return [((*dims[x], *dims[w][1:]), axes(x) + axes(w, 1))]
     if op_type in ("Gemm", "MatMul"):

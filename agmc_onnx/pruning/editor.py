@@ -17,6 +17,7 @@ from agmc_onnx.model.graph import Graph
 from agmc_onnx.model.graph import Node as GraphNode
 
 IntArray = npt.NDArray[np.int64]
+_PADS_ARE_AN_INPUT = 11  # since this opset
 Mask = npt.NDArray[np.bool_]
 
 
@@ -79,7 +80,8 @@ class Editor:
         self.graph = cut.graph
         self._replaced: set[str] = set()
         self._dropped: set[str] = set()
-        self._added: list[tuple[str, list[onnx.NodeProto]]] = []  # before the node that makes this value
+        # before (0) or after (1) the node that makes this value
+        self._added: list[tuple[str, int, list[onnx.NodeProto]]] = []
 
     def constant(self, proto: onnx.NodeProto, position: int, values: Sequence[int] | IntArray) -> None:
         """Let an input of a node be a new constant: int64, or as given where it is floating."""
@@ -108,8 +110,35 @@ class Editor:
             onnx.helper.make_node("Mul", [source, f"{name}_keep"], [f"{name}_kept"], f"{name}_kept"),
             onnx.helper.make_node("Add", [f"{name}_kept", f"{name}_add"], [name], name),
         ]
-        self._added.append((proto.output[0], nodes))
+        self._added.append((proto.output[0], 0, nodes))
         proto.input[position] = name
+
+    def among_zeros(self, proto: onnx.NodeProto, dim: int, mask: Mask) -> None:
+        """Let a node's first input have its old size along a dim, zero where entries went, and cut its output instead.
+
+        Args:
+            proto: A node whose output has the size of its first input along the dim.
+            dim: The dim.
+            mask: bool (size,), true where an entry stays.
+        """
+        x, y = proto.input[0], proto.output[0]
+        shape = self.graph.shape(x)
+        assert shape is not None
+        padded, spread, whole = (f"{y}__agmc_{part}_{dim}" for part in ("padded", "spread", "whole"))
+        pads = [0] * (2 * shape.rank)
+        pads[shape.rank + dim] = 1  # the zero
+        pad = onnx.helper.make_node("Pad", [x], [padded], padded)
+        if self.graph.opset < _PADS_ARE_AN_INPUT:
+            self.attribute(pad, "pads", pads)
+        else:
+            self.constant(pad, 1, pads)
+        stays = np.flatnonzero(mask)
+        before = onnx.helper.make_node("Gather", [padded], [spread], spread, axis=dim)
+        self.constant(before, 1, np.where(mask, np.cumsum(mask) - 1, stays.size))
+        after = onnx.helper.make_node("Gather", [whole], [y], f"{y}__agmc_kept_{dim}", axis=dim)
+        self.constant(after, 1, stays)
+        proto.input[0], proto.output[0] = spread, whole
+        self._added += [(whole, 0, [pad, before]), (whole, 1, [after])]
 
     def attribute(self, proto: onnx.NodeProto, name: str, value: int | float | Sequence[int] | None) -> None:
         """Set, or with None remove, an attribute."""
@@ -158,6 +187,17 @@ class Editor:
         proto.attribute.append(onnx.helper.make_attribute("axis", dim))
         self.constant(proto, 1, index)
 
+    def bypass(self, first: GraphNode, last: GraphNode) -> None:
+        """Let the last of two nodes be an Identity of the first one's first input."""
+        proto = self.proto_of(last)
+        self._replaced.update(name for name in (*proto.input, *first.inputs[1:]) if name)
+        del proto.input[:]
+        del proto.attribute[:]
+        proto.op_type = "Identity"
+        proto.input.append(first.inputs[0])
+        self.drop(first)
+        self.forget(first.outputs)
+
     def forget(self, values: Sequence[str]) -> None:
         """Remove declared shapes that no longer hold."""
         infos = self.model.graph.value_info
@@ -175,8 +215,8 @@ class Editor:
     def finish(self) -> None:
         """Add the nodes that repairs made; remove nodes and constants that fed only what repairs replaced."""
         graph = self.model.graph
-        for output, nodes in self._added:
-            at = next(i for i, p in enumerate(graph.node) if output in p.output)
+        for output, later, nodes in self._added:
+            at = later + next(i for i, p in enumerate(graph.node) if output in p.output)
             for offset, made in enumerate(nodes):
                 graph.node.insert(at + offset, made)
         dead = {i for i, p in enumerate(graph.node) if p.op_type != "Gather" and self._dropped.intersection(p.output)}

@@ -9,6 +9,7 @@ import onnx
 
 from agmc_onnx.channels.axes import Ledger, Shuffle
 from agmc_onnx.channels.moves import pad_amounts, slice_bounds
+from agmc_onnx.channels.ops import slides
 from agmc_onnx.channels.recurrent import GATES
 from agmc_onnx.model.graph import Node
 from agmc_onnx.pruning import fused
@@ -18,7 +19,12 @@ Repair = Callable[[Editor, Node, onnx.NodeProto], None]
 
 
 def conv(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
-    """Depthwise Conv and ConvTranspose: one group for every channel that stays."""
+    """Depthwise Conv and ConvTranspose: one group for every channel that stays. Conv along channels: zeros where some went."""
+    shape = editor.graph.shape(node.inputs[0])
+    for dim in range(2, shape.rank if shape is not None and node.op_type == "Conv" else 0):
+        mask = editor.cut.mask(node.inputs[0], dim)
+        if mask is not None and slides(editor.graph, node, dim):
+            editor.among_zeros(proto, dim, mask)
     groups = node.attribute("group", 1)
     dim = 1
     if groups > 1 and editor.cut.mask(node.inputs[0], 1) is not None:
@@ -36,6 +42,10 @@ def reshape(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
         _shuffle(editor, proto, shuffle)
         return
     y = node.outputs[0]
+    view = cut.channels.views.get(node.index)
+    if view is not None and cut.is_cut(view.outputs[0]):
+        editor.bypass(node, view)
+        return
     if not (cut.is_cut(y) or cut.is_cut(node.inputs[0]) or editor.reads_cut_size(node)):
         return
     shape = graph.shape(y)

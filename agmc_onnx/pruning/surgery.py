@@ -35,6 +35,7 @@ class Surgeon:
         self._constant_nodes = {name: constants[name] for name in tensors if name in constants}
         positions = [i for i, proto in enumerate(model.graph.node) if not _is_constant(proto, graph)]
         followers = {node.index for shuffle in channels.shuffles.values() for node in shuffle.chain[1:]}
+        followers.update(node.index for node in channels.views.values())
         self._repairs = [
             (node, positions[node.index], REPAIRS.get((node.domain, node.op_type)))
             for node in graph.nodes
