@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
+import nets
 import numpy as np
 import onnx
 import onnx.parser
@@ -98,3 +100,21 @@ def test_a_ratio_of_what_was_not_measured_together() -> None:
     )
     with pytest.raises(UsageError, match="^" + re.escape(text) + "$"):
         ratio(times([1.0]), times([1.0, 2.0]))
+
+
+def test_models_with_weights_in_other_files_are_open_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "g (float[N, 64] x) => (float[N, 64] y) { y = MatMul(x, w) }"
+    onnx.save(nets.model(text, {"w": (64, 64)}), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
+    model = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    model.graph.initializer[0].external_data[0].value = str(
+        tmp_path / model.graph.initializer[0].external_data[0].value
+    )
+    seen: list[int] = []
+    in_turns = latency._in_turns
+    monkeypatch.setattr(
+        latency, "_in_turns", lambda models, *rest: (seen.append(len(models)), in_turns(models, *rest))[1]
+    )
+    one, other = compare([model, model], {"x": np.ones((1, 64), np.float32)}, seconds=0, warmup=0)
+    assert seen == [1, 1] and one.n == other.n == latency.MIN_ROUNDS and ratio(one, other).median > 0

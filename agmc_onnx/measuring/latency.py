@@ -9,9 +9,11 @@ from time import perf_counter, process_time
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from agmc_onnx.errors import UsageError
 from agmc_onnx.measuring.session import Model, Run, bound, opened
+from agmc_onnx.model.files import external_tensors
 
 ROUNDS = 100
 MORE_ROUNDS = 400  # where time is limited by seconds
@@ -95,6 +97,9 @@ def compare(
 ) -> list[Latency]:
     """Return the latency of each model, measured in turns: A B, then B A, then A B, ...
 
+    Models with weights in other files (read so only where they are large) are measured one after the other, each open only
+    while it is: together they would take the memory of both.
+
     Args:
         models: One or more that take the same feeds, or functions that run one in another runtime.
         feeds: One batch, or several of equal size that take turns; all models get the same one in a round.
@@ -122,6 +127,43 @@ def compare(
     if len(set(batches)) > 1:
         got = ", ".join(str(batch) for batch in sorted(set(batches)))
         raise UsageError(f"latency: batches of different size, got {got}; expected one size. Leave out the last batch.")
+    if any(isinstance(model, onnx.ModelProto) and any(True for _ in external_tensors(model)) for model in models):
+        parts = [_in_turns(models[:1], feeds, threads, rounds, warmup, seconds / len(models), provider)]
+        rounds = parts[0][1].shape[1]  # all have as many as the first
+        parts += [_in_turns([one], feeds, threads, rounds, warmup, float("inf"), provider) for one in models[1:]]
+        places = [place for part in parts for place in part[0]]
+        wall_ms, cpu_ms = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+    else:
+        places, wall_ms, cpu_ms = _in_turns(models, feeds, threads, rounds, warmup, seconds, provider)
+    return [
+        Latency(
+            p50=float(np.median(times)),
+            p90=float(np.percentile(times, 90)),
+            minimum=float(times.min()),
+            mean_cpu_ms=float(cpu.mean()),
+            batch=batches[0],
+            threads=threads,
+            n=len(times),
+            provider=where,
+            rounds_ms=tuple(times.tolist()),
+            interval=median_interval(times),
+            cpu_p50=float(np.median(cpu)),
+            rounds_cpu_ms=tuple(cpu.tolist()),
+        )
+        for where, times, cpu in zip(places, wall_ms, cpu_ms, strict=True)
+    ]
+
+
+def _in_turns(
+    models: Sequence[Model | Run],
+    feeds: Sequence[Feed],
+    threads: int,
+    rounds: int,
+    warmup: int,
+    seconds: float,
+    provider: str,
+) -> tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return where each model ran, and its times of every round in ms: wall and processor, (n_models, n_rounds)."""
     runs = [opened(model, threads, provider) for model in models]
     runs = [(bound(run, feeds), where) for run, where in runs]
     for run, _ in runs:
@@ -144,23 +186,7 @@ def compare(
     finally:
         if was_enabled:
             gc.enable()
-    return [
-        Latency(
-            p50=float(np.median(times)),
-            p90=float(np.percentile(times, 90)),
-            minimum=float(times.min()),
-            mean_cpu_ms=float(cpu.mean()),
-            batch=batches[0],
-            threads=threads,
-            n=done,
-            provider=where,
-            rounds_ms=tuple(times.tolist()),
-            interval=median_interval(times),
-            cpu_p50=float(np.median(cpu)),
-            rounds_cpu_ms=tuple(cpu.tolist()),
-        )
-        for (_, where), times, cpu in zip(runs, wall_ms[:, :done], cpu_ms[:, :done], strict=True)
-    ]
+    return [where for _, where in runs], wall_ms[:, :done], cpu_ms[:, :done]
 
 
 def ratio(a: Latency, b: Latency) -> Ratio:

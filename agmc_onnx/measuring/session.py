@@ -212,7 +212,7 @@ def _open(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a provider this build lacks: told by get_providers
         if isinstance(model, onnx.ModelProto):
-            source = _serialise(model, options, optimise)
+            source = _serialise(model, options)
         elif isinstance(model, bytes):
             source = model
         else:
@@ -228,18 +228,17 @@ def _open(
             ) from None
 
 
-def _serialise(model: onnx.ModelProto, options: ort.SessionOptions, optimise: bool) -> bytes | str:
+def _serialise(model: onnx.ModelProto, options: ort.SessionOptions) -> bytes | str:
     """Return the model's bytes, or the path of a copy where it has more than 2 GB or refers to parts.
 
-    Weights in other files are mapped by onnxruntime; without `optimise` it makes no second form of them either.
+    Weights in other files are mapped by onnxruntime, which makes no second form of them: that would take their size again.
     """
     if not any(True for _ in external_tensors(model)):
         try:
             return model.SerializeToString()
         except (ValueError, EncodeError, DecodeError):
             return _spill(model)
-    if not optimise:
-        options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.disable_prepacking", "1")
     found = relative_to_folder(model)
     if found is None:
         return _spill(model)
