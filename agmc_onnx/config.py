@@ -134,6 +134,7 @@ class GnnRlOptions:
         imitation: Weight of the imitation of the best episodes (ours; 0 is plain PPO).
         n_best: Best episodes kept for it.
         max_gradient: Largest norm of the gradient (ours).
+        fitted: Improve every proposal on the error model, as `AgmcOptions.fitted` (ours).
     """
 
     edge_size: int = 20
@@ -152,6 +153,7 @@ class GnnRlOptions:
     imitation: float = 0.5
     n_best: int = 5
     max_gradient: float = 1.0
+    fitted: bool = True
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from scipy import stats
 
 from agmc_onnx.config import AgmcOptions
 from agmc_onnx.search.policies.agmc import paper_options
-from agmc_onnx.search.policies.ddpg import DdpgAgent, LinearBudget, truncated_normal
+from agmc_onnx.search.policies.ddpg import DdpgAgent, truncated_normal
+from agmc_onnx.search.policies.linear_budget import LinearBudget
 from agmc_onnx.search.policies.states import GraphStates, GraphTensors
 
 SMALL = AgmcOptions(hidden_size=32, n_updates=1)

@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from agmc_onnx.search.policies.ddpg import LinearBudget
 from agmc_onnx.search.policies.error_model import ErrorModel, Tables
+from agmc_onnx.search.policies.linear_budget import LinearBudget
 
 GRID = torch.linspace(0, 1, 33, dtype=torch.float64)
 

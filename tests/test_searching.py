@@ -9,7 +9,7 @@ from agmc_onnx.config import AgmcOptions, SearchOptions
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search.loop import search
 from agmc_onnx.search.policies import make_policy
-from agmc_onnx.search.policies.ddpg import LinearBudget
+from agmc_onnx.search.policies.linear_budget import LinearBudget
 from agmc_onnx.search.policies.states import FeatureStates
 from agmc_onnx.search.rewards import err
 from tests.test_agmc import known_answer

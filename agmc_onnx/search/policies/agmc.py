@@ -9,19 +9,17 @@ from torch import Tensor
 
 from agmc_onnx.config import AgmcOptions, SearchOptions
 from agmc_onnx.errors import UsageError
-from agmc_onnx.search.budget import met
 from agmc_onnx.search.policies import generalist
-from agmc_onnx.search.policies.ddpg import DdpgAgent, Known, LinearBudget, single_thread, truncated_normal
-from agmc_onnx.search.policies.error_model import ErrorModel, Tables
+from agmc_onnx.search.policies.ddpg import DdpgAgent, Known, single_thread, truncated_normal
+from agmc_onnx.search.policies.guide import N_GRID, SMALLEST, Guide, on_grid
+from agmc_onnx.search.policies.linear_budget import LinearBudget, linear_budget
 from agmc_onnx.search.policies.states import GraphStates, GraphTensors, States
 from agmc_onnx.search.prior import best_curves, prior_candidates
-from agmc_onnx.search.problem import Curves, FloatArray, IntArray, Outcome, Problem
+from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
-SMALLEST = 0.01  # smallest keep ratio proposed
 # of a decision without evaluations: rollouts of the actor, steps uphill, candidates of a step, noise, groups left alone
 N_OWN, N_CLIMBS, N_CLIMB, CLIMB_SIGMA, CLIMB_SHARE = 8, 40, 32, 0.1, 0.7
 N_FROM_BEST, N_FROM_ACTOR = 4, 2  # climbs of an episode, from the best one and from what the actor takes
-N_GRID = 33  # points of an error curve that the critic reads
 
 
 def paper_options() -> AgmcOptions:
@@ -76,9 +74,8 @@ class AgmcPolicy:
         self.episode = 0
         self.best: tuple[float, Tensor] | None = None
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        self.budget = self.local_budget = _linear_budget(problem)
-        self.seen: set[tuple[int, ...]] = set()
-        self.tables = _tables(problem, self.budget) if options.agmc.known and options.agmc.fitted else None
+        self.budget = linear_budget(problem)
+        self.guide = Guide(problem, self.generator) if options.agmc.known and options.agmc.fitted else None
         known = _known(problem, self.budget, options.agmc) if options.agmc.known else None
         self.agent = DdpgAgent(
             lambda: self.make_states(problem, options.agmc, known), self.budget, options.agmc, self.generator, known
@@ -101,8 +98,8 @@ class AgmcPolicy:
         if self.episode < self.n_warmup or self.best is None:
             return self._as_ratio(self._warmup())
         options, agent = self.options, self.agent
-        if self.tables is not None:
-            return self._climbed(self.tables)
+        if self.guide is not None:
+            return self._guided(self.guide)
         around_best = float(torch.rand((), generator=self.generator)) < options.elite_share
         if options.n_candidates == 1 and not around_best:
             candidates = agent.rollout(1, agent.sigma)
@@ -138,39 +135,26 @@ class AgmcPolicy:
         """Store the episode, and train once the warm-up is over."""
         actions = torch.as_tensor(np.asarray(keep_ratio_executed), dtype=torch.float32)
         self.agent.remember(actions, reward)
-        kept = np.rint(np.asarray(keep_ratio_executed) * self.problem.n_units).astype(np.int64)
-        self.seen.add(tuple(kept.tolist()))
         if self.best is None or reward > self.best[0]:
             self.best = reward, actions
-            if self.tables is not None:
-                self.local_budget = _linear_budget(self.problem, kept)
         self.episode += 1
-        if self.tables is not None:
-            self.model = ErrorModel.fit(self.tables, *self.agent.episodes())
-            self.agent.know(self.model.table().float())
+        if self.guide is not None:
+            self.guide.observe(actions, reward)
+            self.agent.know(self.guide.model.table().float())
         if self.episode >= self.n_warmup:
             for _ in range(self.options.n_updates):
                 self.agent.update()
 
     @single_thread()
-    def _climbed(self, tables: Tables) -> FloatArray:
-        """Return the critic's favourite of what the error model finds near the best episode and near the actor's choice.
-
-        A candidate that was an episode already is no choice, unless there is no other.
-        """
+    def _guided(self, guide: Guide) -> FloatArray:
+        """Return the critic's favourite of what the guide finds near the best episode and near the actor's choice."""
         assert self.best is not None
-        n_own = N_FROM_ACTOR if self.options.n_updates else 0
         starts = self.best[1].expand(N_FROM_BEST, -1)
-        if n_own:
-            starts = torch.cat([starts, self.agent.rollout(n_own, self.agent.sigma)])
+        if self.options.n_updates:
+            starts = torch.cat([starts, self.agent.rollout(N_FROM_ACTOR, self.agent.sigma)])
         self.agent.decay_noise()
-        found = self.model.climb(self.local_budget.rescale(starts), self.local_budget, self.generator)
-        ordered = found[self.agent.judge(found).argsort(descending=True, stable=True)]
-        for ratios in map(self._as_ratio, ordered):
-            executed = met(self.problem, ratios)
-            if tuple(executed.kept.tolist()) not in self.seen:
-                return executed.keep_ratio
-        return self._as_ratio(ordered[0])
+        found = guide.climb(starts)
+        return guide.first_new(found[self.agent.judge(found).argsort(descending=True, stable=True)])
 
     def _warmup(self) -> Tensor:
         """Return the actions of a random episode (n_groups,)."""
@@ -213,65 +197,12 @@ def _check(options: AgmcOptions) -> None:
             )
 
 
-def _linear_budget(problem: Problem, at: IntArray | None = None) -> LinearBudget:
-    """Return a solution and the marginal cost of every group there; by default the uniform one.
-
-    Args:
-        problem: The network.
-        at: int (n_groups,), kept counts of the solution.
-    """
-    kept = met(problem, np.full(problem.n_groups, 0.5)).kept if at is None else at
-    reached, weight = problem.cost(kept), np.zeros(problem.n_groups)
-    for group in range(problem.n_groups):
-        moved = kept.copy()
-        down = kept[group] > problem.min_keep[group]
-        moved[group] = problem.min_keep[group] if down else problem.n_units[group]
-        if at is not None:  # not so far: what it costs here
-            moved[group] = np.clip(kept[group] + (-1 if down else 1) * problem.step[group], 1, problem.n_units[group])
-        change = (kept[group] - moved[group]) / problem.n_units[group]
-        weight[group] = (reached - problem.cost(moved)) / change if change else 0.0
-    weight = np.maximum(weight / max(weight.max(), 1.0), 1e-6)
-    n_widths = problem.n_groups
-    if problem.density_weight is not None:
-        n_widths -= len(problem.density_weight)
-        weight[n_widths:] = problem.density_weight / problem.density_weight.max()
-    return LinearBudget(
-        torch.as_tensor(weight, dtype=torch.float32),
-        torch.as_tensor(kept / problem.n_units, dtype=torch.float32),
-        n_widths,
-    )
-
-
-def _tables(problem: Problem, budget: LinearBudget) -> Tables:
-    """Return what is known of the groups' errors, in units of what they vary near the uniform solution.
-
-    These are the refit errors and the divergence of the outputs where there is data; without it the share of the
-    importance that goes, and the square of the share of units.
-    """
-    kinds = [_grid(best_curves(problem), problem)]
-    if problem.divergence is not None:
-        kinds.append(_grid(problem.divergence(), problem))
-    elif problem.curves is None:
-        kinds.append(np.tile((1.0 - np.linspace(0.0, 1.0, N_GRID)) ** 2, (problem.n_groups, 1)))
-    return Tables(torch.as_tensor(np.array(kinds))).standardised(budget.keep_ratio.double())
-
-
-def _grid(curves: Curves, problem: Problem) -> npt.NDArray[np.float64]:
-    """Return the errors (n_groups, N_GRID) at evenly spaced keep ratios."""
-    grid = np.linspace(0.0, 1.0, N_GRID)
-    errors = [
-        np.interp(grid, counts / n, error)
-        for counts, error, n in zip(curves.counts, curves.errors, problem.n_units.tolist(), strict=True)
-    ]
-    return np.array(errors)
-
-
 def _known(problem: Problem, budget: LinearBudget, options: AgmcOptions) -> Known:
     """Return features and error curves; without data the curves say too little to start a critic from."""
     columns = [np.asarray(problem.features, np.float64)]
     table = None
     if problem.curves is not None:
-        errors = _grid(best_curves(problem), problem)
+        errors = on_grid(best_curves(problem), problem)
         table = torch.as_tensor(errors, dtype=torch.float32)
         columns.append(np.log(errors[:, [N_GRID // 4, N_GRID // 2]] + 1e-4))
         table = table / _spread(Known(table, table), budget, options.warmup_sigma)

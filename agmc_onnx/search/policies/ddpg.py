@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from agmc_onnx.config import AgmcOptions
+from agmc_onnx.search.policies.error_model import normalised
+from agmc_onnx.search.policies.linear_budget import LinearBudget
 from agmc_onnx.search.policies.networks import Actor, Critic
 from agmc_onnx.search.policies.states import States
-
-CLAMP_FLOOR = 0.2  # lowest keep ratio that AMC's clamp counts on (its lbound)
-REWARD_CLIP = 3.0  # normalised rewards are cut here: one collapsed candidate must not fill the critic
 
 
 @contextmanager
@@ -32,45 +31,6 @@ def single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(n_threads)
-
-
-@dataclass(frozen=True)
-class LinearBudget:
-    """The budget, linear around the uniform solution; what the differentiable Algorithm 1 works with.
-
-    Attributes:
-        weight: float32 (n_groups,), cost per unit of keep ratio at the uniform solution; any positive scale.
-        keep_ratio: float32 (n_groups,), the uniform solution.
-        n_widths: Decisions from this one on have a budget of their own; None: all share one.
-    """
-
-    weight: Tensor
-    keep_ratio: Tensor
-    n_widths: int | None = None
-
-    def rescale(self, actions: Tensor) -> Tensor:
-        """Return actions (..., n_groups) on the linear budget: all prune ratios times one factor, differentiable."""
-        n = actions.shape[-1] if self.n_widths is None else self.n_widths
-        parts = []
-        for part in (slice(0, n), slice(n, None)):
-            prune, weight = 1.0 - actions[..., part], self.weight[part]
-            target = (weight * (1.0 - self.keep_ratio[part])).sum()
-            factor = target / (weight * prune).sum(dim=-1, keepdim=True).clamp(min=1e-6)
-            parts.append((1.0 - factor * prune).clamp(0.0, 1.0))
-        return parts[0] if n == actions.shape[-1] else torch.cat(parts, dim=-1)
-
-    def clamp(self, before: list[Tensor], action: Tensor) -> Tensor:
-        """Return the next action (n, 1), at most what lets the later groups still meet the budget.
-
-        AMC (He et al. 2018, arXiv:1802.03494, algorithm 1): later groups are taken at the lowest ratio, `CLAMP_FLOOR`.
-        """
-        t = len(before)
-        target = (self.weight * (1.0 - self.keep_ratio)).sum()
-        earlier = torch.cat(before, dim=1) if before else action[:, :0]
-        removed = ((1.0 - earlier) * self.weight[:t]).sum(dim=1, keepdim=True)
-        later = self.weight[t + 1 :].sum() * (1.0 - CLAMP_FLOOR)
-        most = 1.0 - (target - removed - later) / self.weight[t]
-        return torch.minimum(action, most).clamp(CLAMP_FLOOR, 1.0)
 
 
 @dataclass(frozen=True)
@@ -252,9 +212,7 @@ class DdpgAgent:
     def episodes(self) -> tuple[Tensor, Tensor]:
         """Return all episodes kept: actions (n, n_groups), and rewards (n,) less their median, of deviation about 1."""
         actions = torch.stack([actions for actions, _ in self.replay])
-        rewards = torch.tensor([reward for _, reward in self.replay])
-        low, middle, high = torch.quantile(rewards, torch.tensor([0.1, 0.5, 0.9])).tolist()
-        return actions, ((rewards - middle) / max((high - low) / 2.56, 1e-6)).clamp(-REWARD_CLIP, REWARD_CLIP)
+        return actions, normalised(torch.tensor([reward for _, reward in self.replay]))
 
     @torch.no_grad()
     def _targets(self, actions: Tensor, rewards: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agmc_onnx.search.policies.ddpg import LinearBudget
+from agmc_onnx.search.policies.linear_budget import LinearBudget
 
 # Grid of the hyperparameters, both in units of the rewards' deviation: what weights that differ explain, and the noise.
 _DEVIATIONS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -22,6 +22,7 @@ _NOISES = (0.1, 0.2, 0.4, 0.8)
 _LEAST_MEAN = 0.05  # of the common mean: errors never do good
 # Of a climb: steps, trials of a step, noise of the first and of the last, farthest from where it starts
 _N_STEPS, _N_TRIALS, _WIDEST, _NARROWEST, _REACH = 40, 24, 0.15, 0.02, 0.3
+REWARD_CLIP = 3.0  # normalised rewards are cut here: one collapsed candidate must not decide
 _SPREAD = 0.1  # of keep ratios, by which the size of an error counts as one
 
 
@@ -145,3 +146,9 @@ class ErrorModel:
         errors = self.tables.errors
         summed = (weights.reshape(*errors.shape[:2], 1) * errors).sum(0)
         return summed.flip(1).cummax(1).values.flip(1)
+
+
+def normalised(rewards: Tensor) -> Tensor:
+    """Return rewards (n,) less their median, of deviation about 1, cut at `REWARD_CLIP`."""
+    low, middle, high = torch.quantile(rewards, torch.tensor([0.1, 0.5, 0.9], dtype=rewards.dtype)).tolist()
+    return ((rewards - middle) / max((high - low) / 2.56, 1e-6)).clamp(-REWARD_CLIP, REWARD_CLIP)

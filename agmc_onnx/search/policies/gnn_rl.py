@@ -22,10 +22,10 @@ from agmc_onnx.config import GnnRlOptions, SearchOptions
 from agmc_onnx.hierarchy.encoding import HierarchyArrays
 from agmc_onnx.search.policies import ppo
 from agmc_onnx.search.policies.ddpg import single_thread
+from agmc_onnx.search.policies.guide import SMALLEST, Guide
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
 LEAST_FACTOR = 0.2  # a step keeps at least this share of what was left
-SMALLEST = 0.01  # smallest keep ratio
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,7 @@ class GnnRlPolicy:
         self.fresh: list[ppo.Episode] = []
         self.best: list[tuple[float, int, ppo.Episode]] = []
         self.n_own = 0
+        self.guide = Guide(problem, self.generator) if self.options.fitted else None
 
     @single_thread()
     @torch.no_grad()
@@ -244,11 +245,16 @@ class GnnRlPolicy:
             if self._cost(keep) <= self.problem.budget:
                 break
         self.pending = torch.cat(seen), torch.cat(done), torch.cat(probabilities)
-        return keep.double().numpy()
+        if self.guide is None or self.guide.best is None:
+            return keep.double().numpy()
+        # On the way to the budget, which is met for the agent by its environment, the guide improves what it did.
+        return self.guide.first_new(self.guide.climb(torch.stack([keep, self.guide.best[1], keep]))[[2, 1, 0]])
 
     @single_thread()
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
         """Store the episode, and update after every `n_rollout` of them; of others' candidates, start from the best."""
+        if self.guide is not None:
+            self.guide.observe(torch.as_tensor(np.asarray(keep_ratio_executed), dtype=torch.float32), reward)
         if self.pending is None:
             if self.seen is None or reward > self.seen[0]:
                 self.seen = reward, np.array(keep_ratio_executed, np.float64)

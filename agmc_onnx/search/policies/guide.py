@@ -1,0 +1,89 @@
+"""What guides a policy that learns: from the episodes so far, which widths near its own lose least.
+
+A policy proposes; the guide climbs from there on its error model, and the search evaluates what it finds. So a network need
+not learn again what the error curves and a linear model of them say already.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from agmc_onnx.search.budget import met
+from agmc_onnx.search.policies.error_model import ErrorModel, Tables, normalised
+from agmc_onnx.search.policies.linear_budget import linear_budget
+from agmc_onnx.search.prior import best_curves
+from agmc_onnx.search.problem import Curves, FloatArray, Problem
+
+N_GRID = 33  # keep ratios at which an error curve is read
+SMALLEST = 0.01  # smallest keep ratio proposed
+
+
+class Guide:
+    """Episodes, the error model fitted to them, and the budget near the best one.
+
+    Attributes:
+        model: The error model.
+        budget: Linear, near the best episode; before the first, near the uniform solution.
+        best: Reward and keep ratios float32 (n_groups,) of the best episode, or None.
+    """
+
+    def __init__(self, problem: Problem, generator: torch.Generator) -> None:
+        """Read the curves; `generator` is the only source of randomness."""
+        self.problem, self.generator = problem, generator
+        self.budget = linear_budget(problem)
+        self.tables = error_tables(problem, self.budget.keep_ratio)
+        self.model = ErrorModel.fit(self.tables, torch.zeros(0, problem.n_groups), torch.zeros(0))
+        self.best: tuple[float, Tensor] | None = None
+        self._episodes: list[tuple[Tensor, float]] = []
+        self._seen: set[tuple[int, ...]] = set()
+
+    def observe(self, actions: Tensor, reward: float) -> None:
+        """Learn from an episode: executed keep ratios (n_groups,) and the reward."""
+        kept = np.rint(actions.double().numpy() * self.problem.n_units).astype(np.int64)
+        self._seen.add(tuple(kept.tolist()))
+        self._episodes.append((actions, reward))
+        if self.best is None or reward > self.best[0]:
+            self.best = reward, actions
+            self.budget = linear_budget(self.problem, kept)
+        rewards = normalised(torch.tensor([reward for _, reward in self._episodes]))
+        self.model = ErrorModel.fit(self.tables, torch.stack([actions for actions, _ in self._episodes]), rewards)
+
+    def climb(self, starts: Tensor) -> Tensor:
+        """Return what loses least near each of `starts` (n, n_groups); the first by expected weights, the rest by drawn ones."""
+        return self.model.climb(self.budget.rescale(starts), self.budget, self.generator)
+
+    def first_new(self, candidates: Tensor) -> FloatArray:
+        """Return the keep ratios (n_groups,) of the first candidate that was no episode yet; of the first if all were."""
+        ratios = np.clip(candidates.double().numpy(), SMALLEST, 1.0)
+        for one in ratios:
+            executed = met(self.problem, one)
+            if tuple(executed.kept.tolist()) not in self._seen:
+                return executed.keep_ratio
+        return np.asarray(ratios[0])
+
+
+def error_tables(problem: Problem, around: Tensor) -> Tables:
+    """Return what is known of the groups' errors, in units of what they vary near `around` (n_groups,).
+
+    These are the refit errors and the divergence of the outputs where there is data; without it the share of the
+    importance that goes, and the square of the share of units.
+    """
+    kinds = [on_grid(best_curves(problem), problem)]
+    if problem.divergence is not None:
+        kinds.append(on_grid(problem.divergence(), problem))
+    elif problem.curves is None:
+        kinds.append(np.tile((1.0 - np.linspace(0.0, 1.0, N_GRID)) ** 2, (problem.n_groups, 1)))
+    return Tables(torch.as_tensor(np.array(kinds))).standardised(around.double())
+
+
+def on_grid(curves: Curves, problem: Problem) -> npt.NDArray[np.float64]:
+    """Return the errors (n_groups, N_GRID) at evenly spaced keep ratios."""
+    grid = np.linspace(0.0, 1.0, N_GRID)
+    errors = [
+        np.interp(grid, counts / n, error)
+        for counts, error, n in zip(curves.counts, curves.errors, problem.n_units.tolist(), strict=True)
+    ]
+    return np.array(errors)

@@ -1,0 +1,82 @@
+"""The budget as a linear function of keep ratios, near one solution: what gradients and quick searches work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agmc_onnx.search.budget import met
+from agmc_onnx.search.problem import IntArray, Problem
+
+CLAMP_FLOOR = 0.2  # lowest keep ratio that AMC's clamp counts on (its lbound)
+
+
+@dataclass(frozen=True)
+class LinearBudget:
+    """The budget, linear around the uniform solution; what the differentiable Algorithm 1 works with.
+
+    Attributes:
+        weight: float32 (n_groups,), cost per unit of keep ratio at the uniform solution; any positive scale.
+        keep_ratio: float32 (n_groups,), the uniform solution.
+        n_widths: Decisions from this one on have a budget of their own; None: all share one.
+    """
+
+    weight: Tensor
+    keep_ratio: Tensor
+    n_widths: int | None = None
+
+    def rescale(self, actions: Tensor) -> Tensor:
+        """Return actions (..., n_groups) on the linear budget: all prune ratios times one factor, differentiable."""
+        n = actions.shape[-1] if self.n_widths is None else self.n_widths
+        parts = []
+        for part in (slice(0, n), slice(n, None)):
+            prune, weight = 1.0 - actions[..., part], self.weight[part]
+            target = (weight * (1.0 - self.keep_ratio[part])).sum()
+            factor = target / (weight * prune).sum(dim=-1, keepdim=True).clamp(min=1e-6)
+            parts.append((1.0 - factor * prune).clamp(0.0, 1.0))
+        return parts[0] if n == actions.shape[-1] else torch.cat(parts, dim=-1)
+
+    def clamp(self, before: list[Tensor], action: Tensor) -> Tensor:
+        """Return the next action (n, 1), at most what lets the later groups still meet the budget.
+
+        AMC (He et al. 2018, arXiv:1802.03494, algorithm 1): later groups are taken at the lowest ratio, `CLAMP_FLOOR`.
+        """
+        t = len(before)
+        target = (self.weight * (1.0 - self.keep_ratio)).sum()
+        earlier = torch.cat(before, dim=1) if before else action[:, :0]
+        removed = ((1.0 - earlier) * self.weight[:t]).sum(dim=1, keepdim=True)
+        later = self.weight[t + 1 :].sum() * (1.0 - CLAMP_FLOOR)
+        most = 1.0 - (target - removed - later) / self.weight[t]
+        return torch.minimum(action, most).clamp(CLAMP_FLOOR, 1.0)
+
+
+def linear_budget(problem: Problem, at: IntArray | None = None) -> LinearBudget:
+    """Return a solution and the marginal cost of every group there; by default the uniform one.
+
+    Args:
+        problem: The network.
+        at: int (n_groups,), kept counts of the solution.
+    """
+    kept = met(problem, np.full(problem.n_groups, 0.5)).kept if at is None else at
+    reached, weight = problem.cost(kept), np.zeros(problem.n_groups)
+    for group in range(problem.n_groups):
+        moved = kept.copy()
+        down = kept[group] > problem.min_keep[group]
+        moved[group] = problem.min_keep[group] if down else problem.n_units[group]
+        if at is not None:  # not so far: what it costs here
+            moved[group] = np.clip(kept[group] + (-1 if down else 1) * problem.step[group], 1, problem.n_units[group])
+        change = (kept[group] - moved[group]) / problem.n_units[group]
+        weight[group] = (reached - problem.cost(moved)) / change if change else 0.0
+    weight = np.maximum(weight / max(weight.max(), 1.0), 1e-6)
+    n_widths = problem.n_groups
+    if problem.density_weight is not None:
+        n_widths -= len(problem.density_weight)
+        weight[n_widths:] = problem.density_weight / problem.density_weight.max()
+    return LinearBudget(
+        torch.as_tensor(weight, dtype=torch.float32),
+        torch.as_tensor(kept / problem.n_units, dtype=torch.float32),
+        n_widths,
+    )
