@@ -18,7 +18,9 @@ from agmc_onnx.pruning.editor import Cut
 
 _NORM_OUTPUTS = {  # normalisations of the last dim, with the outputs that have it
     "BatchNormalization": (0,),  # one that trains, on weights
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), (0,)),
+    **dict.fromkeys(
+        ("LayerNormalization", "LpNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), (0,)
+    ),
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), (0, 3)),
 }
 _MASKED = frozenset({"Softmax", "InstanceNormalization", "GroupNormalization"})

@@ -372,6 +372,30 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
             "order": np.arange(8, dtype=np.int64).reshape(1, 8, 1, 1), **{f"c{n}": np.array(n, np.int64) for n in (0, 1, 8)},
         },
     ),
+    "queries and keys turned by their places": (
+        """<ir_version: 10, opset_import: ["" : 23]> g (float[N, 5, 6] x) => (float[N, 5, 3] out) {
+           q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+           qr = RotaryEmbedding<num_heads = 2>(q, cos, sin, places)
+           kr = RotaryEmbedding<num_heads = 2, interleaved = 0, rotary_embedding_dim = 8>(k, cos, sin, places)
+           qf = Reshape(qr, to) kf = Reshape(kr, to) vf = Reshape(v, to) qt = Transpose<perm = [0, 2, 1, 3]>(qf)
+           kt = Transpose<perm = [0, 2, 3, 1]>(kf) vt = Transpose<perm = [0, 2, 1, 3]>(vf) s = MatMul(qt, kt)
+           e = Softmax(s) o = MatMul(e, vt) ot = Transpose<perm = [0, 2, 1, 3]>(o) y = Reshape(ot, back)
+           out = MatMul(y, wo) }""",
+        {
+            **dict.fromkeys(("wq", "wk", "wv"), (6, 16)), "wo": (16, 3), "cos": (5, 4), "sin": (5, 4), "to": i64(0, 5, 2, 8),
+            "back": i64(0, 5, 16), "places": np.arange(5, dtype=np.int64)[None],
+        },
+    ),
+    "regions of interest, shifted convolution, samples of a grid": (
+        """<ir_version: 10, opset_import: ["" : 19]> g (float[N, 3, 6, 6] x, float[N, 4, 4, 2] grid) => (float[2, 2, 2, 2] out, float[N, 2, 4, 4] more) {
+           a = Conv(x, wa, ba) r = Relu(a) p = RoiAlign<output_height = 2, output_width = 2>(r, rois, places) q = Conv(p, wb)
+           out = Conv(q, wo) s = GridSample(r, grid) t = Conv(s, wt) u = LpNormalization<axis = 3>(t)
+           c = CumSum(u, three) d = Relu(c) more = Conv(d, wo) }""",
+        {
+            "wa": (8, 3, 1, 1), "ba": (8,), "wb": (6, 8, 1, 1), "wt": (6, 8, 1, 1), "wo": (2, 6, 1, 1),
+            "rois": np.array([[0, 0, 3, 3], [1, 1, 5, 4]], np.float32), "places": i64(0, 0), "three": np.array(3, np.int64),
+        },
+    ),
     "layers that make biases of coordinates": (
         """g (float[N, 4, 6] x) => (float[N, 4, 2] out) {
            c = MatMul(places, w1) d = Add(c, b1) r = Relu(d) e = MatMul(r, w2) a = MatMul(x, wa) y = Add(a, e)

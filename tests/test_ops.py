@@ -143,6 +143,9 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
         "a y",
     ),
     "size read as data": ("h = Shape(a) f = Cast<to = 1>(h) q = ReduceSum<keepdims = 0>(f) y = Div(a, q)", {}, "a"),
+    "top of a dim": ("y, i = TopK<axis = 2>(a, i3)", {"i3": ints(3)}, "a y i"),
+    "running sum": ("y = CumSum(a, i1)", {"i1": ints(1)}, "a y"),
+    "triangle": ("y = Trilu(a)", {}, "a y"),
     "unknown op": ("y = Unique(a)", {}, "a"),
     "einsum": ('y = Einsum<equation = "bchw,co->bohw">(a, w)', {"w": (4, 2)}, "a w y"),
     "einsum over rows": (
@@ -227,6 +230,24 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
            y = com.microsoft.MultiHeadAttention<num_heads = 2>(q, k, v)""",
         {"wq": (6, 4), "wk": (6, 4), "wv": (6, 6)},
         "q k v y",
+    ),
+    "rotary embedding": (
+        """q = MatMul(seq, wq) y = RotaryEmbedding<num_heads = 2>(q, cos, sin)
+           z = com.microsoft.RotaryEmbedding<interleaved = 1>(q, places, cosines, sines)""",
+        {
+            "wq": (6, 8),
+            "cos": (1, 5, 2),
+            "sin": (1, 5, 2),
+            "cosines": (5, 2),
+            "sines": (5, 2),
+            "places": ints(*range(5)),
+        },
+        "q cos sin y cosines z",
+    ),
+    "grouped-query attention": (
+        "q = MatMul(seq, wq) y = com.microsoft.GroupQueryAttention<num_heads = 2, kv_num_heads = 1>(q, q, q, , , n, t)",
+        {"wq": (6, 8), "n": np.zeros(1, np.int32), "t": np.array(5, np.int32)},
+        "q",
     ),
     "skip layer norm": (
         "q = MatMul(seq, wq) r = MatMul(seq, wr) y, m, n, s = com.microsoft.SkipLayerNormalization(q, r, g, b, k)",

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from agmc_onnx.channels.axes import Entries, Ids, Ledger
+from agmc_onnx.channels.axes import Entries, Ids, Ledger, tie_or_freeze
+from agmc_onnx.channels.moves import carry
 from agmc_onnx.model.graph import Node
 
+_FLAT_RANK = 3  # of queries whose heads lie in one dim: (batch, length, heads * size)
 _PAST_OF_ATTENTION, _PAST_OF_MULTI_HEAD = 4, (6, 7)  # input positions
 
 
@@ -80,6 +82,40 @@ def fused_attention(ledger: Ledger, node: Node) -> None:
         else:
             ledger.tie(own, columns)
     ledger.set(node.outputs[0], 2, v)
+
+
+def rotary(ledger: Ledger, node: Node) -> None:
+    """RotaryEmbedding: entries that are turned together live and die together, the same ones in all heads, which share angles.
+
+    Where only a part of a head is turned, it stays whole: the attribute that names the part may not become 0.
+    """
+    x = node.inputs[0]
+    cos, sin = node.inputs[1:3] if not node.domain else node.inputs[2:4]
+    rank, heads = ledger.shape(x).rank, node.attribute("num_heads", 0)
+    hidden = ledger.shape(x).other[-1]
+    size = hidden if rank > _FLAT_RANK else 2 * ledger.shape(cos).other[-1]
+    if hidden % size or (heads and rank == _FLAT_RANK and hidden // heads != size):
+        return
+    if node.attribute("rotary_embedding_dim", 0) not in (0, size) or 2 * ledger.shape(cos).other[-1] != size:
+        return
+    carry(ledger, node, x, node.outputs[0], {dim: dim for dim in range(rank - 1)})
+    ids = ledger.flat(node, x, rank - 1)
+    if ids is None:
+        return
+    grid = ids.reshape(-1, size)
+    ledger.tie(grid, grid[:1])
+    one = grid[0]
+    first, second = (one[::2], one[1::2]) if node.attribute("interleaved", 0) else (one[: size // 2], one[size // 2 :])
+    ledger.tie(first, second)
+    for angles in (cos, sin):
+        tie_or_freeze(ledger, node, first, angles, ledger.shape(angles).rank - 1)
+    ledger.set(node.outputs[0], rank - 1, ids)
+
+
+def grouped_query(ledger: Ledger, node: Node) -> None:
+    """GroupQueryAttention of onnxruntime: its kernels take heads of whole blocks of entries only, so all of them stay."""
+    for name in filter(None, node.inputs):
+        ledger.freeze_value(name, f"{node.label}: onnxruntime runs it with heads of 8 or 16 entries at a time only")
 
 
 def hidden_sizes(node: Node, columns: int) -> list[int]:

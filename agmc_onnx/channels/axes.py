@@ -296,6 +296,15 @@ def _spread(entries: Entries, rows: tuple[int, ...]) -> Ids:
     return entries.ids.reshape([next(sizes) if row in entries.rows else 1 for row in rows] + [entries.ids.shape[-1]])
 
 
+def tie_or_freeze(ledger: Ledger, node: Node, ids: Ids, value: str, dim: int) -> None:
+    """Let ids live and die with a dim of another value, or freeze them where that cannot be cut."""
+    entries = ledger.axis(node, value, dim)
+    if entries is None:
+        ledger.freeze(ids, f"{node.label}: its operand {value} cannot be cut with it")
+    else:
+        ledger.tie(entries.ids, ids)
+
+
 def describe(ledger: Ledger, names: Iterable[str]) -> str:
     """Return the ids of some values on one line, for tests and debugging: `x[1]=0..7 w[0]=0..7`."""
     parts = []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from agmc_onnx.channels import attention, ops
-from agmc_onnx.channels.axes import Handler, Ledger
+from agmc_onnx.channels.axes import Handler, Ledger, tie_or_freeze
+from agmc_onnx.channels.convolutions import conv
 from agmc_onnx.model.graph import Node
 
 
 def fused_conv(ledger: Ledger, node: Node) -> None:
     """FusedConv: a Conv, then the sum with another value, then an activation."""
-    ops.conv(ledger, node)
+    conv(ledger, node)
     y = node.outputs[0]
     other = node.inputs[3] if len(node.inputs) > 3 else ""
     if not other:
@@ -46,7 +47,7 @@ def skip_norm(ledger: Ledger, node: Node) -> None:
         ledger.normalise(entries.ids, node)
         for name in [names[2]] if is_simple else names[2:4]:
             if name:
-                ops.tie_or_freeze(ledger, node, entries.ids, name, 0)
+                tie_or_freeze(ledger, node, entries.ids, name, 0)
 
 
 def embed_norm(ledger: Ledger, node: Node) -> None:
@@ -56,9 +57,9 @@ def embed_norm(ledger: Ledger, node: Node) -> None:
     if ids is None:
         return
     for name in tables[1:]:
-        ops.tie_or_freeze(ledger, node, ids, name, 1)
+        tie_or_freeze(ledger, node, ids, name, 1)
     for name in node.inputs[5:7]:
-        ops.tie_or_freeze(ledger, node, ids, name, 0)
+        tie_or_freeze(ledger, node, ids, name, 0)
     ledger.normalise(ids, node)
     for at in (0, 2):
         if at < len(node.outputs) and node.outputs[at]:
@@ -72,7 +73,7 @@ def split_gelu(ledger: Ledger, node: Node) -> None:
     ids = ledger.flat(node, x, dim)
     if ids is None:
         return
-    ops.tie_or_freeze(ledger, node, ids, node.inputs[1], 0)
+    tie_or_freeze(ledger, node, ids, node.inputs[1], 0)
     half = ids.size // 2
     ledger.tie(ids[:half], ids[half:])
     ledger.set(y, dim, ids[:half])
@@ -86,7 +87,9 @@ RULES: dict[tuple[str, str], Handler] = {
     ("com.microsoft", "FusedConv"): fused_conv,
     ("com.microsoft", "FusedGemm"): ops.gemm,
     ("com.microsoft", "FusedMatMul"): fused_matmul,
+    ("com.microsoft", "GroupQueryAttention"): attention.grouped_query,
     ("com.microsoft", "MultiHeadAttention"): attention.multi_head,
+    ("com.microsoft", "RotaryEmbedding"): attention.rotary,
     ("com.microsoft", "SkipLayerNormalization"): skip_norm,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): skip_norm,
     ("", "SimplifiedLayerNormalization"): ops.layer_norm,

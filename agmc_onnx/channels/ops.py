@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from agmc_onnx.channels import moves, quantised, sizes
-from agmc_onnx.channels.axes import Axis, Entries, Handler, Ids, Ledger
+from agmc_onnx.channels.axes import Axis, Handler, Ledger, tie_or_freeze
+from agmc_onnx.channels.convolutions import conv, conv_transpose, deformable
 from agmc_onnx.channels.einsum import einsum
 from agmc_onnx.channels.recurrent import GATES, recurrent
-from agmc_onnx.channels.zeros import removed_are_zero
 from agmc_onnx.model.graph import Graph, Node
 
 
@@ -68,102 +66,6 @@ def broadcast(ledger: Ledger, node: Node, inputs: Sequence[str], output: str) ->
         for entries in shifted[1:]:
             joined = ledger.meet(joined, entries)
         ledger.set(output, dim, joined.ids, joined.rows)
-
-
-def conv(ledger: Ledger, node: Node) -> None:
-    """Conv: input channels are tied to dim 1 of the weight, output channels are dim 0 of the weight and the bias.
-
-    Grouped: every group of input, and of output, channels keeps equally many; one input channel a group (depthwise):
-    input and output channels live and die together.
-    """
-    x, w = node.inputs[:2]
-    groups = node.attribute("group", 1)
-    slide(ledger, node)
-    out = ledger.flat(node, w, 0)
-    source = ledger.flat(node, x, 1)
-    if out is None:
-        if source is not None and groups == 1 and ledger.size(w, 0) == 1:  # a single output channel stays
-            _contract(ledger, node, source, w, 1)
-        elif source is not None:
-            ledger.freeze(source, f"{node.label}: its weight {w} cannot be cut")
-        return
-    if groups == 1:
-        _contract(ledger, node, source, w, 1)
-    elif ledger.size(w, 1) == 1:
-        per_group = out.size // groups
-        if source is None:
-            ledger.freeze(out, f"{node.label}: depthwise on {x}, which cannot be cut")
-        else:
-            ledger.tie(out.reshape(groups, per_group), source[:, None])
-    else:
-        ledger.balance(out.reshape(groups, -1))
-        if source is not None:
-            grid = source.reshape(groups, -1)
-            ledger.balance(grid)
-            _bind_grouped(ledger, node, w, grid)
-    _bias(ledger, node, 2, out)
-    ledger.set(node.outputs[0], 1, out)
-
-
-def slide(ledger: Ledger, node: Node) -> None:
-    """Conv along dims that are channels elsewhere: one entry at a time passes; with neighbours, zeros keep their places.
-
-    Cut, the entries that stay are first put back among zeros (`agmc_onnx.pruning.repairs.conv`); so what goes must be zero.
-    """
-    x, y = node.inputs[0], node.outputs[0]
-    for dim in range(2, ledger.shape(x).rank):
-        if (x, dim) not in ledger.entries:
-            continue
-        ids = ledger.flat(node, x, dim)
-        assert ids is not None
-        if ledger.size(y, dim) != ids.size or not ledger.shape(y).is_fixed(dim):
-            ledger.freeze(ids, f"{node.label}: its stride or padding changes the size of dimension {dim} of {x}")
-        elif slides(ledger.graph, node, dim) and not removed_are_zero(ledger, x):
-            ledger.freeze(
-                ids, f"{node.label}: mixes neighbours along dimension {dim} of {x}, and what goes may not be zero"
-            )
-        else:
-            ledger.set(y, dim, ids)
-
-
-def slides(graph: Graph, node: Node, dim: int) -> bool:
-    """Whether a Conv takes more than one place of a dim of its input together, or not each one."""
-    shape = graph.shape(node.inputs[1])
-    n_dims = 0 if shape is None else shape.rank - 2
-    strides, pads = node.attribute("strides") or [1] * n_dims, node.attribute("pads") or [0] * 2 * n_dims
-    return shape is None or shape.other[dim] > 1 or strides[dim - 2] > 1 or any(pads[dim - 2 :: n_dims])
-
-
-def conv_transpose(ledger: Ledger, node: Node) -> None:
-    """ConvTranspose: input channels are dim 0 of the weight, output channels dim 1, repeated in every group."""
-    x, w = node.inputs[:2]
-    groups = node.attribute("group", 1)
-    source = ledger.flat(node, x, 1)
-    if groups == 1:
-        _contract(ledger, node, source, w, 0)
-        out = ledger.flat(node, w, 1)
-        if out is None:
-            return
-    elif ledger.size(w, 0) == groups and ledger.size(w, 1) == 1:  # depthwise
-        out = ledger.flat(node, w, 0)
-        if out is None or source is None:
-            for ids in (out, source):
-                if ids is not None:
-                    ledger.freeze(ids, f"{node.label}: depthwise on {x}, which cannot be cut")
-            if out is None:
-                return
-        else:
-            ledger.tie(source, out)
-    else:
-        if source is not None:
-            ledger.balance(source.reshape(groups, -1))
-            _contract(ledger, node, source, w, 0)
-        column = ledger.flat(node, w, 1)
-        out = None if column is None else np.tile(column, groups)
-        if out is None:
-            return
-    _bias(ledger, node, 2, out)
-    ledger.set(node.outputs[0], 1, out)
 
 
 def gemm(ledger: Ledger, node: Node) -> None:
@@ -222,6 +124,41 @@ def _batch_dim(ledger: Ledger, node: Node, dim: int, rank: int, operands: Sequen
     else:
         for entries in known:
             ledger.freeze(entries.ids, f"{node.label}: batch dimension {dim} cannot be cut in both operands")
+
+
+def running(ledger: Ledger, node: Node) -> None:
+    """CumSum, CumProd: dims other than the one run along pass."""
+    axis = ledger.graph.value(node.inputs[1])
+    if axis is not None:
+        rank = ledger.shape(node.inputs[0]).rank
+        _pass_through(ledger, node, set(range(rank)) - {int(axis.ravel()[0]) % rank})
+
+
+def triangle(ledger: Ledger, node: Node) -> None:
+    """Trilu: a batch of matrices; only the batch passes."""
+    _pass_through(ledger, node, set(range(ledger.shape(node.inputs[0]).rank - 2)))
+
+
+def top(ledger: Ledger, node: Node) -> None:
+    """TopK: dims other than the sorted one pass."""
+    x = node.inputs[0]
+    rank = ledger.shape(x).rank
+    dims = {dim: dim for dim in range(rank) if dim != node.attribute("axis", -1) % rank}
+    for output in filter(None, node.outputs):
+        moves.carry(ledger, node, x, output, dims)
+
+
+def regions(ledger: Ledger, node: Node) -> None:
+    """RoiAlign, MaxRoiPool: channels pass, to as many samples as there are regions."""
+    _pass_through(ledger, node, {1})
+
+
+def scaled(ledger: Ledger, node: Node) -> None:
+    """LpNormalization, MeanVarianceNormalization: cutting a normalised dim changes the statistics."""
+    rank = ledger.shape(node.inputs[0]).rank
+    is_mean = node.op_type == "MeanVarianceNormalization"
+    axes = node.attribute("axes", [0, 2, 3]) if is_mean else [node.attribute("axis", -1)]
+    _normalise(ledger, node, {axis % rank for axis in axes})
 
 
 def batch_norm(ledger: Ledger, node: Node) -> None:
@@ -349,40 +286,6 @@ def group_norm(ledger: Ledger, node: Node) -> None:
                 tie_or_freeze(ledger, node, ids, name, 0)
 
 
-def _contract(ledger: Ledger, node: Node, source: Ids | None, weight: str, dim: int) -> None:
-    """Tie contracted input channels to a dim of the weight; channels that cannot be cut leave the weight whole."""
-    if source is not None:
-        tie_or_freeze(ledger, node, source, weight, dim)
-
-
-def _bind_grouped(ledger: Ledger, node: Node, weight: str, grid: Ids) -> None:
-    """Let dim 1 of a grouped Conv's weight have ids of its own for every group."""
-    axis = (weight, 1)
-    if weight not in ledger.graph.tensors or axis in ledger.entries:
-        columns = ledger.flat(node, weight, 1)
-        if columns is None:
-            ledger.freeze(grid, f"{node.label}: its weight {weight} cannot be cut")
-        else:
-            ledger.tie(grid, np.broadcast_to(columns, grid.shape))
-        return
-    ledger.mentioned.add((weight, 1, node.index))
-    ledger.entries[axis] = Entries(grid, (0,))
-
-
-def _bias(ledger: Ledger, node: Node, position: int, ids: Ids) -> None:
-    if len(node.inputs) > position and node.inputs[position]:
-        tie_or_freeze(ledger, node, ids, node.inputs[position], 0)
-
-
-def tie_or_freeze(ledger: Ledger, node: Node, ids: Ids, value: str, dim: int) -> None:
-    """Let ids live and die with a dim of another value, or freeze them where that cannot be cut."""
-    entries = ledger.axis(node, value, dim)
-    if entries is None:
-        ledger.freeze(ids, f"{node.label}: its operand {value} cannot be cut with it")
-    else:
-        ledger.tie(entries.ids, ids)
-
-
 def _meet(ledger: Ledger, node: Node, one: Axis, other: Axis, rank: int = 2) -> None:
     """Tie the contracted dims of two operands of a product; `rank` is that of its result, whose batch dims rows are."""
     weights = [value in ledger.graph.tensors for value, _ in (one, other)]
@@ -428,7 +331,7 @@ _ELEMENTWISE = """
     Celu Clip Cos Cosh Div Dropout Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish
     Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow
     Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh
-    ThresholdedRelu Where Xor
+    SwiGLU ThresholdedRelu Where Xor
 """
 _QUANTISED = "ConvInteger DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul"
 _REDUCE = (
@@ -443,6 +346,16 @@ RULES: dict[tuple[str, str], Handler] = {
         ("", op): pool
         for op in ("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "LpPool", "MaxPool")
     },
+    ("", "CumProd"): running,
+    ("", "CumSum"): running,
+    ("", "DeformConv"): deformable,
+    ("", "GridSample"): pool,
+    ("", "LpNormalization"): scaled,
+    ("", "MaxRoiPool"): regions,
+    ("", "MeanVarianceNormalization"): scaled,
+    ("", "RoiAlign"): regions,
+    ("", "TopK"): top,
+    ("", "Trilu"): triangle,
     ("", "ArgMax"): arg_reduce,
     ("", "ArgMin"): arg_reduce,
     ("", "BatchNormalization"): batch_norm,

@@ -6,7 +6,12 @@ from agmc_onnx.channels import attention, fused, ops
 from agmc_onnx.channels.axes import Handler
 from agmc_onnx.model.graph import Node
 
-RULES: dict[tuple[str, str], Handler] = {**ops.RULES, **fused.RULES, ("", "Attention"): attention.attention}
+RULES: dict[tuple[str, str], Handler] = {
+    **ops.RULES,
+    **fused.RULES,
+    ("", "Attention"): attention.attention,
+    ("", "RotaryEmbedding"): attention.rotary,
+}
 
 
 def rule_of(node: Node) -> Handler | None:

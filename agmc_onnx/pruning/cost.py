@@ -16,8 +16,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from agmc_onnx.channels.axes import Axis
+from agmc_onnx.channels.convolutions import slides
 from agmc_onnx.channels.groups import Channels
-from agmc_onnx.channels.ops import slides
 from agmc_onnx.channels.recurrent import GATES
 from agmc_onnx.model.graph import Graph, Node
 
@@ -210,7 +210,7 @@ def _macs_of(graph: Graph, node: Node) -> list[Product]:
     def axes(value: str, first: int = 0) -> list[Axis | None]:
         return [(value, dim) for dim in range(first, len(dims[value]))]
 
-    if op_type == "Conv":
+    if op_type in ("Conv", "DeformConv"):
         whole = [None if dim > 1 and slides(graph, node, dim) else (y, dim) for dim in range(len(dims[y]))]
         return [((*dims[y], *dims[w][1:]), whole + axes(w, 1))]
     if op_type == "ConvTranspose":
@@ -265,4 +265,4 @@ def _einsum_macs(graph: Graph, node: Node) -> list[Product]:
 
 _FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul"}
 _ATTENTION = frozenset({("", "Attention"), ("com.microsoft", "Attention"), ("com.microsoft", "MultiHeadAttention")})
-_MAC_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *GATES})
+_MAC_OPS = frozenset({"Conv", "DeformConv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *GATES})

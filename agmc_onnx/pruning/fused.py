@@ -40,5 +40,13 @@ def fused_attention(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
         editor.attribute(proto, "scale", _scale(sizes[0], node.attribute("num_heads")))
 
 
+def rotary(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """RotaryEmbedding: the number of entries of a head that are turned, where it is named."""
+    angles = node.inputs[1] if not node.domain else node.inputs[2]
+    shape = editor.graph.shape(angles)
+    if node.attribute("rotary_embedding_dim", 0) and shape is not None:
+        editor.attribute(proto, "rotary_embedding_dim", 2 * editor.cut.size(angles, shape.rank - 1))
+
+
 def _scale(hidden: int, heads: int) -> float:
     return float((hidden // heads) ** -0.5)

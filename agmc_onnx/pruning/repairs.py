@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 
 from agmc_onnx.channels.axes import Ledger, Shuffle
+from agmc_onnx.channels.convolutions import slides
 from agmc_onnx.channels.moves import pad_amounts, slice_bounds
-from agmc_onnx.channels.ops import slides
 from agmc_onnx.channels.recurrent import GATES
 from agmc_onnx.model.graph import Node
 from agmc_onnx.pruning import fused
@@ -243,14 +243,17 @@ REPAIRS: dict[tuple[str, str], Repair] = {
     ("", "ConstantOfShape"): constant_of_shape,
     ("", "Conv"): conv,
     ("", "ConvTranspose"): conv,
+    ("", "DeformConv"): conv,
     ("", "Expand"): expand,
     ("", "Gather"): gather,
     ("", "Pad"): pad,
     ("", "Reshape"): reshape,
+    ("", "RotaryEmbedding"): fused.rotary,
     ("", "Resize"): resize,
     ("", "Slice"): slice_,
     ("", "Split"): split,
     ("com.microsoft", "Attention"): fused.fused_attention,
     ("com.microsoft", "FusedConv"): conv,
     ("com.microsoft", "MultiHeadAttention"): fused.multi_head,
+    ("com.microsoft", "RotaryEmbedding"): fused.rotary,
 }
