@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from agmc_onnx.config import CompressOptions
-from agmc_onnx.measuring.accuracy import Evaluator
+from agmc_onnx.measuring.accuracy import BATCH, Evaluator
 from agmc_onnx.measuring.data import Dataset, Samples, load_card, open_data
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
@@ -109,9 +109,9 @@ class Roles:
         """Return the SHA-256 of all that a search sees of the data."""
         reward, calibration = self._roles["reward"], self._roles["calibration"].take(self._settings.search_samples)
         feeds = [
-            *reward.feeds(100),
+            *reward.feeds(BATCH),
             *(feed for feed, _ in calibration.batches(100)),
-        ]  # 100: as the evaluator keeps them
+        ]  # as the evaluator keeps them
         arrays = [(name, feed[name]) for feed in feeds for name in sorted(feed)]
         return digest([*arrays, ("labels", None if reward.labels is None else np.asarray(reward.labels))])
 
