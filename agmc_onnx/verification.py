@@ -151,8 +151,6 @@ def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None
     initializers = {t.name: t for t in model.graph.initializer}
     other = view(values) if values is not None else None
     ones, zeros = _divisors(graph), _zero_points(graph)
-    inputs = {value.name for value in original.graph.input}
-    made: list[onnx.NodeProto] = []
 
     def put(name: str, array: np.ndarray) -> None:
         tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
@@ -168,10 +166,7 @@ def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None
         shape, tensor = tuple(graph.tensors[name].dims), graph.tensors[name]
         region = kept_region(shape, axes, name)
         if is_external(tensor) and other is None and name in initializers and name not in zeros:
-            if name in ones or name in inputs:
-                initializers[name].CopyFrom(part_of(tensor, _masks(shape, axes), 1 if name in ones else 0))
-            else:
-                made += _masking(initializers[name], _masks(shape, axes), model)
+            initializers[name].CopyFrom(part_of(tensor, _masks(shape, axes), 1 if name in ones else 0))
             continue
         array = graph.array(name)
         kept = array[region]
@@ -183,8 +178,6 @@ def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None
         full = np.full(array.shape, zeros.get(name, 1 if name in ones else 0), array.dtype)
         full[region] = kept
         put(name, full)
-    for node in reversed(made):
-        model.graph.node.insert(0, node)
     if other is not None:
         for name in graph.tensors:
             if name in other.tensors and name not in plan.tensors and graph.is_float(name):
@@ -229,32 +222,6 @@ def _masks(shape: tuple[int, ...], axes: Mapping[str, list[Any]]) -> dict[int, M
         np.put_along_axis(mask, index, True, axis=-1)
         masks[int(text)] = mask
     return masks
-
-
-def _masking(tensor: onnx.TensorProto, masks: Mapping[int, Mask], model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Let nodes make a masked weight out of one in another file, which is then neither copied nor written.
-
-    Args:
-        tensor: Initializer of the model; gets another name.
-        masks: Kept entries by dim, as in `agmc_onnx.model.parts.take`.
-        model: Gets the masks as initializers.
-    """
-    name, rank = tensor.name, len(tensor.dims)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    tensor.name = source = f"{name}__whole"
-    nodes = []
-    for number, (dim, mask) in enumerate(sorted(masks.items())):
-        if mask.ndim == 2:  # one row a group of consecutive entries of dim 0
-            factor = np.repeat(mask, tensor.dims[0] // mask.shape[0], axis=0).reshape(
-                -1, mask.shape[1], *[1] * (rank - 2)
-            )
-        else:
-            factor = mask.reshape([-1 if d == dim else 1 for d in range(rank)])
-        target = name if number == len(masks) - 1 else f"{name}__masked_{dim}"
-        model.graph.initializer.append(numpy_helper.from_array(factor.astype(dtype), f"{name}__mask_{dim}"))
-        nodes.append(onnx.helper.make_node("Mul", [source, f"{name}__mask_{dim}"], [target], target))
-        source = target
-    return nodes
 
 
 def _add_biases(model: onnx.ModelProto, graph: Graph, other: Graph, plan: Plan) -> None:

@@ -209,10 +209,10 @@ def _open(
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     where = "model"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # a provider this build lacks: told by get_providers
         if isinstance(model, onnx.ModelProto):
-            source = _serialise(model, options)
+            source = _serialise(model, options, None if optimise else Path(folder))
         elif isinstance(model, bytes):
             source = model
         else:
@@ -228,8 +228,10 @@ def _open(
             ) from None
 
 
-def _serialise(model: onnx.ModelProto, options: ort.SessionOptions) -> bytes | str:
+def _serialise(model: onnx.ModelProto, options: ort.SessionOptions, folder: Path | None) -> bytes | str:
     """Return the model's bytes, or the path of a copy where it has more than 2 GB or refers to parts.
+
+    A copy that is opened once goes to `folder`; with None it is kept, and found again.
 
     Weights in other files are mapped by onnxruntime, which makes no second form of them: that would take their size again.
     """
@@ -237,11 +239,11 @@ def _serialise(model: onnx.ModelProto, options: ort.SessionOptions) -> bytes | s
         try:
             return model.SerializeToString()
         except (ValueError, EncodeError, DecodeError):
-            return _spill(model)
+            return _spill(model, folder)
     options.add_session_config_entry("session.disable_prepacking", "1")
     found = relative_to_folder(model)
     if found is None:
-        return _spill(model)
+        return _spill(model, folder)
     slim, place = found
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(place))
     return slim.SerializeToString()
@@ -250,17 +252,19 @@ def _serialise(model: onnx.ModelProto, options: ort.SessionOptions) -> bytes | s
 _spilled: dict[str, str] = {}  # folder of the copy written last, by the digest of its model
 
 
-def _spill(model: onnx.ModelProto) -> str:
-    """Write a model to a temporary folder, or find it there: a result is opened again and again."""
+def _spill(model: onnx.ModelProto, folder: Path | None = None) -> str:
+    """Write a model to a temporary folder, or find it where the last was kept: a result is opened again and again."""
     try:
         digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
     except (ValueError, EncodeError, DecodeError):
         digest = ""  # more than 2 GB: kept until the next, but never found
+    if folder is not None and (not digest or digest not in _spilled):
+        write_model(model, folder / "model.onnx", external=True)
+        return str(folder / "model.onnx")
     if digest not in _spilled or not digest:
         _forget_spilled()  # sessions go on with a file that is gone
-        folder = tempfile.mkdtemp(prefix="agmc-onnx-")
-        _spilled[digest] = folder
-        write_model(model, Path(folder, "model.onnx"), external=True)
+        _spilled[digest] = tempfile.mkdtemp(prefix="agmc-onnx-")
+        write_model(model, Path(_spilled[digest], "model.onnx"), external=True)
     return str(Path(_spilled[digest], "model.onnx"))
 
 
