@@ -134,7 +134,7 @@ def test_parameters_of_every_place_stay_whole() -> None:
     """BatchNormalization up to opset 8 could have one scale a channel and place."""
     text = """<ir_version: 4, opset_import: ["" : 7]> g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y) {
         a = Conv(x, wa) b = BatchNormalization<spatial = 0>(a, s, t, m, v) y = Conv(b, wo) }"""
-    places: dict[str, Any] = {name: (8, 4, 4) for name in "stm"}
+    places: dict[str, Any] = dict.fromkeys("stm", (8, 4, 4))
     model = net(text, {"wa": (8, 3, 1, 1), "wo": (2, 8, 1, 1), **places, "v": np.ones((8, 4, 4), np.float32)})
     channels = analyse(view(normalize(model)))
     assert not channels.groups and "BatchNormalization" in str(channels.frozen[0].why_frozen)
