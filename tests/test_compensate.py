@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
@@ -13,11 +15,13 @@ from agmc_onnx.model.graph import view
 from agmc_onnx.pruning.cost import macs_cost
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.recover.compensate import Compensator, compensate
+from agmc_onnx.recover.compensate import Compensator, compensate, solve
 from agmc_onnx.recover.curves import error_curves, greedy_widths, measure_consumers, moment_importance
-from agmc_onnx.recover.moments import Patches
+from agmc_onnx.recover.moments import Line, Moments, Patches
 from agmc_onnx.recover.options import RecoverOptions
+from agmc_onnx.recover.rectified import aim_again, visible_range
 from agmc_onnx.recover.sites import find_sites
+from agmc_onnx.recover.stream import Stream
 from tests import nets
 
 torch.set_num_threads(1)
@@ -297,3 +301,74 @@ def test_moments_that_rounding_made_indefinite_get_a_larger_ridge_and_infinite_o
     assert torch.allclose(factor @ factor.mT, second, atol=1e-6)
     with pytest.raises(ModelError, match="not finite"):
         _factor(second * torch.inf, torch.tensor([1.0], dtype=torch.float64))
+
+
+CLIPPED = """
+f (float[n, 6, 8, 8] x) => (float[n, 12, 8, 8] y) {
+    a = Conv<pads=[1, 1, 1, 1]> (x, w1, b1)
+    ar = Clip (a, zero, one)
+    b = Conv (ar, w2, b2)
+    y = Clip (b, zero, one)
+}
+"""
+CLIPPED_WEIGHTS = {"w1": (16, 6, 3, 3), "b1": (16,), "w2": (12, 16, 1, 1), "b2": np.full(12, -0.5, np.float32)}
+
+
+def clipped() -> onnx.ModelProto:
+    bounds = {"zero": np.array(0, np.float32), "one": np.array([1], np.float32)}
+    return nets.model(CLIPPED, {**CLIPPED_WEIGHTS, **bounds})
+
+
+def test_what_an_activation_hides_is_let_go_for_the_rest() -> None:
+    proto = clipped()
+    channels, kept, pruned = prune(proto)
+    errors = {}
+    for rounds in (0, 3):
+        options = dataclasses.replace(OPTIONS, n_rounds=rounds)
+        errors[rounds] = error(proto, compensate(channels, kept, pruned, draw(proto, 96), options))
+    assert errors[3] < 0.97 * errors[0]
+
+
+def test_every_round_lowers_the_error_of_what_comes_out() -> None:
+    proto = clipped()
+    graph = view(proto)
+    site = find_sites(graph)[1]
+    patches, stream = Patches(site.node, graph.opset), Stream(graph, [], 1 << 20)
+    line = Line(site, stream, patches)
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(1, 400, 16, generator=generator)
+    target = torch.randn(400, 12, generator=generator) * 0.5
+    now = target - line.residual(u, target, ())
+    bounds = visible_range(graph, site.target)
+    assert bounds == (0.0, 1.0)
+    moments = Moments.empty(*line.sizes)
+    moments.add(u, line.before_scale(target - now))
+    found = []
+    for _ in range(4):
+        step, offset = solve(moments, 1e-6, True)
+        z = now + line.moved(u, step, offset)
+        seen, wanted = z.clamp(*bounds), target.clamp(*bounds)
+        low, high = torch.relu(bounds[0] - z), torch.relu(z - bounds[1])
+        inside = (target > bounds[0]) & (target < bounds[1])
+        found.append(float(((seen - wanted) ** 2 + inside * (low**2 + high**2)).sum()))
+        aim_again(moments, [(u, target, now)], line, bounds, step, offset)
+    assert found == sorted(found, reverse=True) and found[-1] < 0.97 * found[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("y = Relu (x)", (0.0, np.inf)),
+        ("y = Clip (x, zero, six)", (0.0, 6.0)),
+        ("y = Clip (x, zero)", (0.0, np.inf)),
+        ("a = Clip (x, zero, six)\n b = Relu (x)\n y = Add (a, b)", (0.0, np.inf)),
+        ("a = Relu (x)\n y = Add (a, x)", None),
+        ("y = Clip (x, moving, six)", None),
+        ("y = Tanh (x)", None),
+    ],
+)
+def test_visible_range_of_a_value(body: str, expected: tuple[float, float] | None) -> None:
+    text = f"f (float[n, 3] x, float moving) => (float[n, 3] y) {{\n {body}\n}}"
+    weights = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
+    graph = view(nets.model(text, {name: w for name, w in weights.items() if name in body}))
+    assert visible_range(graph, "x") == expected

@@ -6,14 +6,16 @@ the weight and b of the bias minimise
     sum |D u + b - r|^2 + lambda |D|^2,     lambda = ridge * mean diagonal of the second moments of u,
 
 which is the ridge towards the old weights. The target of the last node that feeds a residual sum is the sum, so that what
-the pruned shortcut delivers wrong is corrected too. Nodes are refitted in topological order, each on the activations that
-the refitted nodes before it give.
+the pruned shortcut delivers wrong is corrected too; where a Relu or Clip follows the target, only what comes out of it
+counts (`recover.rectified`). Nodes are refitted in topological order, each on the activations that the refitted nodes
+before it give.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,7 @@ from agmc_onnx.model.graph import view
 from agmc_onnx.pruning.editor import Cut
 from agmc_onnx.recover.moments import Line, Moments, Patches, Places, Waiting, sample_positions, to_rows
 from agmc_onnx.recover.options import RecoverOptions
+from agmc_onnx.recover.rectified import Bounds, Rows, aim_again, visible_range
 from agmc_onnx.recover.sites import Site, find_sites
 from agmc_onnx.recover.sparse import Thinner
 from agmc_onnx.recover.stream import Stream, Values, read_batches
@@ -38,6 +41,7 @@ IntArray = npt.NDArray[np.int64]
 Halves = tuple[Moments, ...]  # of the batches of even and of odd numbers, or of all
 Progress = Callable[[int, int, str], None]
 _TRIES = 16  # tenfold ridges before moments count as not finite
+_MOST_BYTES = 1 << 30  # of patches kept for `n_rounds`; where a node has more, every value counts
 _ROUNDING = 1e-5  # a residual this small beside its target is float32 rounding
 
 
@@ -115,6 +119,23 @@ class Compensator:
             return _Refit(self, kept, pruned).run(progress)
 
 
+@dataclass(frozen=True, eq=False)
+class _Collected:
+    """What a site is refitted from.
+
+    Attributes:
+        halves: Moments of two halves of the batches where several ridges are tried, else of all.
+        line: Of the site.
+        bounds: What the activation behind the target lets through, or None where every value counts.
+        rows: With bounds, all positions.
+    """
+
+    halves: Halves
+    line: Line
+    bounds: Bounds | None
+    rows: Rows
+
+
 class _Refit:
     """One pruned network on its way through the refit."""
 
@@ -138,9 +159,9 @@ class _Refit:
                     self._old = Stream(self.owner.channels.graph, self.owner.batches, self.options.memory_bytes)
                     self._old.pinned = targets
                 self._old.advance(self._old.graph.producer[site.target].index + 1)
-            halves = self._collect(site, number, assume_off=self._is_thinned(site))
-            if halves is not None:
-                self._correct(site, halves)
+            collected = self._collect(site, number, assume_off=self._is_thinned(site))
+            if collected is not None:
+                self._correct(site, collected)
             if self._old is not None:
                 self._old.release(site.target)
             if progress is not None:
@@ -166,16 +187,15 @@ class _Refit:
         mask = None if shape is None else self.cut.mask(site.target, site.channel_dim % shape.rank)
         return shape is not None and (mask is None or mask.ndim == 1)
 
-    def _collect(self, site: Site, number: int, assume_off: bool = False) -> Halves | None:
-        """Return the moments of a site, in two halves of the batches where several ridges are tried.
-
-        None where its target is off by rounding alone.
-        """
+    def _collect(self, site: Site, number: int, assume_off: bool = False) -> _Collected | None:
+        """Return what a site is refitted from; None where its target is off by rounding alone."""
         patches = Patches(site.node, self.graph.opset)
         line = Line(site, self.new, patches)
         kept = self._kept_channels(site)
         n_halves = 2 if len(self.options.ridges) > 1 else 1
         halves = tuple(Moments.empty(*line.sizes) for _ in range(n_halves))
+        bounds = visible_range(self.graph, site.target) if self.options.n_rounds else None
+        seen: Rows = []
         waiting = [Waiting() for _ in halves]
         passed_over = False  # positions taken for clean
         last = len(self.n_rows) - 1
@@ -197,7 +217,11 @@ class _Refit:
                     return self._collect(site, number, assume_off=True)
                 assume_off = True
                 moments.add(u, line.before_scale(r))
-        return halves if assume_off else None
+                if bounds is not None:
+                    seen.append((u, wanted, wanted - r))
+                    if sum(patch.nbytes for patch, _, _ in seen) > _MOST_BYTES:
+                        bounds, seen = None, []
+        return _Collected(halves, line, bounds, seen) if assume_off else None
 
     def _batches(self, site: Site, number: int, patches: Patches) -> Iterator[tuple[Values, Places]]:
         """Give for every batch the site's inputs and the positions that are looked at, the same for every candidate."""
@@ -229,8 +253,9 @@ class _Refit:
         mask = self.cut.mask(site.target, site.channel_dim % shape.rank)
         return None if mask is None else torch.from_numpy(np.flatnonzero(mask))
 
-    def _correct(self, site: Site, halves: Halves) -> None:
+    def _correct(self, site: Site, collected: _Collected) -> None:
         has_bias = site.bias is not None or site.can_add_bias
+        halves = collected.halves
         ridge = choose_ridge(halves, self.options.ridges, has_bias)
         moments = halves[0] if len(halves) == 1 else halves[0] + halves[1]
         patches = Patches(site.node, self.graph.opset)
@@ -239,6 +264,10 @@ class _Refit:
             step, offset = gain(moments, patches.matrix(old).double(), has_bias)
         else:
             step, offset = solve(moments, ridge, has_bias)
+            if collected.bounds is not None:
+                for _ in range(self.options.n_rounds):
+                    aim_again(moments, collected.rows, collected.line, collected.bounds, step, offset)
+                    step, offset = solve(moments, ridge, has_bias)
         if self.owner.thin is not None and self._is_thinned(site):
             matrix, n_places = patches.matrix(old).double(), math.prod(old.shape[2:])
             step, offset = self.owner.thin(site, matrix, step, moments, min(ridge, 1.0), has_bias, n_places)

@@ -198,7 +198,7 @@ class Line:
             beta = site.node.attribute("beta", 1.0) if site.node.op_type == "Gemm" else 1.0
             shift = shift + scale * stream.constants[own_bias].reshape(-1) * beta
         self._turned = (matrix * scale.reshape(g, n, 1)).transpose(1, 2)
-        self._shift = shift
+        self._scale, self._shift = scale, shift
         self._back = torch.where(scale.abs() > _DEAD * scale.abs().max(), 1 / scale, torch.zeros_like(scale))
 
     def residual(self, u: Tensor, target: Tensor, others: Sequence[Tensor]) -> Tensor:
@@ -209,6 +209,17 @@ class Line:
         for value in others:
             r -= value
         return r
+
+    def moved(self, u: Tensor, step: Tensor, offset: Tensor) -> Tensor:
+        """Return what a correction adds to the target's value, (positions, channels).
+
+        Args:
+            u: (groups, positions, width).
+            step: Of the weight, (groups, width, channels / groups).
+            offset: Of the bias, (groups, channels / groups).
+        """
+        y = torch.matmul(u, step.to(u.dtype)) + offset.to(u.dtype)[:, None]
+        return y.permute(1, 0, 2).reshape(u.shape[1], -1) * self._scale
 
     def before_scale(self, r: Tensor) -> Tensor:
         """Return a residual as one of the node's own output, (groups, positions, channels / groups)."""

@@ -15,6 +15,8 @@ class RecoverOptions:
         n_curve_positions: Output positions sampled per node for error curves.
         ridges: Pull towards the old weights, as a share of the mean diagonal of the second moments; of several, the one
             that predicts one half of the samples best from the other, node by node.
+        n_rounds: Solutions after the first one, each towards what an activation behind the node lets through of the
+            target; 0: every value counts.
         quick_ridge: Least ridge of the quick refit, as a share of the mean diagonal of the covariance.
         thin_ridge: Where samples are few it is this many times the width over the number of positions.
         max_width: Nodes whose weight is wider (kernel places times input channels) are left out of the quick refit.
@@ -45,6 +47,7 @@ class RecoverOptions:
     n_positions: int = 40_000
     n_curve_positions: int = 20_000
     ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    n_rounds: int = 3
     quick_ridge: float = 1e-3
     thin_ridge: float = 0.02
     max_width: int = 8192
