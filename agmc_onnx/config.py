@@ -225,6 +225,8 @@ class CompressOptions:
             the card's (paper). Ours: on ResNet-20 the fidelity on 500 images ranks candidates as their accuracy on 3,000 others
             does with 0.76, the accuracy on these 500 with 0.17.
         reward_samples: Samples of the reward role that a candidate is measured on, at most.
+        racing: A candidate that is clearly worse than the best so far, image by image, is stopped after a quarter or half of
+            them; its reward is then an estimate. Not the default: the refit takes as long as what it saves from.
         batch: Proposals drawn before the first of them is observed; the outcome depends on it, unlike on `workers`. None: as
             many as workers, so that all have something to do.
         workers: Processes that evaluate candidates side by side, with `threads` each.
@@ -261,6 +263,7 @@ class CompressOptions:
     floor: float = 0.2
     judge: str = "fidelity"
     reward_samples: int = 500
+    racing: bool = False
     finalists: int = 3
     batch: int | None = None
     workers: int = 1
@@ -331,6 +334,8 @@ class CompressOptions:
             raise UsageError(f"--recover: unknown name, got {made.recover!r}; expected one of {', '.join(RECOVER)}.")
         if made.judge not in JUDGES:
             raise UsageError(f"--judge: unknown name, got {made.judge!r}; expected one of {', '.join(JUDGES)}.")
+        if made.racing and made.judge != "fidelity":
+            raise UsageError(f"--racing: got --judge {made.judge}; expected fidelity, which is known image by image.")
         if made.minimise not in BUDGETS:
             raise UsageError(f"--minimise: unknown name, got {made.minimise!r}; expected one of {', '.join(BUDGETS)}.")
         _check_sparsity(made)

@@ -129,7 +129,7 @@ PLAIN = ("--policy", "random", "--recover", "none")
 REFIT = ("--policy", "agmc", "--search-samples", "32", "--search-positions", "500")
 
 
-@pytest.mark.parametrize("options", [PLAIN, pytest.param(REFIT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("options", [(*PLAIN, "--racing"), pytest.param(REFIT, marks=pytest.mark.slow)])
 def test_two_workers_find_what_one_process_finds(tmp_path, options):
     """With a worker killed in the middle."""
     assert main(arguments(tmp_path, "alone", "--batch", "4", *options)) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import sys
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from agmc_onnx.errors import DataError, ModelError, UsageError
 from agmc_onnx.measuring.card import NEEDS_LABELS, shape_text
 from agmc_onnx.measuring.data import Samples
+from agmc_onnx.measuring.racing import LOOKS, estimate, image_errors, is_lost
 from agmc_onnx.measuring.session import Model, Run, opened
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
@@ -53,7 +55,10 @@ class Evaluation:
         inference_s: Seconds inside onnxruntime's run.
         session_s: Seconds to make the session.
         outputs: Graph outputs in order, each of all samples, if they were asked for.
-        fidelity: `fidelity` to the original, if there is one to compare with; else None.
+        fidelity: `fidelity` to the original, if there is one to compare with; else None. Of a model that lost a race, an
+            estimate.
+        errors: What other models are raced against, (n,); None unless it was asked for, or where the model lost.
+        n_images: Samples it was measured on, where it lost; else None.
     """
 
     score: Score
@@ -61,6 +66,8 @@ class Evaluation:
     session_s: float
     outputs: Outputs | None = None
     fidelity: float | None = None
+    errors: NDArray[np.float64] | None = None
+    n_images: int | None = None
 
 
 class Evaluator:
@@ -116,24 +123,55 @@ class Evaluator:
             self._reference = self._run(reference)[0]
         self._original = None if original is None else _thin(self._reference or self._run(original)[0])
 
-    def __call__(self, model: Model | Run, keep_outputs: bool = False) -> Evaluation:
+    def __call__(
+        self,
+        model: Model | Run,
+        keep_outputs: bool = False,
+        race: bool = False,
+        best: NDArray[np.float64] | None = None,
+    ) -> Evaluation:
         """Return a model's score on the samples.
 
         Args:
             model: Takes the same inputs as the model the samples were opened for; or a function that runs one.
             keep_outputs: Return the outputs too; for agreement, the entries that were compared.
+            race: Return its errors, for others to be raced against.
+            best: Errors of the best model so far, on all samples: one that is clearly worse is not measured to the end.
 
         Raises:
             ModelError: If the model cannot be loaded or run, or has no outputs that the metric can judge.
             DataError: If a label is not a class of the model.
         """
-        outputs, inference_s, session_s = self._run(model)
-        value, interval = self._score(outputs, self)
-        score = Score(self.metric, value, self.samples.n, interval)
+        outputs, inference_s, session_s = self._run(model, best)
+        errors = image_errors(_thin(outputs), self._original) if race and self._original is not None else None
+        n = self.samples.n if errors is None else len(errors)
+        judge = self if n == self.samples.n else self._of_first(n)
+        value, interval = self._score(outputs, judge)
+        score = Score(self.metric, value, n, interval)
+        kept = outputs if keep_outputs else None
+        if judge is not self:
+            assert errors is not None
+            assert best is not None
+            return Evaluation(score, inference_s, session_s, kept, estimate(errors, best), None, n)
         close = None if self._original is None else fidelity(_thin(outputs), self._original)
-        return Evaluation(score, inference_s, session_s, outputs if keep_outputs else None, close)
+        return Evaluation(score, inference_s, session_s, kept, close, errors)
 
-    def _run(self, model: Model | Run) -> tuple[Outputs, float, float]:
+    def _of_first(self, n: int) -> Evaluator:
+        """Return an evaluator of the first samples alone."""
+        found = copy.copy(self)
+        found.samples = self.samples.take(n)
+        found._reference = None if self._reference is None else [value[:n] for value in self._reference]
+        return found
+
+    def _is_lost(self, per_batch: list[list[np.ndarray]], valid_rows: list[int], best: NDArray[np.float64]) -> bool:
+        """Whether the batches so far show that a model is clearly worse than the best one."""
+        assert self._original is not None
+        rows = valid_rows[: len(per_batch)]
+        outputs = [_join(parts, rows) for parts in zip(*per_batch, strict=True)]
+        errors = image_errors(_thin(outputs), self._original)
+        return errors is not None and len(errors) == sum(rows) and is_lost(errors, best)
+
+    def _run(self, model: Model | Run, best: NDArray[np.float64] | None = None) -> tuple[Outputs, float, float]:
         feeds = self.samples.feeds(self.batch_size)
         start = perf_counter()
         run, _ = opened(model, self._threads, self._provider)
@@ -141,12 +179,19 @@ class Evaluator:
         inference_s = 0.0
         per_batch: list[list[np.ndarray]] = []
         valid_rows = self.samples.valid_rows(self.batch_size)
+        looks = [] if best is None or self._original is None else [math.ceil(look * self.samples.n) for look in LOOKS]
         for feed, rows in zip(feeds, valid_rows, strict=True):
             start = perf_counter()
             outputs = run(feed)
             inference_s += perf_counter() - start
             per_batch.append([self._valid(value, rows) for value in outputs if isinstance(value, np.ndarray)])
-        return [_join(parts, valid_rows) for parts in zip(*per_batch, strict=True)], inference_s, session_s
+            n = sum(valid_rows[: len(per_batch)])
+            if looks and looks[0] <= n < self.samples.n:
+                looks = [look for look in looks if look > n]
+                if best is not None and self._is_lost(per_batch, valid_rows, best):
+                    break
+        rows_run = valid_rows[: len(per_batch)]
+        return [_join(parts, rows_run) for parts in zip(*per_batch, strict=True)], inference_s, session_s
 
     def _valid(self, output: np.ndarray, rows: int) -> np.ndarray:
         """Return the output without the rows of padding, thinned where only some entries are compared."""

@@ -27,7 +27,7 @@ from agmc_onnx.search.budget import rounded
 from agmc_onnx.search.cluster import RayWorkers
 from agmc_onnx.search.environment import Environment, Recover
 from agmc_onnx.search.joint import JointEnvironment, Thin
-from agmc_onnx.search.journal import EvaluateAll, Journal, Recorder, Section
+from agmc_onnx.search.journal import Errors, EvaluateAll, Journal, Recorder, Section
 from agmc_onnx.search.loop import Record, SearchResult, one_by_one, search
 from agmc_onnx.search.policies import TAKE_BATCHES, make_policy
 from agmc_onnx.search.problem import Curves, Outcome
@@ -65,9 +65,12 @@ def environment_of(
         raise ModelError(f"{analysis.file.path}: nothing in this model can be pruned ({why}). See agmc-onnx inspect.")
     evaluator = data.evaluator("reward", fidelity=settings.judge == "fidelity")
 
-    def evaluate(model: onnx.ModelProto) -> Outcome:
-        evaluation = evaluator(model)
-        return Outcome(evaluation.score.value, evaluation.inference_s, fidelity=evaluation.fidelity)
+    def evaluate(model: onnx.ModelProto, best: Errors | None = None) -> Outcome:
+        rival = None if best is None else np.array(best)
+        found = evaluator(model, race=settings.racing, best=rival)
+        errors = None if found.errors is None else tuple(float(f"{error:.9g}") for error in found.errors)
+        score = found.score.value
+        return Outcome(score, found.inference_s, fidelity=found.fidelity, errors=errors, n_images=found.n_images)
 
     channels = analysis.channels if base is None else base.channels()
     measured = _measurements(channels, data, settings)

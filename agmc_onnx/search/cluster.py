@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from agmc_onnx.errors import AgmcError, UsageError
+from agmc_onnx.search.journal import Errors
 from agmc_onnx.search.problem import IntArray, Outcome
 from agmc_onnx.search.workers import MAX_TRIES, Evaluate
 
@@ -45,8 +46,8 @@ class RayWorkers:
         self._prepare = prepare
         self._idle = [self._actor.remote(prepare) for _ in range(n_workers)]
 
-    def __call__(self, candidates: Sequence[IntArray]) -> Iterator[tuple[int, Outcome]]:
-        """Yield (place, outcome) of every candidate, in the order they are done.
+    def __call__(self, candidates: Sequence[IntArray], *best: Errors) -> Iterator[tuple[int, Outcome]]:
+        """Yield (place, outcome) of every candidate, in the order they are done; `best` goes to the evaluator.
 
         Raises:
             UsageError: If actors are lost again and again over the same candidate.
@@ -57,7 +58,7 @@ class RayWorkers:
         while left or running:
             while left and self._idle:
                 place, actor = left.pop(), self._idle.pop()
-                running[actor.evaluate.remote(candidates[place])] = place, actor
+                running[actor.evaluate.remote(candidates[place], *best)] = place, actor
             (done, *_), _ = ray.wait(list(running), num_returns=1)
             place, actor = running.pop(done)
             try:
@@ -93,10 +94,10 @@ class _Actor:
         self._prepare = prepare
         self._evaluate: Evaluate | None = None
 
-    def evaluate(self, kept: IntArray) -> Outcome:
+    def evaluate(self, kept: IntArray, *best: Errors) -> Outcome:
         if self._evaluate is None:
             self._evaluate = self._prepare()
-        return self._evaluate(kept.copy())  # what Ray hands over is read-only
+        return self._evaluate(kept.copy(), *best)  # what Ray hands over is read-only
 
 
 def connect(address: str) -> Any:

@@ -17,10 +17,11 @@ from agmc_onnx.hierarchy.level1 import kernel_shape, op_macs
 from agmc_onnx.pruning.cost import macs_cost, params_cost
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.surgery import Surgeon
+from agmc_onnx.search.journal import Errors
 from agmc_onnx.search.problem import Curves, IntArray, Outcome, Problem
 
 FloatArray = npt.NDArray[np.float64]
-Evaluate = Callable[[onnx.ModelProto], Outcome]
+Evaluate = Callable[..., Outcome]  # of a model and, in a race, the errors of the best
 Recover = Callable[[list[IntArray], onnx.ModelProto], onnx.ModelProto]
 
 
@@ -94,10 +95,10 @@ class Environment:
         model = self._surgeon.cut(kept)
         return model if self._recover is None else self._recover(kept, model)
 
-    def evaluate(self, n_kept: IntArray) -> Outcome:
-        """Measure a candidate."""
+    def evaluate(self, n_kept: IntArray, *best: Errors) -> Outcome:
+        """Measure a candidate; in a race against the errors of the best one so far."""
         start = time.perf_counter()
-        outcome = self._evaluate(self.recovered(n_kept))
+        outcome = self._evaluate(self.recovered(n_kept), *best)
         return replace(outcome, wall_s=time.perf_counter() - start)
 
     def problem(self, cost: Callable[[npt.ArrayLike], int], budget: int) -> Problem:

@@ -26,7 +26,9 @@ NAME, OLD_NAME = "journal.jsonl", "journal.old.jsonl"
 MAX_DIFFERENCES = 3  # named in the error about a journal of another run
 
 Key = tuple[int, ...]
-EvaluateAll = Callable[[Sequence[IntArray]], Iterable[tuple[int, Outcome]]]
+EvaluateAll = Callable[..., Iterable[tuple[int, Outcome]]]  # of candidates and, in a race, the errors of the best
+Errors = tuple[float, ...]
+OPTIONAL = ("errors", "n_images")  # fields of outcomes that only races write
 
 
 def run_folder(output: str | Path) -> Path:
@@ -105,7 +107,8 @@ class Journal:
         """
         key = tuple(int(n) for n in kept)
         try:
-            self._append({"kept": key, "reward": reward, **asdict(outcome)})
+            facts = {name: v for name, v in asdict(outcome).items() if v is not None or name not in OPTIONAL}
+            self._append({"kept": key, "reward": reward, **facts})
         except OSError as error:
             raise UsageError(
                 f"{self.path}: an evaluation cannot be written down ({error.strerror}). Make room on the disk."
@@ -176,7 +179,10 @@ class Journal:
 
     def _outcome(self, row: Mapping[str, Any], place: int) -> tuple[Key, Outcome]:
         try:
-            return tuple(row["kept"]), Outcome(**{f.name: row[f.name] for f in fields(Outcome)})
+            facts = {f.name: row[f.name] for f in fields(Outcome) if f.name in row or f.name not in OPTIONAL}
+            if "errors" in facts:
+                facts["errors"] = tuple(facts["errors"])
+            return tuple(row["kept"]), Outcome(**facts)
         except (KeyError, TypeError):
             raise self._damaged(place) from None
 
@@ -228,14 +234,15 @@ class Recorder:
         """Return the outcome of one candidate, int (n_groups,)."""
         return next(iter(self.all([kept])))[1]
 
-    def all(self, candidates: Sequence[IntArray]) -> Iterator[tuple[int, Outcome]]:
-        """Yield (place, outcome) of candidates that differ from each other, as they become known."""
+    def all(self, candidates: Sequence[IntArray], best: Errors | None = None) -> Iterator[tuple[int, Outcome]]:
+        """Yield (place, outcome) of candidates that differ from each other, as they become known; see `loop.search`."""
         keys = [tuple(kept.tolist()) for kept in candidates]
         missing = [place for place, key in enumerate(keys) if key not in self.known]
         yield from ((place, self.known[key]) for place, key in enumerate(keys) if key in self.known)
         if not missing:
             return
-        for which, outcome in self._evaluate_all([candidates[place] for place in missing]):
+        race = () if best is None else (best,)
+        for which, outcome in self._evaluate_all([candidates[place] for place in missing], *race):
             place = missing[which]
             if self._journal is not None:
                 self._journal.add(candidates[place], outcome, self._reward_of(candidates[place], outcome))

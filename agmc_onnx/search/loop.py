@@ -11,7 +11,7 @@ import numpy as np
 
 from agmc_onnx.errors import BudgetError
 from agmc_onnx.search.budget import Rescaled, met
-from agmc_onnx.search.journal import EvaluateAll
+from agmc_onnx.search.journal import Errors, EvaluateAll
 from agmc_onnx.search.policies import Policy
 from agmc_onnx.search.problem import FloatArray, IntArray, Outcome, Problem
 from agmc_onnx.search.rewards import Reward
@@ -29,7 +29,7 @@ class SearchResult:
         history: One record an episode: episode, reward, metric, fidelity, macs, params, kept, inference_s, wall_s, cached.
             Numbers are Python's own, ready for JSON; `wall_s` covers the whole episode (proposal, budget, evaluation,
             learning), where episodes of one batch share the time until their evaluations are done; `cached` says that
-            an earlier episode had the same candidate.
+            an earlier episode had the same candidate. Where a race was lost, also n_images, the images it was measured on.
         interrupted: Whether Ctrl-C ended the search early.
         n_extra: Evaluations that the policy made beside the episodes, of networks that are no candidates.
     """
@@ -67,7 +67,8 @@ def search(
         known: Outcomes of earlier evaluations by kept counts.
         batch: Proposals drawn before the outcome of the first of them is observed, at least 1; they are observed in the
             order drawn. The first episode is alone, since policies begin with the same proposal until they observe.
-        evaluate_all: Evaluates different candidates, in any order; default: `problem.evaluate`, one after the other.
+        evaluate_all: Evaluates different candidates, in any order; default: `problem.evaluate`, one after the other. Where
+            outcomes have errors, it gets those of the best candidate before the batch too, and may stop what is clearly worse.
 
     Returns:
         The best candidate and the history, also when Ctrl-C came after the first episode.
@@ -80,6 +81,7 @@ def search(
     seen: set[tuple[int, ...]] = set()
     history: list[Record] = []
     best_kept, best_reward, interrupted = problem.n_units, -np.inf, False
+    best_errors: Errors | None = None  # of the best candidate, where candidates race
     n_episodes = max(1, min(n_episodes, policy.n_episodes))
     try:
         while len(history) < n_episodes:
@@ -88,7 +90,8 @@ def search(
             proposed = [_met(problem, policy.propose(rng)) for _ in range(size)]
             fresh = {_key(met): met.kept.copy() for met in proposed if _key(met) not in outcomes}
             keys = list(fresh)
-            for place, outcome in measure(list(fresh.values())):
+            race = () if best_errors is None else (best_errors,)  # as of the start of the batch, whoever measures it
+            for place, outcome in measure(list(fresh.values()), *race):
                 outcomes[keys[place]] = outcome
             shared_s = (time.perf_counter() - start) / size
             for met in proposed:
@@ -99,6 +102,7 @@ def search(
                 policy.observe(met.keep_ratio, value, outcome)
                 if value > best_reward:
                     best_kept, best_reward = met.kept, value
+                    best_errors = outcome.errors or best_errors
                 record = {
                     "episode": len(history),
                     "reward": value,
@@ -111,6 +115,8 @@ def search(
                     "wall_s": shared_s + time.perf_counter() - start,
                     "cached": _key(met) in seen,
                 }
+                if outcome.n_images is not None:
+                    record["n_images"] = outcome.n_images
                 seen.add(_key(met))
                 history.append(record)
                 if on_episode is not None:
@@ -126,11 +132,11 @@ def _key(met: Rescaled) -> tuple[int, ...]:
     return tuple(met.kept.tolist())
 
 
-def one_by_one(evaluate: Callable[[IntArray], Outcome]) -> EvaluateAll:
+def one_by_one(evaluate: Callable[..., Outcome]) -> EvaluateAll:
     """Return what evaluates candidates in the order given, here and now."""
 
-    def measure(candidates: Sequence[IntArray]) -> Iterator[tuple[int, Outcome]]:
-        yield from ((place, evaluate(kept)) for place, kept in enumerate(candidates))
+    def measure(candidates: Sequence[IntArray], *best: Errors) -> Iterator[tuple[int, Outcome]]:
+        yield from ((place, evaluate(kept, *best)) for place, kept in enumerate(candidates))
 
     return measure
 

@@ -39,12 +39,16 @@ class Outcome:
         inference_s: Seconds spent in inference alone.
         wall_s: Seconds of the whole evaluation.
         fidelity: Closeness of the outputs to the original's, 0..100, where candidates are judged by it; else None.
+        errors: In a race, what other candidates are held against, one number an image; None where this one lost.
+        n_images: In a race, how many images it was measured on where it lost; else None.
     """
 
     metric: float
     inference_s: float = 0.0
     wall_s: float = 0.0
     fidelity: float | None = None
+    errors: tuple[float, ...] | None = None
+    n_images: int | None = None
 
     @property
     def judged(self) -> float:

@@ -12,11 +12,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 
 from agmc_onnx.errors import UsageError
+from agmc_onnx.search.journal import Errors
 from agmc_onnx.search.problem import IntArray, Outcome
 
 MAX_TRIES = 3  # of a candidate whose worker died
 
-Evaluate = Callable[[IntArray], Outcome]
+Evaluate = Callable[..., Outcome]  # of a candidate and, in a race, the errors of the best
 
 
 class Workers:
@@ -36,8 +37,8 @@ class Workers:
         self.n_workers, self._prepare = n_workers, prepare
         self._pool: ProcessPoolExecutor | None = None
 
-    def __call__(self, candidates: Sequence[IntArray]) -> Iterator[tuple[int, Outcome]]:
-        """Yield (place, outcome) of every candidate, in the order they are done.
+    def __call__(self, candidates: Sequence[IntArray], *best: Errors) -> Iterator[tuple[int, Outcome]]:
+        """Yield (place, outcome) of every candidate, in the order they are done; `best` goes to the evaluator.
 
         Raises:
             UsageError: If workers die again and again.
@@ -49,7 +50,7 @@ class Workers:
             try:
                 with _ctrl_c_later():  # submitting starts processes, which inherit what is held back, and keep it so
                     for place in sorted(left):
-                        places[pool.submit(_evaluate, candidates[place])] = place
+                        places[pool.submit(_evaluate, candidates[place], *best)] = place
                 waiting = set(places)
                 while waiting:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -121,10 +122,10 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _evaluate(kept: IntArray) -> Outcome:
+def _evaluate(kept: IntArray, *best: Errors) -> Outcome:
     """Measure one candidate in a worker process."""
     global _evaluator  # noqa: PLW0603 - the state of a worker process
     if _evaluator is None:
         assert _prepare is not None
         _evaluator = _prepare()
-    return _evaluator(kept)
+    return _evaluator(kept, *best)
