@@ -264,7 +264,7 @@ class CompressOptions:
     judge: str = "fidelity"
     reward_samples: int = 500
     racing: bool = False
-    finalists: int = 3
+    finalists: int = 4
     batch: int | None = None
     workers: int = 1
     ray: str | None = None

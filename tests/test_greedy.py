@@ -11,7 +11,7 @@ from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.loop import search
 from agmc_onnx.search.policies import make_policy
 from agmc_onnx.search.policies.ddpg import Known
-from agmc_onnx.search.prior import ScoreCurves, greedy_candidates, prior_candidates, score_curves
+from agmc_onnx.search.prior import ScoreCurves, greedy_candidates, later_counts_more, prior_candidates, score_curves
 from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.rewards import err
 from tests.test_agmc import known_answer
@@ -35,10 +35,10 @@ def run(name, problem, n_episodes=10):
     return search(problem, policy, err, n_episodes, rng)
 
 
-def test_greedy_finds_in_one_evaluation_what_random_does_not_in_fifty():
+def test_greedy_finds_in_two_evaluations_what_random_does_not_in_fifty():
     problem, metric = with_curves()
     greedy = run("greedy", problem)
-    assert len(greedy.history) == 1
+    assert len(greedy.history) == 2
     assert metric(greedy.kept) > metric(run("random", problem, 50).kept)
     assert problem.cost(greedy.kept) <= problem.budget
 
@@ -49,7 +49,16 @@ def test_joined_groups_stay_whole_in_the_first_candidate_and_may_go_in_the_secon
     problem = dataclasses.replace(problem, is_joined=joined)
     inner, everything = greedy_candidates(problem, problem.curves())
     assert inner[11] == 1 and everything[11] < 1
-    assert len(run("greedy", problem).history) == 2
+    assert len(run("greedy", problem).history) == 3
+
+
+def test_errors_count_more_further_back():
+    problem, _ = with_curves()
+    plain, later = problem.curves(), later_counts_more(problem.curves())
+    share = [after[0] / before[0] for before, after in zip(plain.errors, later.errors, strict=True)]
+    assert share == sorted(share) and share[-1] < 1
+    flat, weighted = (greedy_candidates(problem, curves)[0] for curves in (plain, later))
+    assert weighted[:4].mean() < flat[:4].mean() and weighted[-4:].mean() > flat[-4:].mean()
 
 
 def test_a_budget_that_only_joined_groups_can_meet_leaves_one_candidate():
@@ -72,9 +81,9 @@ def test_without_data_importance_stands_in_for_the_error_and_the_log_says_so(cap
 
 def test_a_search_begins_with_the_prior_unless_told_not_to():
     problem, _ = with_curves(n=5)
-    greedy, uniform = run("greedy", problem).history[0], run("uniform", problem).history[0]
-    agmc = run("agmc", problem, 3).history
-    assert [r["kept"] for r in agmc[:2]] == [greedy["kept"], uniform["kept"]]
+    greedy, uniform = run("greedy", problem).history, run("uniform", problem).history[0]
+    agmc = run("agmc", problem, 4).history
+    assert [r["kept"] for r in agmc[:3]] == [*(r["kept"] for r in greedy), uniform["kept"]]
     rng = np.random.default_rng(0)
     policy = make_policy(problem, SearchOptions("agmc", n_episodes=1, prior=False), rng)
     assert search(problem, policy, err, 1, rng).history[0]["kept"] == uniform["kept"]

@@ -83,6 +83,8 @@ def main() -> None:
                 **key, "evaluations": report["evaluations"], "reached": report["target"]["reached"],
                 "best_reward": max(record["reward"] for record in report["history"]),
                 "rewards": [record["reward"] for record in report["history"]],
+                "metrics": [record["metric"] for record in report["history"]],
+                "candidates": [record["kept"] for record in report["history"]],
                 "original": report["original"]["metric"]["value"], "test": report["compressed"]["metric"]["value"],
                 "as_cut": report["compressed"]["metric_before_recovery"], "wall_s": report["wall_s"],
                 "inference_s": report["inference_s"], "kept": [g["kept"] for g in report["groups"]],

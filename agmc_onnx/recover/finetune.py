@@ -24,6 +24,7 @@ from agmc_onnx.model.files import write_atomically
 from agmc_onnx.model.graph import Graph, view
 from agmc_onnx.recover.folding import Folded
 from agmc_onnx.recover.goals import Goal, output_goals
+from agmc_onnx.recover.normalised import Normalised
 from agmc_onnx.recover.options import RecoverOptions
 from agmc_onnx.recover.sites import find_sites
 from agmc_onnx.recover.torch_graph import TorchGraph, to_model, to_tensor
@@ -31,6 +32,8 @@ from agmc_onnx.recover.torch_graph import TorchGraph, to_model, to_tensor
 Progress = Callable[[int, int, Mapping[str, float]], None]
 Reward = Callable[[onnx.ModelProto], float]
 CHECKPOINT = "distill.pt"
+LEAST_BATCH = 16  # samples of a step, below which statistics of a batch say too little
+N_STATISTICS = 256  # samples that they start from
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 _LOSSES, _OPTIMISERS = ("kl", "mse"), ("adamw", "sgd")
 
@@ -95,17 +98,19 @@ class _Distillation:
         self.proto, self.samples, self.options, self.augment = student, samples, options, augment
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         keep_freed_memory()
-        self.folded = None if options.train_statistics else Folded(student)
-        self.trained = student if self.folded is None else self.folded.model
+        self.folded = Folded(student)
+        self.normalised: Normalised | None = None
+        self.trained = self.folded.model
+        if options.train_statistics and self._batch_rows() >= LEAST_BATCH:
+            self.normalised = Normalised(self.trained, self._statistics_batches())
+            self.trained = self.normalised.model
         student_graph, teacher_graph = view(self.trained), view(teacher)
         self.goals = output_goals(teacher_graph)
         self.blocks = _inner_goals(student_graph, teacher_graph) if options.block_weight else []
         self.wanted = [goal.value for goal in (*self.goals, *self.blocks)]
         self.student = _prepare(student_graph, self.device)
         self.teacher = _Teacher(teacher_graph, self.wanted, self.device)
-        self.student.train()
-        if not options.train_statistics:
-            self.student.freeze_statistics()
+        self._train_mode()
         named, values = dict(self.student.named_parameters()), self.student.names
         sparse = [named[key] for key, value in values.items() if value in set(thinned) and key in named]
         self.masks = [(parameter, (parameter != 0).to(parameter.dtype)) for parameter in sparse]
@@ -200,18 +205,21 @@ class _Distillation:
         self.student.eval()
         with torch.no_grad():
             loss = float(self._loss(self.student.run(feed, self.wanted), self.teacher(feed), labels))
-        self.student.train()
-        if not self.options.train_statistics:
-            self.student.freeze_statistics()
+        self._train_mode()
         return loss
+
+    def _train_mode(self) -> None:
+        self.student.train()
+        if self.normalised is None:
+            self.student.freeze_statistics()
+        else:
+            self.normalised.learn_statistics(self.student)
 
     # -- samples ------------------------------------------------------------------------------------------------------
 
     def _batch(self, step: int, still: bool = False) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return the samples of a step: each epoch is a new order; the same step always gets the same."""
-        n = self.samples.n
-        size = min(self.samples.batch_size(self.options.train_batch_size), n) if self.samples.fixed_batch is None else 0
-        size = size or self.samples.batch_size(1)
+        n, size = self.samples.n, self._batch_rows()
         per_epoch = max(1, n // size)
         epoch, at = divmod(step, per_epoch)
         order = np.random.default_rng([self.options.seed, epoch]).permutation(n)
@@ -230,6 +238,20 @@ class _Distillation:
             labels = torch.from_numpy(np.asarray(self.samples.labels[rows], np.int64)).to(self.device)
         return feed, labels
 
+    def _batch_rows(self) -> int:
+        """Return the number of samples of a step."""
+        if self.samples.fixed_batch is not None:
+            return self.samples.batch_size(1)
+        return min(self.samples.batch_size(self.options.train_batch_size), self.samples.n)
+
+    def _statistics_batches(self) -> list[dict[str, Tensor]]:
+        """Return what the statistics of the student's values are taken over, a few samples at a time."""
+        rows = np.random.default_rng(self.options.seed).permutation(self.samples.n)[:N_STATISTICS]
+        size = self.samples.batch_size(LEAST_BATCH)
+        parts = [rows[at : at + size] for at in range(0, len(rows) - size + 1, size)]
+        read = [self.samples.read(np.sort(part)) for part in parts]
+        return [{name: to_tensor(array) for name, array in feed.items()} for feed in read]
+
     # -- states -------------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Tensor]:
@@ -240,7 +262,7 @@ class _Distillation:
 
     def _model(self) -> onnx.ModelProto:
         model = to_model(self.student, self.trained)
-        return model if self.folded is None else self.folded.unfold(model)
+        return self.folded.unfold(model if self.normalised is None else self.normalised.fold(model))
 
     def _judge(self, reward: Reward) -> float:
         score = reward(self._model())

@@ -36,7 +36,8 @@ class RecoverOptions:
         loss: "kl" of softened class probabilities, or "mse" between outputs (the only one for outputs that are no classes).
         block_weight: Weight of the squared error of inner values (residual sums) over their variance; 0 for none.
         label_weight: Weight of the cross entropy with labels, where the samples have any; 0 learns without labels.
-        train_statistics: Let BatchNormalization use and learn statistics of the batch while training.
+        train_statistics: Put normalisation with the statistics of the batch behind the convolutions while training
+            (`recover.normalised`), where a step has samples enough.
         max_gradient: Largest norm of the gradient.
         evaluate_every: Steps between two evaluations of the reward, where one is given.
         patience: Evaluations without a better reward before it stops.
@@ -59,7 +60,7 @@ class RecoverOptions:
     n_steps: int = 1000
     train_batch_size: int = 128
     optimiser: str = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warmup_share: float = 0.05
     weight_decay: float = 1e-4
     momentum: float = 0.9
@@ -67,7 +68,7 @@ class RecoverOptions:
     loss: str = "kl"
     block_weight: float = 0.0
     label_weight: float = 0.0
-    train_statistics: bool = False
+    train_statistics: bool = True
     max_gradient: float = 5.0
     evaluate_every: int = 200
     patience: int = 5
