@@ -16,10 +16,11 @@ from onnx import numpy_helper
 from agmc_onnx.errors import AgmcError, PlanError, VerificationError
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, run_model
-from agmc_onnx.model.files import external_tensors, without_external
+from agmc_onnx.model.files import external_tensors, without_external, write_array
 from agmc_onnx.model.graph import Graph, view
 from agmc_onnx.model.parts import Mask, is_external, part_of
 from agmc_onnx.model.precision import as_fed, is_half, to_float32
+from agmc_onnx.model.protobuf import without_initializers
 from agmc_onnx.norms import Norm, norms_of, over_kept
 from agmc_onnx.pruning.plan import Plan
 
@@ -145,20 +146,26 @@ def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None
         PlanError: If the plan names a tensor or an index that the model does not have.
     """
     graph = view(original)
-    model = onnx.ModelProto()
-    model.CopyFrom(original)  # weights in other files stay there, see `part_of`
+    other = view(values) if values is not None else None
+    changed = set(plan.tensors)
+    if other is not None:
+        changed |= {name for name in graph.tensors if name in other.tensors and graph.is_float(name)}
+    model = without_initializers(original)
+    for tensor in original.graph.initializer:  # weights in other files stay there, see `part_of`
+        model.graph.initializer.add().CopyFrom(onnx.TensorProto(name=tensor.name) if tensor.name in changed else tensor)
     constants = {p.output[0]: p for p in model.graph.node if p.op_type == "Constant"}
     initializers = {t.name: t for t in model.graph.initializer}
-    other = view(values) if values is not None else None
     ones, zeros = _divisors(graph), _zero_points(graph)
 
     def put(name: str, array: np.ndarray) -> None:
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
         if name in initializers:
-            initializers[name].CopyFrom(tensor)
+            tensor = initializers[name]
         else:
             del constants[name].attribute[:]
-            constants[name].attribute.append(onnx.helper.make_attribute("value", tensor))
+            tensor = constants[name].attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t
+        tensor.data_type = graph.tensors[name].data_type
+        tensor.dims.extend(array.shape)
+        write_array(array, tensor)
 
     for name, axes in plan.tensors.items():
         if name not in graph.tensors:
@@ -179,9 +186,8 @@ def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None
         full[region] = kept
         put(name, full)
     if other is not None:
-        for name in graph.tensors:
-            if name in other.tensors and name not in plan.tensors and graph.is_float(name):
-                put(name, other.array(name))
+        for name in changed - plan.tensors.keys():
+            put(name, other.array(name))
         _add_biases(model, graph, other, plan)
     return model
 

@@ -220,7 +220,9 @@ def _open(
             if not Path(model).is_file():
                 raise ModelError(f"{model}: no such model, got no file; expected an .onnx file. Check the path.")
         try:
-            return ort.InferenceSession(source, options, providers=list(names))
+            session = ort.InferenceSession(source, options, providers=list(names))
+            session._model_bytes = None  # kept to change providers later: the weights once more
+            return session
         except Exception as error:  # as in run_model
             raise ModelError(
                 f"{where}: onnxruntime cannot load it, got {_one_line(error)!r}; "

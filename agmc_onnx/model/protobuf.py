@@ -104,6 +104,14 @@ def retyped(value: onnx.ValueInfoProto, kind: tuple[int, Any]) -> onnx.ValueInfo
     return out
 
 
+def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy without the initializers of the main graph, which are not copied in between."""
+    skeleton = onnx.ModelProto()
+    copy_fields(model, skeleton, but={"graph"})
+    copy_fields(model.graph, skeleton.graph, but={"initializer"})
+    return skeleton
+
+
 def import_domains(model: onnx.ModelProto, result: onnx.ModelProto, edited: Iterable[onnx.OperatorSetIdProto]) -> None:
     """Import the operator sets that only the edit's nodes use, version 1 unless the edit says otherwise."""
     known = {opset.domain for opset in model.opset_import} | {"", "ai.onnx"}

@@ -12,7 +12,7 @@ from agmc_onnx.channels.groups import Channels
 from agmc_onnx.model.files import write_array
 from agmc_onnx.model.graph import Graph
 from agmc_onnx.model.parts import Mask, is_external, part_of, take
-from agmc_onnx.model.protobuf import copy_fields
+from agmc_onnx.model.protobuf import without_initializers
 from agmc_onnx.pruning.editor import Cut, Editor
 from agmc_onnx.pruning.repairs import REPAIRS
 
@@ -25,7 +25,7 @@ class Surgeon:
     def __init__(self, channels: Channels) -> None:
         self.channels = channels
         model = channels.graph.model
-        self._skeleton = _without_initializers(model)
+        self._skeleton = without_initializers(model)
         self._initializers = list(model.graph.initializer)
         graph = channels.graph
         touched = {value for value, _ in channels.axes}
@@ -91,14 +91,6 @@ class Surgeon:
             into.dims.extend(array.shape)
             into.metadata_props.extend(tensor.metadata_props)
             write_array(array, into)
-
-
-def _without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy without the weights, which are not copied in between."""
-    skeleton = onnx.ModelProto()
-    copy_fields(model, skeleton, but={"graph"})
-    copy_fields(model.graph, skeleton.graph, but={"initializer"})
-    return skeleton
 
 
 def _is_constant(proto: onnx.NodeProto, graph: Graph) -> bool:
