@@ -33,7 +33,7 @@ SAMPLES = 24  # candidates whose ops are timed: 3 s for ResNet-20, 10 s for Mobi
 AIM = 0.99  # share of the budget that a correction aims at
 OVER, UNDER = 1.005, 0.97  # share of the budget within which a measured latency is accepted
 CORRECTIONS = 4
-BESIDE = 4  # samples that are measured beside the original
+BESIDE = 8  # samples that are measured beside the original
 TRIED = 3  # other candidates that are measured where the best is slower than the original
 
 
