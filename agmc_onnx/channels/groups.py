@@ -125,10 +125,12 @@ def analyse(graph: Graph) -> Channels:
             norms.setdefault(index, set()).add(mark.why)
     groups: list[Group] = []
     frozen: list[Group] = []
+    is_frozen = np.zeros(n_units, bool)
+    is_frozen[list(why)] = True
     for index, units in enumerate(ordered):
         blocks = tuple(partitions.get(index, ()))
         step = step_of(blocks)
-        reason = next((why[unit] for unit in units.tolist() if unit in why), None)
+        reason = next((why[int(unit)] for unit in units[is_frozen[units]][:1]), None)
         if reason is None and units.size <= step:
             reason = (
                 "it has a single unit" if step == 1 else f"its {units.size} units must all stay for {step} equal blocks"
@@ -147,7 +149,7 @@ def _components(ledger: Ledger) -> tuple[IntArray, int]:
         return np.empty(0, np.int64), 0
     one = np.concatenate([a for a, _ in ledger.ties]) if ledger.ties else np.empty(0, np.int64)
     other = np.concatenate([b for _, b in ledger.ties]) if ledger.ties else np.empty(0, np.int64)
-    links = coo_array((np.ones(one.size, np.int8), (one, other)), shape=(ledger.n_ids, ledger.n_ids))
+    links = coo_array((np.ones(one.size), (one, other)), shape=(ledger.n_ids, ledger.n_ids))
     n_units, unit_of = connected_components(links, directed=False)
     return unit_of.astype(np.int64), int(n_units)
 
@@ -167,14 +169,18 @@ def _uses(graph: Graph, axes: dict[Axis, AxisUnits], n_units: int) -> npt.NDArra
     own: a network that makes position biases out of coordinates.)
     """
     found = np.zeros((2, n_units), bool)
-    for (value, _), axis in axes.items():
-        if value in graph.tensors:
-            found[0, axis.units] = True
-        users = graph.consumers.get(value, ())
-        if value not in graph.weights or any(
-            user.outputs[0] not in graph.weights or user.op_type in _CONTRACTING for user, _ in users
-        ):
-            found[1, axis.units] = True
+    meets = {
+        value: value not in graph.weights
+        or any(
+            user.outputs[0] not in graph.weights or user.op_type in _CONTRACTING
+            for user, _ in graph.consumers.get(value, ())
+        )
+        for value, _ in axes
+    }
+    for row, stands in enumerate((graph.tensors, {value for value, is_met in meets.items() if is_met})):
+        units = [axis.units.ravel() for (value, _), axis in axes.items() if value in stands]
+        if units:
+            found[row, np.concatenate(units)] = True
     return found
 
 
@@ -218,15 +224,16 @@ def _distinct(numbers: IntArray) -> list[int]:
 
 def _names(graph: Graph, axes: dict[Axis, AxisUnits], ordered: list[IntArray], group_of: IntArray) -> list[str]:
     """Name groups after the weight that makes their channels: the first that has them on an output dim."""
-    names: list[str | None] = [None] * len(ordered)
-    spare: list[str | None] = [None] * len(ordered)
+    names: dict[int, str] = {}
     for (value, dim), axis_units in axes.items():
-        for index in _distinct(group_of[axis_units.units]):
-            if spare[index] is None:
-                spare[index] = value
-            if names[index] is None and value in graph.tensors and _is_output_dim(graph, value, dim):
-                names[index] = value
-    chosen = [name or other or "?" for name, other in zip(names, spare, strict=True)]
+        if value in graph.tensors and _is_output_dim(graph, value, dim):
+            for index in _distinct(group_of[axis_units.units]):
+                names.setdefault(index, value)
+    for (value, _), axis_units in axes.items():  # else the first value of all
+        if len(names) < len(ordered):
+            for index in _distinct(group_of[axis_units.units]):
+                names.setdefault(index, value)
+    chosen = [names.get(index, "?") for index in range(len(ordered))]
     total, seen = Counter(chosen), Counter[str]()
     result = []
     for name in chosen:

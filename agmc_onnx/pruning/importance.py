@@ -50,6 +50,10 @@ def _norms(channels: Channels, order: int) -> FloatArray:
 
 def _sums(array: np.ndarray, order: int, rows: int) -> tuple[FloatArray, FloatArray]:
     """Return the sums of |w|^order over all but dim 0, and over dim 0 in each of its `rows` equal blocks."""
+    if array.size <= _CHUNK and rows == 1:
+        power = array.reshape(array.shape[0], -1).astype(np.float64)
+        power = np.abs(power, out=power) if order == 1 else np.square(power, out=power)
+        return power.sum(axis=1), power.sum(axis=0).reshape(1, *array.shape[1:])
     first = np.empty(array.shape[0])
     others = np.zeros((rows, array.size // array.shape[0]))
     block = array.shape[0] // rows
