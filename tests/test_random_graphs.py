@@ -396,6 +396,45 @@ def other_ranks(b: Builder) -> None:
         b.add(b.op("Squeeze", y, b.ints(2)), (out, h, w))
 
 
+def along_channels(b: Builder) -> None:
+    """A convolution that slides along the channels: of pooled ones as a gate, or of all of them."""
+    x, (c, h, w) = b.pick()
+    side = int(b.rng.choice([1, 3, 5]))
+    if b.rng.random() < 0.7:
+        row = b.op("Unsqueeze", b.op("ReduceMean", x, axes=[2, 3], keepdims=0), b.ints(1))
+        y = b.op("Conv", row, b.weight(1, 1, side), b.weight(1), pads=[side // 2] * 2)
+        b.add(b.op("Mul", x, b.op("Sigmoid", b.op("Reshape", y, b.ints(0, c, 1, 1)))), (c, h, w))
+    else:
+        turned = b.op("Transpose", x, perm=[0, 2, 1, 3])
+        y = b.op("Conv", turned, b.weight(h, h, side, 3), pads=[side // 2, 1] * 2)
+        b.add(b.op("Transpose", y, perm=[0, 2, 1, 3]), (c, h, w))
+
+
+def strided_view(b: Builder) -> None:
+    """All entries of a pooled value, gathered by indices that are computed from strides."""
+    x, (c, _, _) = b.pick()
+    zero, one, stride = (b.tensor(np.array(n, np.int64)) for n in (0, 1, c))
+    flat = b.op("Reshape", b.op("GlobalAveragePool", x), b.ints(-1))
+    numbers = b.op("Range", zero, b.op("Gather", b.op("Shape", "x"), zero), one)
+    index = b.op("Unsqueeze", b.op("Mul", numbers, stride), b.ints(1, 2, 3))
+    order = b.tensor(np.arange(c, dtype=np.int64).reshape(1, c, 1, 1))
+    b.add(b.op("Gather", flat, b.op("Add", index, order), axis=0), (c, 1, 1))
+
+
+def along_space(b: Builder) -> None:
+    """Ops that need all of one space dim."""
+    x, (c, h, w) = b.pick()
+    kind = int(b.rng.integers(4))
+    if kind == 0:
+        b.add(b.op("CumSum", x, b.ints(3)), (c, h, w))
+    elif kind == 1:
+        b.add(b.op("TopK", x, b.ints(w), n_outputs=2, axis=3), (c, h, w))
+    elif kind == 2:
+        b.add(b.op("LpNormalization", x, axis=3), (c, h, w))
+    else:
+        b.add(b.op("Trilu", x), (c, h, w))
+
+
 def standardised(b: Builder) -> None:
     """A convolution whose weight is standardised when the model runs."""
     x, (c, h, w) = b.pick()
@@ -447,12 +486,9 @@ def resized(b: Builder) -> None:
 
 
 def not_understood(b: Builder) -> None:
-    """Ops without a rule: what they see stays whole."""
+    """Sorted channels: nobody knows which comes where, so all stay."""
     x, shape = b.pick()
-    if b.rng.random() < 0.5:
-        b.add(b.op("CumSum", x, b.tensor(np.array(2, np.int64))), shape)
-    else:
-        b.add(b.op("TopK", x, b.ints(shape[0]), n_outputs=2, axis=1), shape)
+    b.add(b.op("TopK", x, b.ints(shape[0]), n_outputs=2, axis=1), shape)
 
 
 OPS: dict[str, Callable[[Builder], None]] = {
@@ -461,7 +497,7 @@ OPS: dict[str, Callable[[Builder], None]] = {
         conv, conv_grouped, conv_transpose, batch_norm, unary, binary, with_constant, gate, concat, split, slice_, gather,
         pad, shuffle, rows, attention, layer_norm, reduced, flatten, space, tile, expand, where, grouped_norm,
         l2_norm_over_channels, recurrent, einsum, glu, windows, grouped_query, other_ranks, standardised, selective, quantised,
-        resized, not_understood,
+        resized, along_channels, strided_view, along_space, not_understood,
     )
 }  # fmt: skip
 
