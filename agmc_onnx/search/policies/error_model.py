@@ -69,27 +69,28 @@ class ErrorModel:
     root: Tensor
 
     @classmethod
-    def fit(cls, tables: Tables, actions: Tensor, rewards: Tensor) -> ErrorModel:
+    def fit(cls, tables: Tables, actions: Tensor, rewards: Tensor, shape: Tensor | None = None) -> ErrorModel:
         """Return the posterior given episodes.
 
         Args:
             tables: The errors.
             actions: float (n, n_groups), executed keep ratios.
             rewards: float (n,), of deviation about 1; n may be 0, then the posterior is the prior.
+            shape: float (n_kinds, n_groups), what the prior's mean is a multiple of, about 1; default: 1 everywhere.
         """
         x = -tables.at(actions).flatten(1)
         size = x.shape[1]
-        prior = torch.ones(size, dtype=torch.float64) / size**0.5
+        even = torch.ones(size, dtype=torch.float64) if shape is None else shape.double().flatten()
         if len(x) < 2:
-            return cls(tables, prior, torch.eye(size, dtype=torch.float64) / size**0.5)
+            return cls(tables, even / size**0.5, torch.eye(size, dtype=torch.float64) / size**0.5)
         y = rewards.double()
         x, y = x - x.mean(0), y - y.mean()
-        summed, gram = x.sum(1), x @ x.T
+        summed, gram = x @ even, x @ x.T
         best: tuple[float, float, float, Tensor] | None = None
         scale = float(gram.diagonal().mean().clamp_min(1e-12))
         for deviation in _DEVIATIONS:
             for noise in _NOISES:
-                v = deviation**2 / scale  # weights ~ N(m 1, v I)
+                v = deviation**2 / scale  # weights ~ N(m shape, v I)
                 covariance = gram * v + noise**2 * torch.eye(len(y), dtype=torch.float64)
                 factor = torch.linalg.cholesky(covariance)
                 solved = torch.cholesky_solve(torch.stack([y, summed], 1), factor)
@@ -101,7 +102,7 @@ class ErrorModel:
                     chosen = factor
         assert best is not None
         _, m, v, dual = best
-        mean = m + v * (x.T @ dual)
+        mean = m * even + v * (x.T @ dual)
         half = torch.linalg.solve_triangular(chosen, x, upper=False)
         covariance = v * torch.eye(size, dtype=torch.float64) - v * v * half.T @ half
         jitter = 1e-9 * v * torch.eye(size, dtype=torch.float64)

@@ -35,7 +35,10 @@ class Guide:
         self.problem, self.generator = problem, generator
         self.budget = linear_budget(problem)
         self.tables = error_tables(problem, self.budget.keep_ratio)
-        self.model = ErrorModel.fit(self.tables, torch.zeros(0, problem.n_groups), torch.zeros(0))
+        # later errors count more (`search.prior.later_counts_more`); here as weights learned from candidates do, linearly
+        depth = (torch.arange(problem.n_groups) + 0.5) / problem.n_groups
+        self._shape = (2 * depth).expand(self.tables.errors.shape[:2])
+        self.model = ErrorModel.fit(self.tables, torch.zeros(0, problem.n_groups), torch.zeros(0), self._shape)
         self.best: tuple[float, Tensor] | None = None
         self._episodes: list[tuple[Tensor, float]] = []
         self._seen: set[tuple[int, ...]] = set()
@@ -49,7 +52,8 @@ class Guide:
             self.best = reward, actions
             self.budget = linear_budget(self.problem, kept)
         rewards = normalised(torch.tensor([reward for _, reward in self._episodes]))
-        self.model = ErrorModel.fit(self.tables, torch.stack([actions for actions, _ in self._episodes]), rewards)
+        actions = torch.stack([actions for actions, _ in self._episodes])
+        self.model = ErrorModel.fit(self.tables, actions, rewards, self._shape)
 
     def climb(self, starts: Tensor) -> Tensor:
         """Return what loses least near each of `starts` (n, n_groups); the first by expected weights, the rest by drawn ones."""
