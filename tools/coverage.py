@@ -40,6 +40,8 @@ from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.search.budget import meet_target
 from agmc_onnx.verification import norms_of, verify
 
+LAYERS_OF_A_TRUNK = 12  # weights; a head has a matrix, a bias, and what normalises them
+
 
 def half_of(channels: Channels, plain_only: bool = False) -> list[int]:
     """Return half of every group (`plain_only`: of those no node takes statistics over), in its steps."""
@@ -57,6 +59,18 @@ def graph_and_cut(proto: onnx.ModelProto) -> tuple[Channels, list[np.ndarray], o
     kept = choose(channels, l2_norm(channels), half_of(channels))
     pruned = surgeon.cut(kept) if channels.groups else None
     return channels, kept, pruned, time.process_time() - start
+
+
+def layers_of_outputs(channels: Channels) -> int:
+    """Return how many weights share the channels of a graph output: of a network without a head, all along its trunk."""
+    shared = [0]
+    for group in channels.frozen:
+        if "graph output" in (group.why_frozen or ""):
+            axes = (
+                (value, axis.units) for (value, _), axis in channels.axes.items() if value in channels.graph.tensors
+            )
+            shared.append(len({value for value, units in axes if np.isin(group.units[0], units)}))
+    return max(shared)
 
 
 def kinds_of(reasons: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -81,6 +95,10 @@ def try_model(name: str, exporter: str, keep: Path | None) -> Row:
     row["nodes"], row["seconds"] = len(graph.nodes), round(seconds, 3)
     row["groups"], row["frozen"] = len(channels.groups), len(channels.frozen)
     row["reasons"] = kinds_of((group.why_frozen or "", 1) for group in channels.frozen)[:8]
+    if (n_layers := layers_of_outputs(channels)) >= LAYERS_OF_A_TRUNK:
+        row["reasons"].insert(
+            0, (f"the channels of the graph's output run through {n_layers} weights and must stay", 1)
+        )
     if pruned is None:
         return row | {"valid": True, "equivalent": None, "budget_met": False, "note": "nothing can be cut"}
     cost = macs_cost(channels)

@@ -92,8 +92,10 @@ def shortfalls(rows: list[Row]) -> list[str]:
         names = ", ".join(dict.fromkeys(whole))
         lines += [
             "",
-            "All groups are cut in these; what is left is in the first and the last layer, in steps (heads, groups), and in",
-            f"products of attention that shrink along one factor: {names}.",
+            "All groups are cut in these. What is left is in the first and the last layer, in steps (heads, groups), and in the",
+            "products of attention: queries times keys, and scores times values, have positions on two sides and heads x size on",
+            "the third. Heads x size is one decision, cut along the size; half of it leaves half of these products, and would if",
+            f"whole heads went instead: {names}.",
         ]
     return lines
 
