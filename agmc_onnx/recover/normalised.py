@@ -158,7 +158,7 @@ def _statistics(
                 both = torch.stack([value.double().sum(dims), value.double().square().sum(dims)])
                 sums[name] = sums.get(name, torch.zeros_like(both)) + both
                 count[name] += value.numel() // value.shape[1]
-    found = {}
+    found: dict[str, tuple[npt.NDArray[np.float32], ...]] = {}
     for name in wanted:
         mean, square = (sums[name] / count[name]).numpy()
         variance = np.maximum(square - mean**2, 0)
