@@ -202,8 +202,8 @@ class CompressOptions:
             L2 (code).
         recover: "compensate": every candidate is refitted in closed form before it is measured, and the result with all
             calibration samples; "distill": as that, and then the result learns from the original, without labels, on the
-            card's [train] images or else the calibration role; "none": measured as cut; None: "compensate" where there is
-            data, else "none".
+            card's [train] images or else the calibration role; "statistics": only means and variances are put right;
+            "none": measured as cut; None: "compensate" where there is data, else "none".
         distill_steps: Optimiser steps of "distill".
         sparsity: Share of the weights of `sparse_layers` that become zero, 0 < R < 1; they keep their shapes.
         sparse_method: Row of `agmc_onnx.recover.sparse.METHODS`; None: "obs" where candidates are refitted, else "magnitude".
@@ -366,7 +366,7 @@ class CompressOptions:
 
 BUDGETS = ("flops", "params")  # the fields that name a share of a cost
 JUDGES = ("fidelity", "metric")
-RECOVER = ("none", "compensate", "distill")
+RECOVER = ("none", "statistics", "compensate", "distill")
 SPARSE_METHODS = ("magnitude", "wanda", "obs")
 SPARSE_LAYERS = ("dense", "all")
 SPARSE_DECIDE = ("uniform", "policy")
@@ -413,6 +413,11 @@ def _check_sparsity(options: CompressOptions) -> None:
         )
     if options.sparse_decide == "policy" and options.stages > 1:
         raise UsageError(f"--sparse-decide: got policy beside --stages {options.stages}; expected uniform there.")
+    if options.is_sparse and options.recover == "statistics":
+        raise UsageError(
+            "--sparsity: got --recover statistics, which has no second moments to choose weights by; expected compensate,"
+            " distill or none. Change --recover."
+        )
     if options.recover == "none" and options.sparse_method not in (None, "magnitude"):
         raise UsageError(
             f"--sparse-method: {options.sparse_method} looks at activations, got --recover none; expected --recover"

@@ -104,5 +104,9 @@ def recovered(
     from agmc_onnx.recover.sparse import Thinner
 
     options, thin = RecoverOptions(seed=settings.seed), None if sparsity is None else Thinner(sparsity)
+    if settings.recover == "statistics":
+        from agmc_onnx.recover.statistics import Restatement
+
+        return Restatement(analysis.channels, data.role("calibration"), options)(kept, as_cut)
     model = compensate(analysis.channels, kept, as_cut, data.role("calibration"), options, thin=thin)
     return model if sparsity is None else thin_by_magnitude(model, sparsity)
