@@ -1,0 +1,76 @@
+"""Draw what `tools/compare_policies.py` measured: the best reward so far against evaluations (AGMC, figures 5 and 6).
+
+    python tools/plot_rewards.py runs/compare.jsonl --out docs/figures/rewards.svg
+
+A panel for each model and budget; a line for each policy that searches, the mean over its seeds, with the span from the worst to
+the best seed; what takes no more than a handful of evaluations is a level line. Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FEW = 10  # evaluations, up to which a policy is drawn as a level
+COLOURS = {
+    "agmc": "#0072b2", "gnn-rl": "#d55e00", "amc": "#cc79a7", "local": "#009e73", "random": "#999999", "tpe": "#e69f00",
+    "cmaes": "#56b4e9", "agmc-frozen": "#004466", "agmc-linear": "#66bbee", "agmc-unfitted": "#aa4400",
+    "greedy": "#000000", "uniform": "#777777",
+}  # fmt: skip
+
+
+def main() -> None:
+    """Read the runs and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", required=True, type=Path, help="an .svg, .png or .pdf")
+    args = parser.parse_args()
+    try:
+        import matplotlib
+    except ImportError:
+        sys.exit("plot_rewards: matplotlib is not installed; expected it. Run pip install matplotlib.")
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "agmc", "font.size": 9})
+    import matplotlib.pyplot as plt
+
+    panels: dict[tuple[str, float], dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+    for path in args.runs:
+        for line in path.read_text().splitlines():
+            row: dict[str, Any] = json.loads(line)
+            panels[row["model"], row["flops"]][row["policy"]].append(row["rewards"])
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False, layout="constrained")
+    for ax, ((model, share), policies) in zip(axes[0], sorted(panels.items()), strict=True):
+        for policy, runs in policies.items():
+            best = [np.maximum.accumulate(rewards) for rewards in runs]
+            colour = COLOURS.get(policy)
+            if len(best[0]) <= FEW:
+                ax.axhline(float(np.mean([b[-1] for b in best])), color=colour, ls=":", lw=1.2, label=policy)
+                continue
+            rows = np.array([b[: min(map(len, best))] for b in best])
+            x = np.arange(1, rows.shape[1] + 1)
+            ax.plot(x, rows.mean(0), color=colour, lw=1.4, label=policy)
+            ax.fill_between(x, rows.min(0), rows.max(0), color=colour, alpha=0.12, lw=0)
+        ax.set_title(f"{model.removesuffix('.onnx')}, {share:g} of the multiply-adds", fontsize=9)
+        ax.set_xlabel("evaluations")
+        ax.set_ylabel("best reward so far")
+        low = min(
+            float(np.maximum.accumulate(r)[min(4, len(r) - 1)])
+            for p, rs in policies.items()
+            if p != "random"
+            for r in rs
+        )
+        ax.set_ylim(bottom=low - 0.3)
+        ax.legend(fontsize=7, ncols=2, loc="lower right", frameon=False)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out, metadata={"Date": None} if args.out.suffix == ".svg" else None)
+    sys.stdout.write(f"wrote {args.out}\n")
+
+
+if __name__ == "__main__":
+    main()
