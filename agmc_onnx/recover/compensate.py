@@ -263,11 +263,12 @@ class _Refit:
         if np.isinf(ridge):
             step, offset = gain(moments, patches.matrix(old).double(), has_bias)
         else:
-            step, offset = solve(moments, ridge, has_bias)
+            solver = Solver(moments, ridge, has_bias)
+            step, offset = solver()
             if collected.bounds is not None:
                 for _ in range(self.options.n_rounds):
                     aim_again(moments, collected.rows, collected.line, collected.bounds, step, offset)
-                    step, offset = solve(moments, ridge, has_bias)
+                    step, offset = solver()
         if self.owner.thin is not None and self._is_thinned(site):
             matrix, n_places = patches.matrix(old).double(), math.prod(old.shape[2:])
             step, offset = self.owner.thin(site, matrix, step, moments, min(ridge, 1.0), has_bias, n_places)
@@ -319,17 +320,31 @@ def solve(moments: Moments, ridge: float, has_bias: bool) -> tuple[Tensor, Tenso
         Float64: of the weight (groups, width, channels / groups), and of the bias (groups, channels / groups), zero
         without one.
     """
-    n = max(moments.n, 1)
-    second, cross = moments.uu / n, moments.ur / n
-    mean, r_mean = moments.u / n, moments.r / n
-    weight = ridge * second.diagonal(dim1=1, dim2=2).mean(1)  # (groups,)
-    if has_bias:
-        second.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
-        cross.baddbmm_(mean[:, :, None], r_mean[:, None, :], alpha=-1)
-    weight = torch.where(weight > 0, weight, torch.ones_like(weight))  # an input that is always zero
-    step = torch.cholesky_solve(cross, _factor(second, weight))
-    offset = r_mean - torch.einsum("gwo,gw->go", step, mean) if has_bias else torch.zeros_like(r_mean)
-    return step, offset
+    return Solver(moments, ridge, has_bias)()
+
+
+class Solver:
+    """As `solve`, again and again for residuals that change while what is known of the inputs stays."""
+
+    def __init__(self, moments: Moments, ridge: float, has_bias: bool) -> None:
+        self._moments, self._has_bias = moments, has_bias
+        self._n = max(moments.n, 1)
+        second, mean = moments.uu / self._n, moments.u / self._n
+        weight = ridge * second.diagonal(dim1=1, dim2=2).mean(1)  # (groups,)
+        if has_bias:
+            second.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
+        weight = torch.where(weight > 0, weight, torch.ones_like(weight))  # an input that is always zero
+        self._mean, self._factor = mean, _factor(second, weight)
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Return the correction for the residuals as the moments have them now."""
+        cross, r_mean = self._moments.ur / self._n, self._moments.r / self._n
+        if self._has_bias:
+            cross.baddbmm_(self._mean[:, :, None], r_mean[:, None, :], alpha=-1)
+        step = torch.cholesky_solve(cross, self._factor)
+        if not self._has_bias:
+            return step, torch.zeros_like(r_mean)
+        return step, r_mean - torch.einsum("gwo,gw->go", step, self._mean)
 
 
 def _factor(second: Tensor, weight: Tensor) -> Tensor:

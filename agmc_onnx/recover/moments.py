@@ -318,8 +318,12 @@ class Moments:
         self.u += u.sum(1)
         self.uu += gram(u)
         if r is not None:
-            self.r += r.sum(1)
-            self.ur += torch.matmul(u.transpose(1, 2), r)
+            self.add_residual(u, r)
+
+    def add_residual(self, u: Tensor, r: Tensor) -> None:
+        """Add what residuals have to do with positions that are known already; both as in `add`."""
+        self.r += r.sum(1)
+        self.ur += torch.matmul(r.transpose(1, 2), u).transpose(1, 2)  # this way round in two thirds of the time
 
     def __add__(self, other: Moments) -> Moments:
         """Return the sums over the positions of both."""

@@ -73,6 +73,4 @@ def aim_again(moments: Moments, rows: Rows, line: Line, bounds: Bounds, step: Te
         reached = now + line.moved(u, step, offset)
         aim = torch.where(target > low, target, reached.clamp(max=low))
         aim = torch.where(target < high, aim, reached.clamp(min=high))
-        r = line.before_scale(aim - now)
-        moments.r += r.sum(1)
-        moments.ur += torch.matmul(u.transpose(1, 2), r)
+        moments.add_residual(u, line.before_scale(aim - now))
