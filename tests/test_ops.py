@@ -42,6 +42,12 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
         {"w": (1, 1, 3), "row": ints(0, 1, 4)},
         "a q y",
     ),
+    "conv along channels whose other dims were mixed": (
+        """s = Sigmoid(a) t = Reshape(s, rows) m = MatMul(t, k) d = Add(m, c) u = Transpose<perm = [0, 2, 1]>(d)
+           y = Conv<pads = [1, 1]>(u, w)""",
+        {"rows": ints(0, 4, 16), "k": (16, 3), "c": (3,), "w": (2, 3, 3)},
+        "a u y",
+    ),
     "conv by a computed weight": (
         "s = ReduceMean<keepdims = 0>(x4) t = Add(k, s) y = Conv(a, t)",
         {"k": (4, 4, 1, 1)},

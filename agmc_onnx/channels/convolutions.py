@@ -63,7 +63,7 @@ def slide(ledger: Ledger, node: Node) -> None:
         assert ids is not None
         if ledger.size(y, dim) != ids.size or not ledger.shape(y).is_fixed(dim):
             ledger.freeze(ids, f"{node.label}: its stride or padding changes the size of dimension {dim} of {x}")
-        elif slides(ledger.graph, node, dim) and not removed_are_zero(ledger, x):
+        elif slides(ledger.graph, node, dim) and not removed_are_zero(ledger, x, dim):
             ledger.freeze(
                 ids, f"{node.label}: mixes neighbours along dimension {dim} of {x}, and what goes may not be zero"
             )
