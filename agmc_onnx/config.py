@@ -199,7 +199,7 @@ class CompressOptions:
         seed: Of every random choice.
         reward: Row of `agmc_onnx.search.rewards.REWARDS`.
         importance: Row of `agmc_onnx.pruning.importance.IMPORTANCE` or, with data, of `agmc_onnx.recover.importances.MEASURED`;
-            L2 (code).
+            L2 (code). None: "moments" where candidates are refitted on data and there are depthwise convolutions (ours), else L2.
         recover: "compensate": every candidate is refitted in closed form before it is measured, and the result with all
             calibration samples; "distill": as that, and then the result learns from the original, without labels, on the
             card's [train] images or else the calibration role; "statistics": only means and variances are put right;
@@ -248,7 +248,7 @@ class CompressOptions:
     episodes: int = 100
     seed: int = 0
     reward: str = "err"
-    importance: str = "l2"
+    importance: str | None = None
     recover: str | None = None
     distill_steps: int = 1000
     sparsity: float | None = None

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from agmc_onnx.channels.groups import Channels, analyse
+from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import UsageError
 from agmc_onnx.measuring.data import synthetic
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
@@ -13,6 +17,8 @@ from agmc_onnx.pruning.importance import NEED_DATA, choose, importance_of, media
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.recover.importances import MEASURED, Measurements
 from agmc_onnx.recover.options import RecoverOptions
+from agmc_onnx.run.analysis import analyse_model
+from agmc_onnx.run.samples import with_recovery
 from tests import nets
 
 torch.set_num_threads(1)
@@ -103,3 +109,34 @@ def test_what_needs_data_says_so() -> None:
         UsageError, match="importance: taylor looks at activations, got no data; expected one of l2, l1, median"
     ):
         importance_of("taylor")
+
+
+DEPTHWISE = """
+f (float[n, 4, 6, 6] x) => (float[n, 4, 6, 6] y) {
+    a = Conv (x, w1)
+    b = Conv<group=8, pads=[1, 1, 1, 1]> (a, wd)
+    y = Conv (b, w2)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("group", "options", "data", "expected"),
+    [
+        (8, {}, "digits", "moments"),
+        (8, {"recover": "distill"}, "digits", "moments"),
+        (8, {"recover": "none"}, "digits", "l2"),
+        (8, {"recover": "statistics"}, "digits", "l2"),
+        (8, {}, None, "l2"),
+        (8, {"importance": "l1"}, "digits", "l1"),
+        (1, {}, "digits", "l2"),
+    ],
+)
+def test_the_ranking_suits_model_and_recovery(
+    tmp_path: Path, group: int, options: dict[str, str], data: str | None, expected: str
+) -> None:
+    text = DEPTHWISE.replace("group=8", f"group={group}")
+    weights = {"w1": (8, 4, 1, 1), "wd": (8, 8 // group, 3, 3), "w2": (4, 8, 1, 1)}
+    onnx.save(nets.model(text, weights), tmp_path / "m.onnx")
+    settings = CompressOptions.of(flops=0.5, **options)
+    assert with_recovery(analyse_model(tmp_path / "m.onnx"), data, settings).importance == expected

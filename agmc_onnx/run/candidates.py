@@ -166,9 +166,10 @@ def _divergence(
 def _scores(
     channels: Channels, measured: Callable[[], Measurements] | None, settings: CompressOptions
 ) -> npt.NDArray[np.float64]:
-    if settings.importance in NEED_DATA and measured is not None:
-        return measured().scores(settings.importance)
-    return importance_of(settings.importance)(channels)
+    name = settings.importance or "l2"
+    if name in NEED_DATA and measured is not None:
+        return measured().scores(name)
+    return importance_of(name)(channels)
 
 
 def reachable(

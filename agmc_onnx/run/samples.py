@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.model.graph import Graph
 from agmc_onnx.run.analysis import Analysis
 
 DREAM_MACS = 1e12  # of the original, that images may cost: about a minute
@@ -13,14 +15,30 @@ MIN_IMAGES = 8
 
 
 def with_recovery(analysis: Analysis, data: str | Path | None, settings: CompressOptions) -> CompressOptions:
-    """Return the settings with the recovery filled in: refits need data, or normalisation that stores what data were like."""
-    if settings.recover is not None:
-        return settings
-    if data is not None:
-        return settings.with_data(True)
-    from agmc_onnx.recover.synthesis import can_imagine
+    """Return the settings with what depends on data and model filled in: the recovery, and the ranking that suits it.
 
-    return settings.with_data(can_imagine(analysis.graph))
+    Refits need data, or normalisation that stores what data were like.
+    """
+    if settings.recover is None and data is None:
+        from agmc_onnx.recover.synthesis import can_imagine
+
+        settings = settings.with_data(can_imagine(analysis.graph))
+    elif settings.recover is None:
+        settings = settings.with_data(True)
+    if settings.importance is not None:
+        return settings
+    is_refitted = data is not None and settings.recover in ("compensate", "distill")
+    return replace(settings, importance="moments" if is_refitted and has_depthwise(analysis.graph) else "l2")
+
+
+def has_depthwise(graph: Graph) -> bool:
+    """Return whether a convolution has a kernel for every channel alone.
+
+    Behind those a unit is its own only successor, so its norm says little of what the others can make up for
+    (docs/recovery.md).
+    """
+    convolutions = [node for node in graph.nodes if node.op_type == "Conv" and node.inputs[1] in graph.tensors]
+    return any(node.attribute("group", 1) > 1 == graph.tensors[node.inputs[1]].dims[1] for node in convolutions)
 
 
 def roles_of(analysis: Analysis, data: str | Path | None, settings: CompressOptions) -> Roles:
