@@ -37,11 +37,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.model.graph import view
-from agmc_onnx.pipeline import compress
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.recover.torch_graph import TorchGraph
 from agmc_onnx.run.analysis import analyse_model
-from agmc_onnx.run.candidates import environment_of
+from agmc_onnx.run.candidates import environment_of, search_candidates
 from agmc_onnx.run.target import target_of
 from agmc_onnx.search.budget import meet_target
 from agmc_onnx.verification import masked
@@ -67,13 +66,17 @@ def torch_pruned(module: torch.nn.Module, ratio: float, example: torch.Tensor) -
 
 def share_of_inference(args: argparse.Namespace) -> dict[str, Any]:
     """Return what part of the episodes of a search is inference; what is made once (the first episode) is left out."""
+    settings = CompressOptions.of(
+        flops=args.flops, policy=args.policy, episodes=args.episodes, recover=args.recover, reward_samples=args.images
+    )
+    analysis = analyse_model(args.model)
+    data = Roles(analysis.file.proto, args.data, settings)
+    environment, target = environment_of(analysis, data, settings), target_of(settings, analysis.channels)
     cpu: list[float] = []
-    report = compress(
-        args.model, data=args.data, flops=args.flops, policy=args.policy, episodes=args.episodes, recover=args.recover,
-        reward_samples=args.images, latency_seconds=0.05, finalists=1,
-        progress=lambda event, _: cpu.append(time.process_time()) if event == "episode" else None,
-    ).report  # fmt: skip
-    history = [record for record in report["history"][1:] if not record["cached"]]
+    found = search_candidates(
+        analysis, environment, target, data, settings, None, lambda *_: cpu.append(time.process_time())
+    )
+    history = [record for record in found.history[1:] if not record["cached"]]
     wall, inference = sum(r["wall_s"] for r in history), sum(r["inference_s"] for r in history)
     return {
         "episodes": len(history), "recover": args.recover, "inference_share": inference / wall, "wall_s": wall,
