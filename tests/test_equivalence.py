@@ -387,7 +387,8 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "regions of interest, shifted convolution, samples of a grid": (
-        """<ir_version: 10, opset_import: ["" : 19]> g (float[N, 3, 6, 6] x, float[N, 4, 4, 2] grid) => (float[2, 2, 2, 2] out, float[N, 2, 4, 4] more) {
+        """<ir_version: 10, opset_import: ["" : 19]> g (float[N, 3, 6, 6] x, float[N, 4, 4, 2] grid)
+           => (float[2, 2, 2, 2] out, float[N, 2, 4, 4] more) {
            a = Conv(x, wa, ba) r = Relu(a) p = RoiAlign<output_height = 2, output_width = 2>(r, rois, places) q = Conv(p, wb)
            out = Conv(q, wo) s = GridSample(r, grid) t = Conv(s, wt) u = LpNormalization<axis = 3>(t)
            c = CumSum(u, three) d = Relu(c) more = Conv(d, wo) }""",
