@@ -132,11 +132,11 @@ class _Distillation:
 
     def run(self, progress: Progress | None, reward: Reward | None) -> onnx.ModelProto:
         options = self.options
+        probe = self._batch(0, still=True)
+        before = self._probe_loss(probe)  # of the student as given: an interrupted run compares with it too
         self._resume()
         if reward is not None and self.step == 0:
             self.best_reward = reward(self.proto)
-        probe = self._batch(0, still=True)
-        before = self._probe_loss(probe)
         while self.step < options.n_steps and self.without_gain < options.patience:
             told = {"loss": self._train_step()}
             if reward is not None and (self.step % options.evaluate_every == 0 or self.step == options.n_steps):

@@ -60,11 +60,11 @@ class RecoverOptions:
     n_steps: int = 1000
     train_batch_size: int = 128
     optimiser: str = "adamw"
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-4
     warmup_share: float = 0.05
     weight_decay: float = 1e-4
     momentum: float = 0.9
-    temperature: float = 2.0
+    temperature: float = 4.0
     loss: str = "kl"
     block_weight: float = 0.0
     label_weight: float = 0.0
