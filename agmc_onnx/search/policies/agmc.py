@@ -75,7 +75,9 @@ class AgmcPolicy:
         self.best: tuple[float, Tensor] | None = None
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.budget = linear_budget(problem)
-        self.guide = Guide(problem, self.generator) if options.agmc.known and options.agmc.fitted else None
+        self.guide = (
+            Guide(problem, options.n_episodes, self.generator) if options.agmc.known and options.agmc.fitted else None
+        )
         known = _known(problem, self.budget, options.agmc) if options.agmc.known else None
         self.agent = DdpgAgent(
             lambda: self.make_states(problem, options.agmc, known), self.budget, options.agmc, self.generator, known
@@ -153,8 +155,7 @@ class AgmcPolicy:
         if self.options.n_updates:
             starts = torch.cat([starts, self.agent.rollout(N_FROM_ACTOR, self.agent.sigma)])
         self.agent.decay_noise()
-        found = guide.climb(starts)
-        return guide.first_new(found[self.agent.judge(found).argsort(descending=True, stable=True)])
+        return guide.favourite(starts, self.agent.judge)
 
     def _warmup(self) -> Tensor:
         """Return the actions of a random episode (n_groups,)."""

@@ -20,8 +20,8 @@ from agmc_onnx.search.policies.linear_budget import LinearBudget
 _DEVIATIONS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _NOISES = (0.1, 0.2, 0.4, 0.8)
 _LEAST_MEAN = 0.05  # of the common mean: errors never do good
-# Of a climb: steps, trials of a step, noise of the first and of the last, farthest from where it starts
-_N_STEPS, _N_TRIALS, _WIDEST, _NARROWEST, _REACH = 40, 24, 0.15, 0.02, 0.3
+# Of a climb: steps, trials of a step, noise of the first and of the last
+_N_STEPS, _N_TRIALS, _WIDEST, _NARROWEST = 40, 24, 0.15, 0.02
 REWARD_CLIP = 3.0  # normalised rewards are cut here: one collapsed candidate must not decide
 _SPREAD = 0.1  # of keep ratios, by which the size of an error counts as one
 
@@ -108,16 +108,16 @@ class ErrorModel:
         jitter = 1e-9 * v * torch.eye(size, dtype=torch.float64)
         return cls(tables, mean, torch.linalg.cholesky(covariance + jitter))
 
-    def climb(self, starts: Tensor, budget: LinearBudget, generator: torch.Generator) -> Tensor:
+    def climb(self, starts: Tensor, budget: LinearBudget, generator: torch.Generator, reach: float = 0.3) -> Tensor:
         """Return keep ratios (n, n_groups) that cost the least reward near `starts` (n, n_groups), on the linear budget.
 
         Each start climbs on weights of its own, drawn from the posterior, but the first, which has the expected ones. Steps
-        are noise on a few groups, narrower as it goes on; no group leaves the neighbourhood where episodes were seen.
+        are noise on a few groups, narrower as it goes on; no keep ratio moves farther than `reach`.
         """
         n, n_groups = starts.shape
         tables = torch.stack([self.table(None if i == 0 else generator) for i in range(n)]).float()
         chain, group, last = torch.arange(n)[:, None, None], torch.arange(n_groups), tables.shape[2] - 1
-        low, high = (starts - _REACH).clamp_min(0.0)[:, None], (starts + _REACH).clamp_max(1.0)[:, None]
+        low, high = (starts - reach).clamp_min(0.0)[:, None], (starts + reach).clamp_max(1.0)[:, None]
         share = max(2.0 / n_groups, 0.15)
         at = starts[:, None]
         for step in range(_N_STEPS):

@@ -224,7 +224,7 @@ class GnnRlPolicy:
         self.fresh: list[ppo.Episode] = []
         self.best: list[tuple[float, int, ppo.Episode]] = []
         self.n_own = 0
-        self.guide = Guide(problem, self.generator) if self.options.fitted else None
+        self.guide = Guide(problem, options.n_episodes, self.generator) if self.options.fitted else None
 
     @single_thread()
     @torch.no_grad()

@@ -6,6 +6,8 @@ not learn again what the error curves and a linear model of them say already.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,6 +21,7 @@ from agmc_onnx.search.problem import Curves, FloatArray, Problem
 
 N_GRID = 33  # keep ratios at which an error curve is read
 SMALLEST = 0.01  # smallest keep ratio proposed
+FARTHEST, NEAREST = 0.3, 0.15  # how far a climb may move a keep ratio, in the first and in the last episode
 
 
 class Guide:
@@ -30,9 +33,9 @@ class Guide:
         best: Reward and keep ratios float32 (n_groups,) of the best episode, or None.
     """
 
-    def __init__(self, problem: Problem, generator: torch.Generator) -> None:
+    def __init__(self, problem: Problem, n_episodes: int, generator: torch.Generator) -> None:
         """Read the curves; `generator` is the only source of randomness."""
-        self.problem, self.generator = problem, generator
+        self.problem, self.n_episodes, self.generator = problem, n_episodes, generator
         self.budget = linear_budget(problem)
         self.tables = error_tables(problem, self.budget.keep_ratio)
         # later errors count more (`search.prior.later_counts_more`); here as weights learned from candidates do, linearly
@@ -55,18 +58,43 @@ class Guide:
         actions = torch.stack([actions for actions, _ in self._episodes])
         self.model = ErrorModel.fit(self.tables, actions, rewards, self._shape)
 
-    def climb(self, starts: Tensor) -> Tensor:
-        """Return what loses least near each of `starts` (n, n_groups); the first by expected weights, the rest by drawn ones."""
-        return self.model.climb(self.budget.rescale(starts), self.budget, self.generator)
+    def climb(self, starts: Tensor, reach: float | None = None) -> Tensor:
+        """Return what loses least near each of `starts` (n, n_groups); the first by expected weights, the rest by drawn ones.
+
+        Args:
+            starts: Keep ratios.
+            reach: How far one may move; by default less the more episodes are done.
+        """
+        done = min(len(self._episodes) / max(self.n_episodes, 1), 1.0)
+        near = FARTHEST + (NEAREST - FARTHEST) * done if reach is None else reach
+        return self.model.climb(self.budget.rescale(starts), self.budget, self.generator, near)
+
+    def favourite(self, starts: Tensor, judge: Callable[[Tensor], Tensor]) -> FloatArray:
+        """Return the best new keep ratios (n_groups,) that a climb finds, by `judge`; from farther away where all near are old.
+
+        Args:
+            starts: float (n, n_groups), where climbs begin.
+            judge: Values (n,) of keep ratios (n, n_groups).
+        """
+        for reach in (None, FARTHEST, 2 * FARTHEST):
+            found = self.climb(starts, reach)
+            ordered = found[judge(found).argsort(descending=True, stable=True)]
+            new = self._first_new(ordered[: max(len(ordered) // 2, 1)])  # the rest is no better than chance
+            if new is not None:
+                return new
+        return self.first_new(ordered)
 
     def first_new(self, candidates: Tensor) -> FloatArray:
         """Return the keep ratios (n_groups,) of the first candidate that was no episode yet; of the first if all were."""
-        ratios = np.clip(candidates.double().numpy(), SMALLEST, 1.0)
-        for one in ratios:
+        new = self._first_new(candidates)
+        return np.clip(candidates[0].double().numpy(), SMALLEST, 1.0) if new is None else new
+
+    def _first_new(self, candidates: Tensor) -> FloatArray | None:
+        for one in np.clip(candidates.double().numpy(), SMALLEST, 1.0):
             executed = met(self.problem, one)
             if tuple(executed.kept.tolist()) not in self._seen:
                 return executed.keep_ratio
-        return np.asarray(ratios[0])
+        return None
 
 
 def error_tables(problem: Problem, around: Tensor) -> Tables:

@@ -153,9 +153,7 @@ class OptunaPolicy:
         seed = int(rng.integers(2**31))
         samplers = self.optuna.samplers
         made = (
-            samplers.TPESampler(seed=seed, multivariate=True)
-            if sampler == "tpe"
-            else samplers.CmaEsSampler(seed=seed)
+            samplers.TPESampler(seed=seed, multivariate=True) if sampler == "tpe" else samplers.CmaEsSampler(seed=seed)
         )
         self.study = self.optuna.create_study(direction="maximize", sampler=made)
         self.trial: Any = None

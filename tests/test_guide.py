@@ -1,0 +1,74 @@
+import dataclasses
+
+import numpy as np
+import torch
+
+from agmc_onnx.search.budget import met
+from agmc_onnx.search.policies.guide import FARTHEST, NEAREST, Guide
+from tests.test_agmc import known_answer
+
+
+def guided(n_episodes=20, seed=0):
+    problem, metric = known_answer(seed)
+    return problem, metric, Guide(problem, n_episodes, torch.Generator().manual_seed(seed))
+
+
+def watch(guide, problem, metric, ratios):
+    executed = met(problem, np.asarray(ratios, np.float64))
+    guide.observe(torch.as_tensor(executed.keep_ratio, dtype=torch.float32), metric(executed.kept))
+    return executed
+
+
+def test_a_candidate_that_was_an_episode_is_not_proposed_again():
+    problem, metric, guide = guided()
+    seen, other = torch.full((12,), 0.5), torch.linspace(0.3, 0.9, 12)
+    watch(guide, problem, metric, seen)
+    found = met(problem, guide.first_new(torch.stack([seen, other]))).kept
+    np.testing.assert_array_equal(found, met(problem, other.double().numpy()).kept)
+    watch(guide, problem, metric, other)
+    assert guide.first_new(torch.stack([seen, other])).tolist() == seen.tolist()
+
+
+def test_climbs_get_shorter_as_episodes_go_by():
+    problem, metric, guide = guided(n_episodes=20)
+    rng = np.random.default_rng(0)
+    start = torch.full((1, 12), 0.5)
+    moved = []
+    for _ in range(20):
+        watch(guide, problem, metric, rng.uniform(0.2, 1, 12))
+        moved.append(float((guide.climb(start) - guide.budget.rescale(start)).abs().max()))
+    assert moved[0] <= FARTHEST + 0.1 and moved[-1] <= NEAREST + 0.1
+    assert np.mean(moved[:3]) > np.mean(moved[-3:])
+
+
+def test_the_best_episode_moves_the_budget_with_it():
+    problem, metric, guide = guided()
+    watch(guide, problem, metric, np.full(12, 0.5))
+    first = guide.budget
+    executed = watch(guide, problem, lambda kept: 1e3, np.linspace(1, 0.2, 12))
+    assert guide.budget is not first and guide.best is not None and guide.best[0] == 1e3
+    torch.testing.assert_close(guide.budget.keep_ratio, torch.as_tensor(executed.keep_ratio, dtype=torch.float32))
+
+
+def test_where_all_near_are_old_it_looks_farther_away():
+    problem, metric, guide = guided(n_episodes=3)
+    for ratios in (np.full(12, 0.5), np.linspace(0.3, 0.9, 12), np.linspace(0.9, 0.3, 12)):
+        watch(guide, problem, metric, ratios)
+    for _ in range(4):
+        proposal = guide.favourite(guide.best[1].expand(2, -1), lambda found: -(found - 0.5).abs().sum(1))
+        assert tuple(met(problem, proposal).kept.tolist()) not in guide._seen
+        watch(guide, problem, metric, proposal)
+
+
+def test_without_data_there_are_errors_of_two_kinds():
+    problem, _ = known_answer(0)
+    guide = Guide(dataclasses.replace(problem, scores=None), 5, torch.Generator().manual_seed(0))
+    assert guide.tables.errors.shape[:2] == (2, 12)
+
+
+def test_guided_proposals_are_better_than_random_ones():
+    problem, metric, guide = guided(seed=1)
+    rng = np.random.default_rng(1)
+    random = [metric(watch(guide, problem, metric, rng.uniform(0.2, 1, 12)).kept) for _ in range(15)]
+    found = guide.first_new(guide.climb(guide.best[1][None]))
+    assert metric(met(problem, found).kept) > np.mean(random) + np.std(random)
