@@ -55,8 +55,9 @@ def test_where_all_near_are_old_it_looks_farther_away():
     for ratios in (np.full(12, 0.5), np.linspace(0.3, 0.9, 12), np.linspace(0.9, 0.3, 12)):
         watch(guide, problem, metric, ratios)
     for _ in range(4):
+        before = set(guide._seen)
         proposal = guide.favourite(guide.best[1].expand(2, -1), lambda found: -(found - 0.5).abs().sum(1))
-        assert tuple(met(problem, proposal).kept.tolist()) not in guide._seen
+        assert tuple(met(problem, proposal).kept.tolist()) not in before
         watch(guide, problem, metric, proposal)
 
 

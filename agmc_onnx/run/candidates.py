@@ -223,7 +223,11 @@ def search_candidates(
         problem = replace(environment.problem(target.cost, target.budget), evaluate=recorder)
         if settings.max_drop is not None and options.reward != "err":  # no budget: the reward weighs cost and error
             problem = replace(problem, meet=partial(rounded, problem))
-            options = replace(options, agmc=replace(options.agmc, rescale_in_update=False))
+            options = replace(
+                options,
+                agmc=replace(options.agmc, rescale_in_update=False, fitted=False),  # a guide climbs along a budget
+                gnn_rl=replace(options.gnn_rl, fitted=False),
+            )
         rng = np.random.default_rng(settings.seed)
         policy = make_policy(problem, options, rng)
         n_episodes = min(settings.episodes, policy.n_episodes)

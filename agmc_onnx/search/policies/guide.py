@@ -85,14 +85,16 @@ class Guide:
         return self.first_new(ordered)
 
     def first_new(self, candidates: Tensor) -> FloatArray:
-        """Return the keep ratios (n_groups,) of the first candidate that was no episode yet; of the first if all were."""
+        """Return the keep ratios (n_groups,) of the first candidate not proposed or seen yet; of the first if all were."""
         new = self._first_new(candidates)
         return np.clip(candidates[0].double().numpy(), SMALLEST, 1.0) if new is None else new
 
     def _first_new(self, candidates: Tensor) -> FloatArray | None:
         for one in np.clip(candidates.double().numpy(), SMALLEST, 1.0):
             executed = met(self.problem, one)
-            if tuple(executed.kept.tolist()) not in self._seen:
+            key = tuple(executed.kept.tolist())
+            if key not in self._seen:
+                self._seen.add(key)  # now, since others of a batch are proposed before this one is observed
                 return executed.keep_ratio
         return None
 
