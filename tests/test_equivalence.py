@@ -110,6 +110,7 @@ def i64(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
+LENGTHS = {"n": np.array([4], np.int32), "t": np.array(5, np.int32)}  # of five positions, as GroupQueryAttention wants them
 FUSED = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
 SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention with one product for queries, keys and values": (
@@ -281,6 +282,50 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
            q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
            a = Attention<q_num_heads = 4, kv_num_heads = 2>(q, k, v) out = MatMul(a, wo) }""",
         {"wq": (6, 16), "wk": (6, 8), "wv": (6, 6), "wo": (12, 3)},
+    ),
+    "grouped-query attention, heads go with their keys": (
+        FUSED + """g (float[1, 5, 6] x) => (float[1, 5, 3] out) {
+           h = MatMul(x, wh) q0 = MatMul(h, wq) q = Add(q0, bq) k = MatMul(h, wk) v = MatMul(h, wv)
+           r = com.microsoft.RotaryEmbedding<num_heads = 6>(q, places, cos, sin)
+           s = com.microsoft.RotaryEmbedding(k, places, cos, sin)
+           a, pk, pv = com.microsoft.GroupQueryAttention<num_heads = 6, kv_num_heads = 3>(r, s, v, , , n, t, , , , , sink)
+           m = MatMul(a, wo) y, e1, e2, e3 = com.microsoft.SkipSimplifiedLayerNormalization(h, m, g) out = MatMul(y, wz) }""",
+        {
+            "wh": (6, 8), "wq": (8, 96), "bq": (96,), "wk": (8, 48), "wv": (8, 48), "sink": (6,), "wo": (96, 8), "g": (8,),
+            "wz": (8, 3), "cos": (8, 8), "sin": (8, 8), "places": i64(0, 1, 2, 3, 4).reshape(1, 5), **LENGTHS,
+        },
+    ),
+    "grouped-query attention, one product for all three": (
+        FUSED + """g (float[1, 5, 6] x) => (float[1, 5, 3] out) {
+           q = MatMul(x, wq) b = Add(q, bq)
+           a = com.microsoft.GroupQueryAttention<num_heads = 6, kv_num_heads = 3, do_rotary = 1>(b, , , , , n, t, cos, sin)
+           out = MatMul(a, wo) }""",
+        {"wq": (6, 192), "bq": (192,), "wo": (96, 3), "cos": (8, 8), "sin": (8, 8), **LENGTHS},
+    ),
+    "grouped-query attention with a cache, queries go": (
+        FUSED + """g (float[1, 5, 6] x, float[1, 2, 3, 8] past_k, float[1, 2, 3, 8] past_v)
+              => (float[1, 5, 3] out, float[1, 2, 8, 8] new_k, float[1, 2, 8, 8] new_v) {
+           q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+           a, new_k, new_v = com.microsoft.GroupQueryAttention<num_heads = 6, kv_num_heads = 2>
+                             (q, k, v, past_k, past_v, n, t, , , , bias) out = MatMul(a, wo) }""",
+        {
+            "wq": (6, 48), "wk": (6, 16), "wv": (6, 16), "wo": (48, 3), "bias": (1, 6, 5, 8), "n": np.array([7], np.int32),
+            "t": np.array(8, np.int32),
+        },
+    ),
+    "grouped-query attention with one head of keys": (
+        FUSED + """g (float[1, 5, 6] x) => (float[1, 5, 3] out) {
+           q = MatMul(x, wq) a = com.microsoft.GroupQueryAttention<num_heads = 5, kv_num_heads = 1>(q, , , , , n, t)
+           out = MatMul(a, wo) }""",
+        {"wq": (6, 56), "wo": (40, 3), **LENGTHS},
+    ),
+    "attention of opset 23 with a cache, queries go": (
+        """<ir_version: 11, opset_import: ["" : 23]>
+           g (float[1, 5, 6] x, float[1, 2, 3, 4] past_k, float[1, 2, 3, 3] past_v)
+              => (float[1, 5, 3] out, float[1, 2, 8, 4] new_k, float[1, 2, 8, 3] new_v) {
+           q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+           a, new_k, new_v = Attention<q_num_heads = 4, kv_num_heads = 2>(q, k, v, mask, past_k, past_v) out = MatMul(a, wo) }""",
+        {"wq": (6, 16), "wk": (6, 8), "wv": (6, 6), "wo": (12, 3), "mask": (1, 4, 5, 8)},
     ),
     "sizes picked out of a permuted shape": (
         """g (float[N, 6] x) => (float[N, 3] out) {

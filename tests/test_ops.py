@@ -26,6 +26,9 @@ def ints(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
+LENGTHS: dict[str, object] = {"n": np.zeros(1, np.int32), "t": np.array(5, np.int32)}
+
+
 CASES: dict[str, tuple[str, dict[str, object], str]] = {
     # name: (nodes, weights, values to print); the lines are in golden_ties.txt
     "conv": ("y = Conv(a, w, c)", {"w": (2, 4, 1, 1), "c": (2,)}, "a w c y"),
@@ -251,9 +254,32 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
         "q cos sin y cosines z",
     ),
     "grouped-query attention": (
-        "q = MatMul(seq, wq) y = com.microsoft.GroupQueryAttention<num_heads = 2, kv_num_heads = 1>(q, q, q, , , n, t)",
-        {"wq": (6, 8), "n": np.zeros(1, np.int32), "t": np.array(5, np.int32)},
+        """q = MatMul(seq, wq) k = MatMul(seq, wk) v = MatMul(seq, wk2)
+           y = com.microsoft.GroupQueryAttention<num_heads = 4, kv_num_heads = 2>(q, k, v, , , n, t)""",
+        {"wq": (6, 8), "wk": (6, 4), "wk2": (6, 4), **LENGTHS},
+        "q k v y",
+    ),
+    "grouped-query attention, one product for all three": (
+        """q = MatMul(seq, wq) y = com.microsoft.GroupQueryAttention<num_heads = 2, kv_num_heads = 2>(q, , , , , n, t)""",
+        {"wq": (6, 12), **LENGTHS},
+        "q y",
+    ),
+    "grouped-query attention with a cache": (
+        """q = MatMul(seq, wq) k = MatMul(seq, wk) v = MatMul(seq, wk2)
+           y = com.microsoft.GroupQueryAttention<num_heads = 4, kv_num_heads = 2>(q, k, v, past, past, n, t, , , , bias)""",
+        {"wq": (6, 8), "wk": (6, 4), "wk2": (6, 4), "past": (1, 2, 1, 2), "bias": (1, 4, 5, 6), **LENGTHS},
+        "q k v y",
+    ),
+    "attention with a cache": (
+        """q = MatMul(seq, wq) y = com.microsoft.MultiHeadAttention<num_heads = 2>(q, q, q, , , , past, past)""",
+        {"wq": (6, 8), "past": (1, 2, 1, 4)},
         "q",
+    ),
+    "turned before grouped-query attention": (
+        """q = MatMul(seq, wq) k = MatMul(seq, wk) r = com.microsoft.RotaryEmbedding<num_heads = 4>(q, places, cos, sin)
+           y = com.microsoft.GroupQueryAttention<num_heads = 4, kv_num_heads = 2>(r, k, k, , , n, t)""",
+        {"wq": (6, 8), "wk": (6, 4), "places": ints(*range(5)), "cos": (5, 1), "sin": (5, 1), **LENGTHS},
+        "q r k y",
     ),
     "skip layer norm": (
         "q = MatMul(seq, wq) r = MatMul(seq, wr) y, m, n, s = com.microsoft.SkipLayerNormalization(q, r, g, b, k)",

@@ -1,7 +1,7 @@
 """Fused attention: queries meet keys inside every head, and what the heads give follows the values.
 
 The head size shrinks, the number of heads stays. The default scale is one over the root of the head size, so a cut pins it
-(`agmc_onnx.pruning.fused`).
+(`agmc_onnx.pruning.fused`). Where the head size may not change, whole heads go: see `grouped_query`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,29 @@ from agmc_onnx.channels.moves import carry
 from agmc_onnx.model.graph import Node
 
 _FLAT_RANK = 3  # of queries whose heads lie in one dim: (batch, length, heads * size)
-_PAST_OF_ATTENTION, _PAST_OF_MULTI_HEAD = 4, (6, 7)  # input positions
+_PAST = {  # input positions of keys and values of earlier calls
+    ("", "Attention"): (4, 5),
+    ("com.microsoft", "Attention"): (4,),
+    ("com.microsoft", "GroupQueryAttention"): (3, 4),
+    ("com.microsoft", "MultiHeadAttention"): (6, 7),
+}
+_BIAS_OF_GROUPED, _SINK_OF_GROUPED = 10, 11  # input positions
 
 
 def attention(ledger: Ledger, node: Node) -> None:
     """Attention of opset 23: queries, keys and values with heads in a dim of their own, or flat with their number named."""
     q, k, v = node.inputs[:3]
     y = node.outputs[0]
-    if any(node.inputs[4:6]) or any(ledger.graph.consumers.get(name) for name in node.outputs[1:] if name):
+    is_flat = ledger.shape(q).rank == _FLAT_RANK
+    if _has_past(ledger, node):
+        heads, kv_heads = (node.attribute(f"{of}_num_heads", 1) for of in ("q", "kv"))
+        if not is_flat or heads == kv_heads:
+            _stay(ledger, node)
+        else:
+            _cut_queries(ledger, node, [ledger.flat(node, name, 2) for name in (q, k, v)], heads, kv_heads)
+            _tie_heads(ledger, node, 3, ledger.entries.get((y, 2)), heads)
         return
-    if ledger.shape(q).rank == 3:
+    if is_flat:
         _flat(ledger, node, node.attribute("q_num_heads"), node.attribute("kv_num_heads"))
         return
     same_heads = ledger.size(q, 1) == ledger.size(k, 1)
@@ -35,7 +48,8 @@ def attention(ledger: Ledger, node: Node) -> None:
 
 def multi_head(ledger: Ledger, node: Node) -> None:
     """MultiHeadAttention of onnxruntime: flat queries, keys and values, and one bias for the three."""
-    if any(node.inputs[i] for i in _PAST_OF_MULTI_HEAD if i < len(node.inputs)) or any(node.outputs[1:]):
+    if _has_past(ledger, node):
+        _stay(ledger, node)
         return
     if (
         len(node.inputs) < 3
@@ -59,8 +73,10 @@ def multi_head(ledger: Ledger, node: Node) -> None:
 def fused_attention(ledger: Ledger, node: Node) -> None:
     """Attention of onnxruntime: one weight makes queries, keys and values; its columns stand one after the other."""
     x, w = node.inputs[:2]
-    has_past = len(node.inputs) > _PAST_OF_ATTENTION and node.inputs[_PAST_OF_ATTENTION]
-    if has_past or any(node.outputs[1:]) or node.attribute("do_rotary", 0):
+    if _has_past(ledger, node):
+        _stay(ledger, node)
+        return
+    if node.attribute("do_rotary", 0):
         return
     source, columns = ledger.flat(node, x, 2), ledger.flat(node, w, 1)
     rows = ledger.flat(node, w, 0)
@@ -90,6 +106,8 @@ def rotary(ledger: Ledger, node: Node) -> None:
     Where only a part of a head is turned, it stays whole: the attribute that names the part may not become 0.
     """
     x = node.inputs[0]
+    if _turns_whole_heads(ledger, node):
+        return
     cos, sin = node.inputs[1:3] if not node.domain else node.inputs[2:4]
     rank, heads = ledger.shape(x).rank, node.attribute("num_heads", 0)
     hidden = ledger.shape(x).other[-1]
@@ -113,9 +131,113 @@ def rotary(ledger: Ledger, node: Node) -> None:
 
 
 def grouped_query(ledger: Ledger, node: Node) -> None:
-    """GroupQueryAttention of onnxruntime: its kernels take heads of whole blocks of entries only, so all of them stay."""
+    """GroupQueryAttention of onnxruntime: whole heads go, since its kernels take heads of 8 or 16 entries at a time only.
+
+    A head of keys and values goes with all heads of queries that share it. Where keys and values of earlier calls come in or
+    go out, their heads stay, and of the queries that share one equally many go everywhere.
+    """
+    heads, kv_heads = node.attribute("num_heads"), node.attribute("kv_num_heads")
+    if any(_is_used(ledger, name) for name in node.outputs[3:]):
+        return
+    found: list[Ids | None] = [None if not name else ledger.flat(node, name, 2) for name in node.inputs[:3]]
+    if found[0] is not None and not any(node.inputs[1:3]):  # one value holds all three
+        size = found[0].size // (heads + 2 * kv_heads)
+        found = list(np.split(found[0], [heads * size, (heads + kv_heads) * size]))
+    if _has_past(ledger, node) or kv_heads == 1:
+        if heads == kv_heads:
+            _stay(ledger, node)
+            return
+        _cut_queries(ledger, node, found, heads, kv_heads)
+    else:
+        _cut_shared(ledger, node, found, heads, kv_heads)
+    made = ledger.entries.get((node.outputs[0], 2))
+    _tie_heads(ledger, node, _BIAS_OF_GROUPED, made, heads)
+    _tie_heads(ledger, node, _SINK_OF_GROUPED, made, heads)
+
+
+def _turns_whole_heads(ledger: Ledger, node: Node) -> bool:
+    """Tie the entries of every head where only GroupQueryAttention uses them, which takes or leaves heads; return whether."""
+    x, y = node.inputs[0], node.outputs[0]
+    users = ledger.graph.consumers.get(y, ())
+    is_grouped = all(user.op_type == "GroupQueryAttention" and at < 2 for user, at in users)
+    if not users or not is_grouped or y in ledger.graph.outputs or y in ledger.graph.captured:
+        return False
+    user, at = users[0]
+    heads = user.attribute("kv_num_heads" if at else "num_heads")
+    is_packed = not any(user.inputs[1:3])
+    if ledger.shape(x).rank != _FLAT_RANK or node.attribute("num_heads", 0) not in (0, heads) or is_packed:
+        return False
+    ids = ledger.flat(node, x, 2)
+    if ids is None:
+        return False
+    grid = ids.reshape(heads, -1)
+    ledger.tie(grid, np.broadcast_to(grid[:, :1], grid.shape))
+    carry(ledger, node, x, y, {0: 0, 1: 1})
+    ledger.set(y, 2, ids)
+    return True
+
+
+def _cut_shared(ledger: Ledger, node: Node, found: list[Ids | None], heads: int, kv_heads: int) -> None:
+    """Let a head of keys and values be one unit with the heads of queries that share it."""
+    known = [ids.reshape(kv_heads, -1) for ids in found if ids is not None]
+    if len(known) < len(found):
+        for ids in known:
+            ledger.freeze(ids, f"{node.label}: queries, keys and values cannot all be cut")
+        return
+    units = known[1][:, :1]
+    for grid in known:
+        ledger.tie(grid, np.broadcast_to(units, grid.shape))
+    y = node.outputs[0]
+    ledger.set(y, 2, np.repeat(units.ravel(), ledger.size(y, 2) // kv_heads))
+    for name in filter(None, node.outputs[1:3]):
+        ledger.set(name, 1, units.ravel())
+
+
+def _cut_queries(ledger: Ledger, node: Node, found: list[Ids | None], heads: int, kv_heads: int) -> None:
+    """Let a head of queries be one unit; every head of keys keeps equally many, and none of those goes."""
+    for ids in found[1:]:
+        if ids is not None:
+            ledger.freeze(ids, f"{node.label}: {_why_cached(node)}")
+    if found[0] is None:
+        return
+    queries = found[0].reshape(heads, -1)
+    ledger.tie(queries, np.broadcast_to(queries[:, :1], queries.shape))
+    ledger.balance(found[0].reshape(kv_heads, -1))
+    y = node.outputs[0]
+    ledger.set(y, 2, np.repeat(queries[:, 0], ledger.size(y, 2) // heads))
+
+
+def _tie_heads(ledger: Ledger, node: Node, position: int, made: Entries | None, heads: int) -> None:
+    """Let an input with an entry for every head of queries follow them: a bias (.., heads, queries, keys), or (heads,)."""
+    name = node.inputs[position] if len(node.inputs) > position else ""
+    if not name or made is None:
+        return
+    dim = ledger.shape(name).rank - _FLAT_RANK if ledger.shape(name).rank > 1 else 0
+    if dim >= 0 and ledger.size(name, dim) > 1:
+        tie_or_freeze(ledger, node, made.ids.reshape(heads, -1)[:, 0], name, dim)
+
+
+def _is_used(ledger: Ledger, value: str) -> bool:
+    graph = ledger.graph
+    return bool(value) and (value in graph.consumers or value in graph.outputs or value in graph.captured)
+
+
+def _has_past(ledger: Ledger, node: Node) -> bool:
+    """Whether keys and values of earlier calls come in, or go out for later ones."""
+    places = _PAST[node.domain, node.op_type]
+    comes = any(node.inputs[at] for at in places if at < len(node.inputs))
+    return comes or any(_is_used(ledger, name) for name in node.outputs[1:])
+
+
+def _why_cached(node: Node) -> str:
+    if node.attribute("kv_num_heads", 0) == 1:
+        return "its only head of keys and values must stay"
+    return "its heads of keys and values must stay, since a cache holds them; a model exported without cache has no such limit"
+
+
+def _stay(ledger: Ledger, node: Node) -> None:
     for name in filter(None, node.inputs):
-        ledger.freeze_value(name, f"{node.label}: onnxruntime runs it with heads of 8 or 16 entries at a time only")
+        ledger.freeze_value(name, f"{node.label}: {_why_cached(node)}")
 
 
 def hidden_sizes(node: Node, columns: int) -> list[int]:

@@ -59,18 +59,30 @@ def _attention(dims: Sequence[Any], attributes: Attributes) -> list[Dims | None]
     return [(*dims[0][:2], sizes[2] if sizes else dims[1][1] // 3)]
 
 
-def _multi_head(dims: Sequence[Any], _: Attributes) -> list[Dims | None]:
-    query, value = dims[0], dims[2]
+def _multi_head(dims: Sequence[Any], attributes: Attributes) -> list[Dims | None]:
+    query, key, value = dims[:3]
     if len(query) != 3 or len(value) not in (3, 4):
         return []
-    return [(*query[:2], value[2] if len(value) == 3 else value[1] * value[3])]
+    out = (*query[:2], value[2] if len(value) == 3 else value[1] * value[3])
+    if len(key) != 3 or len(value) != 3:
+        return [out]
+    heads = attributes["num_heads"]
+    length = key[1] + _past_length(dims, 6)
+    return [out, *((query[0], heads, length, x[2] // heads) for x in (key, value))]
 
 
 def _grouped_query(dims: Sequence[Any], attributes: Attributes) -> list[Dims | None]:
-    query, heads = dims[0], attributes["num_heads"]
+    query, heads, kv_heads = dims[0], attributes["num_heads"], attributes["kv_num_heads"]
     is_packed = len(dims) < 2 or dims[1] is None
-    size = query[2] // (heads + 2 * attributes["kv_num_heads"]) if is_packed else query[2] // heads
-    return [(*query[:2], heads * size)]
+    size = query[2] // (heads + 2 * kv_heads) if is_packed else query[2] // heads
+    present = (query[0], kv_heads, query[1] + _past_length(dims, 3), size)
+    return [(*query[:2], heads * size), present, present]
+
+
+def _past_length(dims: Sequence[Any], position: int) -> int:
+    """Return how many keys of earlier calls come in, (batch, heads, length, size)."""
+    past = dims[position] if len(dims) > position else None
+    return past[2] if past is not None else 0
 
 
 def _matmul(dims: Sequence[Any], attributes: Attributes) -> list[Dims | None]:

@@ -232,11 +232,13 @@ def _macs_of(graph: Graph, node: Node) -> list[Product]:
 def _attention_macs(graph: Graph, node: Node) -> list[Product]:
     """Scores and their product with the values, in every head; onnxruntime's Attention makes queries, keys and values too."""
     x, y = node.inputs[0], node.outputs[0]
-    shapes = [graph.shape(name) for name in (x, node.inputs[1], y)]
+    shapes = [graph.shape(name) for name in (x, node.inputs[1] or x, y)]
     if any(shape is None for shape in shapes):
         return []
     query, key, out = (shape.dims for shape in shapes if shape is not None)
     at = len(query) - 1
+    if node.op_type == "GroupQueryAttention":  # of a call without past; the operands may lie in one value
+        return [((*out[:2], out[1], out[2]), [None, None, None, (y, 2)])] * 2
     if not node.domain or node.op_type == "MultiHeadAttention":
         pairs = (query[at - 1], key[at - 1] if len(key) == len(query) else query[at - 1])
         return [
@@ -264,5 +266,7 @@ def _einsum_macs(graph: Graph, node: Node) -> list[Product]:
 
 
 _FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul"}
-_ATTENTION = frozenset({("", "Attention"), ("com.microsoft", "Attention"), ("com.microsoft", "MultiHeadAttention")})
+_ATTENTION = frozenset(
+    [("", "Attention"), *(("com.microsoft", op) for op in ("Attention", "GroupQueryAttention", "MultiHeadAttention"))]
+)
 _MAC_OPS = frozenset({"Conv", "DeformConv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *GATES})

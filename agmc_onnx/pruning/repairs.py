@@ -254,6 +254,7 @@ REPAIRS: dict[tuple[str, str], Repair] = {
     ("", "Split"): split,
     ("com.microsoft", "Attention"): fused.fused_attention,
     ("com.microsoft", "FusedConv"): conv,
+    ("com.microsoft", "GroupQueryAttention"): fused.grouped_query,
     ("com.microsoft", "MultiHeadAttention"): fused.multi_head,
     ("com.microsoft", "RotaryEmbedding"): fused.rotary,
 }
