@@ -221,6 +221,8 @@ class CompressOptions:
             None: "auto" for a budget on latency, else 4: at half the multiply-adds ResNet-20 keeps 87.6 % in fours, 83.4 % in
             whole blocks.
         floor: Smallest share of a group that is kept, unless the budget needs less; 0.2 is the paper's a_max of 0.8 (code).
+        exclude: Groups that stay whole, separated by commas: their names as `inspect` prints them, or names of weights or nodes,
+            with * and ?; "residual" stands for all groups that shortcuts join.
         judge: What a candidate's reward is made of: "fidelity", the closeness of its outputs to the original's, or "metric",
             the card's (paper). Ours: on ResNet-20 the fidelity on 500 images ranks candidates as their accuracy on 3,000 others
             does with 0.76, the accuracy on these 500 with 0.17.
@@ -261,6 +263,7 @@ class CompressOptions:
     search_positions: int = 4000
     round_to: int | str | None = None
     floor: float = 0.2
+    exclude: str | None = None
     judge: str = "fidelity"
     reward_samples: int = 500
     racing: bool = False
@@ -345,6 +348,11 @@ class CompressOptions:
             )
             raise UsageError(f"--stages: got {made.stages} beside {beside}; expected 1 there. Leave out --stages.")
         return replace(made, batch=made.batch or made.workers)
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """Names of the groups that stay whole."""
+        return tuple(name for text in (self.exclude or "").split(",") if (name := text.strip()))
 
     @property
     def is_sparse(self) -> bool:

@@ -44,8 +44,8 @@ def inspect(model: str | Path) -> dict[str, Any]:
     Returns:
         "model" (path, sha256, bytes, opset), "inputs" and "outputs", "ops" (counts by type, most frequent first), "macs",
         "params", "prunable" (shares of the multiply-adds and parameters that some group changes), "smallest" (shares of them
-        that remain when every group keeps the least, by --round-to), "groups" (name, units, step, shares it changes),
-        "frozen" (name, units, why) and "motifs" (lines).
+        that remain when every group keeps the least, by --round-to), "groups" (name, units, step, shares it changes,
+        nodes that make its channels), "frozen" (name, units, why) and "motifs" (lines).
 
     Raises:
         ModelError: If it is no ONNX model.
@@ -82,6 +82,9 @@ def inspect(model: str | Path) -> dict[str, Any]:
                 "step": group.step,
                 "macs_share": float(shares["macs"][i]),
                 "params_share": float(shares["params"][i]),
+                "nodes": [
+                    node.proto.name for weight in channels.makers[i] for node, _ in channels.graph.consumers[weight]
+                ],
                 "normalised_by": list(group.normalised_by),
             }
             for i, group in enumerate(channels.groups)

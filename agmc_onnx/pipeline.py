@@ -101,7 +101,7 @@ def _compress(
     tell: Progress = progress or (lambda stage, facts: None)
     if output is not None:
         check_output(output, model)
-    analysis = analyse_model(model)
+    analysis = analyse_model(model, settings.excluded)
     settings = with_recovery(analysis, data, settings)
     data_of = roles_of(analysis, data, settings)
     environment = environment_of(analysis, data_of, settings)

@@ -180,3 +180,26 @@ def test_the_best_finalist_is_the_result():
     best = max(finalists, key=lambda finalist: finalist["metric"])
     kept = [g["kept"] for g in report["groups"] if g["why_frozen"] is None]
     assert sorted(kept) == sorted(best["kept"])
+
+
+def test_what_is_excluded_stays_whole_and_the_rest_meets_the_budget(tmp_path):
+    result = agmc_onnx.compress(DIGITS, flops=0.6, policy="uniform", exclude="residual", output=tmp_path / "o.onnx")
+    groups = {group["name"]: group for group in result.plan.groups}
+    whole = [name for name, group in groups.items() if len(group["keep"]) == group["units"]]
+    assert result.report["compressed"]["macs"] <= 0.6 * result.report["original"]["macs"]
+    left = [name for name in whole if groups[name]["why_frozen"] == "left whole by --exclude residual"]
+    assert len(left) == 3 and len(groups) - len(whole) >= 3
+    assert agmc_onnx.verify(DIGITS, tmp_path / "o.onnx").masked_equivalence
+    again = agmc_onnx.apply(DIGITS, tmp_path / "o.plan.json")
+    assert again.model.graph.initializer[0].dims == result.model.graph.initializer[0].dims
+
+
+def test_names_to_exclude_are_patterns_and_unknown_ones_are_refused():
+    names = [group["name"] for group in agmc_onnx.inspect(DIGITS)["groups"]]
+    result = agmc_onnx.compress(DIGITS, flops=0.6, policy="uniform", exclude=f"{names[1]}, */stages.0.1/conv1/*")
+    kept = {group["name"]: len(group["keep"]) == group["units"] for group in result.plan.groups}
+    assert kept[names[1]] and kept[names[2]] and not all(kept[name] for name in names)
+    with pytest.raises(UsageError, match="--exclude: no group has this name, got 'layer9'"):
+        agmc_onnx.compress(DIGITS, flops=0.6, exclude="layer9")
+    with pytest.raises(agmc_onnx.BudgetError, match="what --exclude names"):
+        agmc_onnx.compress(DIGITS, flops=0.01, policy="uniform", exclude=names[1])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +16,12 @@ from scipy.sparse.csgraph import connected_components
 from agmc_onnx.channels.axes import Axis, Ledger, Shuffle, walk
 from agmc_onnx.channels.balances import join_uneven, merge, step_of
 from agmc_onnx.channels.table import rule_of
+from agmc_onnx.errors import UsageError
 from agmc_onnx.model.graph import Graph, Node
 
 IntArray = npt.NDArray[np.int64]
 _CONTRACTING = frozenset(("Conv", "Gemm", "MatMul"))
+RESIDUAL = "residual"  # stands for all groups that shortcuts join
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +101,72 @@ class Channels:
             gone[group.units] = True
             gone[group.units[positions]] = False
         return gone
+
+    @property
+    def joined(self) -> npt.NDArray[np.bool_]:
+        """Whether a sum of two feature maps or more joins the units of each prunable group (n_groups,)."""
+        sums = {
+            name
+            for node in self.graph.nodes
+            if node.op_type in ("Add", "Sum", "Sub")
+            and sum(bool(i) and i not in self.graph.tensors for i in node.inputs) > 1
+            for name in node.outputs
+        }
+        is_summed = np.zeros(self.n_units, bool)
+        for (value, _), axis in self.axes.items():
+            if value in sums:
+                is_summed[axis.units] = True
+        return np.array([is_summed[group.units].any() for group in self.groups], bool)
+
+    @property
+    def makers(self) -> list[list[str]]:
+        """The weights that make the channels of each prunable group, in the order of the network."""
+        group_of = np.full(self.n_units, -1, np.int64)
+        for index, group in enumerate(self.groups):
+            group_of[group.units] = index
+        found: list[list[str]] = [[] for _ in self.groups]
+        for (value, dim), axis in self.axes.items():
+            if value in self.graph.tensors and _is_output_dim(self.graph, value, dim):
+                for index in _distinct(group_of[axis.units]):
+                    if index >= 0:
+                        found[index].append(value)
+        return found
+
+    def excluding(self, names: Sequence[str]) -> Channels:
+        """Return the analysis with some prunable groups frozen.
+
+        Args:
+            names: Names of groups, or of weights or nodes that make their channels, with `*` and `?` as in file names; "residual"
+                stands for the groups that shortcuts join.
+
+        Raises:
+            UsageError: If a name fits no group.
+        """
+        makers = [
+            {group.name, *weights, *(node.proto.name for weight in weights for node, _ in self.graph.consumers[weight])}
+            for group, weights in zip(self.groups, self.makers, strict=True)
+        ]
+        joined = self.joined
+        why: dict[int, str] = {}
+        for name in names:
+            found = [
+                index
+                for index, own in enumerate(makers)
+                if (joined[index] if name == RESIDUAL else any(fnmatchcase(one, name) for one in own))
+            ]
+            if not found and name != RESIDUAL and not any(fnmatchcase(group.name, name) for group in self.frozen):
+                known = sorted(set().union(*makers)) if makers else []
+                near = difflib.get_close_matches(name, known, 1, 0.3)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise UsageError(
+                    f"--exclude: no group has this name, got {name!r}; expected one that agmc-onnx inspect prints, with * and"
+                    f" ? if you like, or {RESIDUAL}.{hint}"
+                )
+            for index in found:
+                why.setdefault(index, f"left whole by --exclude {name}")
+        groups = tuple(group for index, group in enumerate(self.groups) if index not in why)
+        frozen = tuple(replace(self.groups[index], why_frozen=text) for index, text in sorted(why.items()))
+        return replace(self, groups=groups, frozen=(*frozen, *self.frozen))
 
 
 def analyse(graph: Graph) -> Channels:

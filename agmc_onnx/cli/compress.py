@@ -103,6 +103,14 @@ FLAGS = (
     ),
     Flag("floor", share, "R", "smallest share kept of any group, unless the budget needs less"),
     Flag(
+        "exclude",
+        str,
+        "NAMES",
+        "groups that stay whole: names as inspect prints them, separated by commas, with * and ?, or residual for all that"
+        " shortcuts join",
+        default="none",
+    ),
+    Flag(
         "importance",
         str,
         "NAME",

@@ -319,7 +319,8 @@ def inspection(found: Report, n_named: int = 4) -> list[str]:
         for g in groups:
             counts = [str(g["units"]), str(g["step"])]
             table.append([f"  {g['name']}", *counts, _share(g["macs_share"]), _share(g["params_share"])])
-        lines += aligned(table, "")
+        made_by = ["made by", *(next(iter(filter(None, g["nodes"])), "") for g in groups)]
+        lines += [f"{line}  {node}".rstrip() for line, node in zip(aligned(table, ""), made_by, strict=True)]
     by_reason: dict[str, list[str]] = {}
     for group in found["frozen"]:
         by_reason.setdefault(group["why"], []).append(f"{group['name']} ({group['units']})")

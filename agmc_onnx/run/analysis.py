@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,17 +53,22 @@ class Base:
         """Units that are left in every group."""
         return np.array([len(positions) for positions in self.kept], np.int64)
 
-    def channels(self) -> Channels:
+    def channels(self, exclude: Sequence[str] = ()) -> Channels:
         """Return the analysis of the model; its groups are the original's."""
-        return analyse(view(self.model))
+        return analyse(view(self.model)).excluding(exclude)
 
 
-def analyse_model(path: str | Path) -> Analysis:
+def analyse_model(path: str | Path, exclude: Sequence[str] = ()) -> Analysis:
     """Read a model and find its groups.
+
+    Args:
+        path: Of the model.
+        exclude: Groups that stay whole; see `Channels.excluding`.
 
     Raises:
         ModelError: If it is no ONNX model, or onnxruntime cannot run it.
+        UsageError: If a name to exclude fits no group.
     """
     file = read_model(path)
     model = normalize(file.proto)
-    return Analysis(file, model, analyse(view(model)))
+    return Analysis(file, model, analyse(view(model)).excluding(exclude))

@@ -61,7 +61,7 @@ def environment_of(
         ModelError: If nothing can be pruned.
     """
     if not analysis.channels.groups:
-        reasons = sorted({group.why_frozen or "" for group in analysis.channels.frozen})
+        reasons = [group.why_frozen or "" for group in analysis.channels.frozen]
         why = reasons[0] if reasons else "no op of it is understood"
         raise ModelError(f"{analysis.file.path}: nothing in this model can be pruned ({why}). See agmc-onnx inspect.")
     evaluator = data.evaluator("reward", fidelity=settings.judge == "fidelity")
@@ -73,7 +73,7 @@ def environment_of(
         score = found.score.value
         return Outcome(score, found.inference_s, fidelity=found.fidelity, errors=errors, n_images=found.n_images)
 
-    channels = analysis.channels if base is None else base.channels()
+    channels = analysis.channels if base is None else base.channels(settings.excluded)
     measured = _measurements(channels, data, settings)
     scores = _scores(channels, measured, settings)
     if base is not None:
@@ -194,9 +194,10 @@ def reachable(
     if least <= target.budget:
         return bare
     best = least / target.full
+    left = " and what --exclude names" if settings.exclude else ""
     raise BudgetError(
         f"--{target.kind}: cannot keep only {target.budget / target.full:.4f} of the original, since channels tied to inputs"
-        f" and outputs stay; the best reachable value is {best:.4f}. Ask for at least {np.ceil(best * 1e4) / 1e4:.4f}.",
+        f" and outputs{left} stay; the best reachable value is {best:.4f}. Ask for at least {np.ceil(best * 1e4) / 1e4:.4f}.",
         best,
     )
 
@@ -273,7 +274,7 @@ def _worker_evaluator(
         import torch
 
         torch.set_num_threads(settings.threads)
-    analysis = analyse_model(path)
+    analysis = analyse_model(path, settings.excluded)
     if analysis.file.sha256 != sha256:
         raise ModelError(f"{path}: changed while it was being compressed. Start again.")
     return environment_of(analysis, roles_of(analysis, data, settings), settings, base=base).evaluate

@@ -122,7 +122,7 @@ class Environment:
             features=self._features(),
             group_nodes=encoded.group_nodes,
             evaluate=self.evaluate,
-            is_joined=self._is_joined(),
+            is_joined=self.channels.joined,
             layers=self._layers(members),
             scores=[
                 np.sort(self.scores[group.units])[::-1][:n].astype(np.float64)
@@ -171,22 +171,6 @@ class Environment:
             n, c, k = outer.dims[dim], inner.dims[dim], kernel[0] if kernel else 1
             found[t, 1:] = (n, c, *size, stride[0], k, op_macs(graph, node))
         return found
-
-    def _is_joined(self) -> npt.NDArray[np.bool_]:
-        """Return whether a sum of two feature maps or more joins the units of every group."""
-        graph = self.channels.graph
-        sums = {
-            name
-            for node in graph.nodes
-            if node.op_type in ("Add", "Sum", "Sub")
-            and sum(bool(i) and i not in graph.tensors for i in node.inputs) > 1
-            for name in node.outputs
-        }
-        joined = np.zeros(len(self.channels.groups), bool)
-        for value, groups in self._groups_of_values():
-            if value in sums:
-                joined[groups] = True
-        return joined
 
     def _features(self) -> npt.NDArray[np.float32]:
         """Return what a group is, in numbers of comparable size: (n_groups, 6).
