@@ -327,6 +327,21 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
            a, new_k, new_v = Attention<q_num_heads = 4, kv_num_heads = 2>(q, k, v, mask, past_k, past_v) out = MatMul(a, wo) }""",
         {"wq": (6, 16), "wk": (6, 8), "wv": (6, 6), "wo": (12, 3), "mask": (1, 4, 5, 8)},
     ),
+    "every second entry of every head": (
+        """g (float[N, 5, 6] x) => (float[N, 5, 3] out) {
+           q = MatMul(x, wq) r = Reshape(q, to) a = Slice(r, c0, end, last, c2) b = Slice(r, c1, end, last, c2) n = Neg(a)
+           f = Reshape(n, back) e = Reshape(b, back) s = MatMul(f, wf) t = MatMul(e, we) out = Add(s, t) }""",
+        {
+            "wq": (6, 24), "wf": (12, 3), "we": (12, 3), "to": i64(0, 5, 2, 12), "back": i64(0, 5, -1),
+            "c0": i64(0), "c1": i64(1), "c2": i64(2), "end": i64(1 << 31), "last": i64(-1),
+        },
+    ),
+    "some entries of every head": (
+        """g (float[N, 5, 6] x) => (float[N, 5, 3] out) {
+           q = MatMul(x, wq) r = Reshape(q, to) a = Gather<axis = 3>(r, some) n = Neg(a)
+           f = Reshape(n, back) out = MatMul(f, wo) }""",
+        {"wq": (6, 24), "wo": (6, 3), "to": i64(0, 5, 2, 12), "back": i64(0, 5, 6), "some": i64(7, 1, 4)},
+    ),
     "sizes picked out of a permuted shape": (
         """g (float[N, 6] x) => (float[N, 3] out) {
            a = MatMul(x, wa) h = Shape(a) p = Gather<axis = 0>(h, turned) n = Gather<axis = 0>(p, one)

@@ -216,6 +216,48 @@ def rows(b: Builder) -> None:
     b.add(b.op("Reshape", y, b.ints(0, c, h, w)), (c, h, w))
 
 
+def rows_moved(b: Builder) -> None:
+    """Entries of rows are picked, padded, repeated, put apart and together again, then merged."""
+    x, (c, h, w) = b.pick()
+    divisors = [g for g in range(2, c // 2 + 1) if c % g == 0]
+    if not divisors:
+        return
+    g = int(b.rng.choice(divisors))
+    n = c // g
+    y = b.op("Reshape", x, b.ints(0, g, n, h * w))
+    for _ in range(int(b.rng.integers(1, 3))):
+        kind = int(b.rng.integers(8))
+        if kind == 0:
+            step = int(b.rng.choice([1, 2, -1, 3]))
+            start = int(b.rng.integers(0, n))
+            stop = int(b.rng.integers(start + 1, n + 1)) if step > 0 else -n - 1
+            size = len(range(n)[slice(start, stop if step > 0 else None, step)])
+            y, n = b.op("Slice", y, b.ints(start), b.ints(stop), b.ints(2), b.ints(step)), size
+        elif kind == 1:
+            index = b.rng.integers(0, n, int(b.rng.integers(1, 7)))
+            y, n = b.op("Gather", y, b.tensor(index), axis=2), index.size
+        elif kind == 2:
+            before, after = (int(k) for k in b.rng.integers(0, 3, 2))
+            y = b.op("Pad", y, b.ints(0, 0, before, 0, 0, 0, after, 0))
+            n += before + after
+        elif kind == 3:
+            times = int(b.rng.integers(1, 3))
+            y, n = b.op("Tile", y, b.ints(1, 1, times, 1)), n * times
+        elif kind == 4 and n > 1:
+            first = int(b.rng.integers(1, n))
+            one = b.op("Split", y, b.ints(first, n - first), n_outputs=2, axis=2)
+            other = f"v{b.n_names}"
+            y = b.op("Concat", b.op("Neg", other), one, axis=2)
+        elif kind == 5:
+            y, n = b.op("Concat", y, b.op("Relu", y), axis=2), 2 * n
+        elif kind == 6:
+            index = b.rng.integers(0, g, int(b.rng.integers(2, 4)))
+            y, g = b.op("Gather", y, b.tensor(index), axis=1), index.size
+        else:
+            y, g = b.op("Concat", y, b.op("Neg", y), axis=1), 2 * g
+    b.add(b.op("Reshape", y, b.ints(0, g * n, h, w)), (g * n, h, w))
+
+
 def attention(b: Builder) -> None:
     x, (c, h, w) = b.pick()
     heads, size = int(b.rng.integers(1, 4)), int(b.rng.integers(1, 4))
@@ -495,7 +537,7 @@ OPS: dict[str, Callable[[Builder], None]] = {
     f.__name__: f
     for f in (
         conv, conv_grouped, conv_transpose, batch_norm, unary, binary, with_constant, gate, concat, split, slice_, gather,
-        pad, shuffle, rows, attention, layer_norm, reduced, flatten, space, tile, expand, where, grouped_norm,
+        pad, shuffle, rows, rows_moved, attention, layer_norm, reduced, flatten, space, tile, expand, where, grouped_norm,
         l2_norm_over_channels, recurrent, einsum, glu, windows, grouped_query, other_ranks, standardised, selective, quantised,
         resized, along_channels, strided_view, along_space, not_understood,
     )

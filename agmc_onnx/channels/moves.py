@@ -151,8 +151,11 @@ def slice_(ledger: Ledger, node: Node) -> None:
         entries = ledger.axis(node, x, dim)
         if entries is not None:
             entries = _pick_rows(ledger, x, entries, picked)
-            strided = part.step not in (None, 1) and len(bounds) > 1
-            if strided or not ledger.shape(x).is_fixed(dim) or entries.ids[..., part].shape[-1] != ledger.size(y, dim):
+            strided = part.step not in (None, 1)
+            if strided:  # becomes a Gather, of the same places in every row
+                entries = ledger.collapse(entries, entries.rows)
+            of_size = entries.ids[..., part].shape[-1] == ledger.size(y, dim)
+            if (strided and len(bounds) > 1) or not ledger.shape(x).is_fixed(dim) or not of_size:
                 ledger.freeze(entries.ids, f"{node.label}: bounds along dimension {dim} are not fixed")
             else:
                 ids = entries.ids[..., part]
@@ -206,8 +209,8 @@ def gather(ledger: Ledger, node: Node) -> None:
         return
     if inner == 0:
         ledger.freeze(entries.ids, f"{node.label}: picks a single entry of dimension {axis} of {x}")
-    elif not entries.rows:
-        ledger.set(y, axis, entries.ids[picked])
+    else:
+        ledger.set(y, axis, ledger.column(entries)[picked])
 
 
 def pad(ledger: Ledger, node: Node) -> None:

@@ -192,7 +192,8 @@ def gather(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     picked = editor.graph.value(node.inputs[1])
     if mask is None or picked is None:
         return
-    editor.constant(proto, 1, (np.cumsum(mask) - 1)[picked[mask[picked]]])
+    row: Mask = mask if mask.ndim == 1 else mask[0]  # rows that differ are tied before they are gathered from
+    editor.constant(proto, 1, (np.cumsum(row) - 1)[picked[row[picked]]])
 
 
 def pad(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
