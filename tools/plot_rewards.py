@@ -1,6 +1,9 @@
-"""Draw what `tools/compare_policies.py` measured: the best reward so far against evaluations (AGMC, figures 5 and 6).
+"""Draw the best reward so far against evaluations (AGMC, figures 5 and 6).
 
     python tools/plot_rewards.py runs/compare.jsonl --out docs/figures/rewards.svg
+
+The runs are those of `tools/compare_policies.py` or `tools/experiments/papers.py`; only runs with the same images and judge
+belong into one figure.
 
 A panel for each model and budget; a line for each policy that searches, the mean over its seeds, with the span from the worst to
 the best seed; what takes no more than a handful of evaluations is a level line. Needs matplotlib.
@@ -43,7 +46,8 @@ def main() -> None:
     for path in args.runs:
         for line in path.read_text().splitlines():
             row: dict[str, Any] = json.loads(line)
-            panels[row["model"], row["flops"]][row["policy"]].append(row["rewards"])
+            if "rewards" in row and row.get("weights") != "random":
+                panels[row["model"], row["flops"]][row["policy"]].append(row["rewards"])
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False, layout="constrained")
     for ax, ((model, share), policies) in zip(axes[0], sorted(panels.items()), strict=True):
         for policy, runs in policies.items():

@@ -61,13 +61,13 @@ def build_network() -> BasicResNet:
 
 
 def shift_images(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the images (n, 1, 8, 8), each moved by -1, 0 or 1 pixel in both directions, with zeros moved in."""
-    n_images, _, height, width = images.shape
+    """Return the images (n, C, H, W), each moved by -1, 0 or 1 pixel in both directions, with zeros moved in."""
+    n_images, n_channels, height, width = images.shape
     dy, dx = torch.randint(0, 3, (2, n_images, 1), generator=generator)
     rows = (dy + torch.arange(height))[:, None, :, None]
     columns = (dx + torch.arange(width))[:, None, None, :]
     padded = F.pad(images, (1, 1, 1, 1))
-    return padded[torch.arange(n_images)[:, None, None, None], 0, rows, columns]
+    return padded[torch.arange(n_images)[:, None, None, None], torch.arange(n_channels)[:, None, None], rows, columns]
 
 
 def drop_channels(maps: Tensor, generator: torch.Generator) -> Tensor:
@@ -76,7 +76,7 @@ def drop_channels(maps: Tensor, generator: torch.Generator) -> Tensor:
     return maps * keep / (1 - DROPPED)
 
 
-def train(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+def train(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, epochs: int = EPOCHS) -> None:
     """Fit the network in place: SGD with momentum, one learning-rate cycle, cross-entropy.
 
     Channels inside the blocks are dropped at random (Tompson et al. 2015, arXiv:1411.4280, section 3.2). Without that
@@ -87,13 +87,13 @@ def train(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.G
         for block in network.modules()
         if isinstance(block, BasicBlock)
     ]
-    n_steps = EPOCHS * (len(images) // BATCH)
+    n_steps = epochs * (len(images) // BATCH)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=WEIGHT_DECAY, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=n_steps)
     network.train()
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         order = torch.randperm(len(images), generator=generator)
         for step in range(len(images) // BATCH):
             batch_index = order[step * BATCH : (step + 1) * BATCH]
