@@ -23,6 +23,7 @@ from agmc_onnx.model.shapes import Shape
 
 Ids = npt.NDArray[np.int64]
 Axis = tuple[str, int]
+_TO_FOLD = "an export with fixed input sizes often does without it"
 Handler = Callable[["Ledger", Node], None]
 
 
@@ -196,7 +197,7 @@ class Ledger:
         assert ids.shape[-1] == shape.other[dim], (value, dim, ids.shape, shape)
         assert ids.ndim == len(rows) + 1, (value, dim, ids.shape, rows)
         if not shape.is_fixed(dim):
-            self.freeze(ids, f"dimension {dim} of {value} has no fixed size")
+            self.freeze(ids, f"dimension {dim} of {value} has no fixed size; export the model with one to cut it")
         elif shape.other[dim] > 1:
             for at in reversed(range(len(rows))):
                 if (ids == ids.take([0], axis=at)).all():
@@ -260,7 +261,7 @@ def walk(graph: Graph, rules: Callable[[Node], Handler | None]) -> Ledger:
             why = (
                 f"{node.label}: this op is not understood"
                 if rule is None
-                else f"{node.label}: shape of {unknown} is not known"
+                else f"{node.label}: shape of {unknown} is not known; an export with fixed input sizes may tell it"
             )
             for value in node.inputs:
                 if value:
@@ -270,11 +271,11 @@ def walk(graph: Graph, rules: Callable[[Node], Handler | None]) -> Ledger:
     for axis, entries in ledger.entries.items():
         for node, _ in graph.consumers.get(axis[0], ()):
             if (*axis, node.index) not in ledger.mentioned and node.index not in ledger.skipped:
-                ledger.freeze(entries.ids, f"{node.label}: cannot be cut along dimension {axis[1]} of {axis[0]}")
+                ledger.freeze(entries.ids, f"{node.label}: works on the whole dimension {axis[1]} of {axis[0]} at once")
     for value in graph.outputs:
         ledger.freeze_value(value, f"graph output {value}")
     for value, holder in graph.captured.items():
-        ledger.freeze_value(value, f"{holder.label}: used inside its subgraph")
+        ledger.freeze_value(value, f"{holder.label}: used inside its subgraph, which is not cut; {_TO_FOLD}")
     return ledger
 
 

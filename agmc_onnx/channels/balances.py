@@ -118,14 +118,16 @@ def find_partitions(
             blocks = _blocks(grid, ordered[index])
             if blocks is None:
                 uneven.setdefault(
-                    index, f"its units lie unevenly in {grid.shape[0]} blocks that must keep equally many"
+                    index, f"{grid.shape[0]} heads or groups must keep equally many, and its units lie unevenly in them"
                 )
             elif blocks.max() > 0:
                 found[index] = _add_partition(found.get(index, []), blocks)
     for index, partitions in found.items():
         odd = any((np.bincount(p[p >= 0]) != (p == 0).sum()).any() or (p < 0).any() for p in partitions)
         if odd or len(partitions) > 2:
-            uneven.setdefault(index, f"{len(partitions)} divisions into blocks meet here that cannot all be balanced")
+            uneven.setdefault(
+                index, f"{len(partitions)} divisions into heads or groups meet here, which cannot all stay even"
+            )
     return found, uneven
 
 

@@ -203,7 +203,9 @@ def analyse(graph: Graph) -> Channels:
         reason = next((why[int(unit)] for unit in units[is_frozen[units]][:1]), None)
         if reason is None and units.size <= step:
             reason = (
-                "it has a single unit" if step == 1 else f"its {units.size} units must all stay for {step} equal blocks"
+                "it is a single unit, and one must stay"
+                if step == 1
+                else f"its {units.size} units lie in {step} heads or groups that keep equally many, so none can go"
             )
         group = Group(names[index], units, step, blocks, reason, tuple(sorted(norms.get(index, ()))))
         if reason is None:

@@ -53,10 +53,12 @@ def broadcast(ledger: Ledger, node: Node, inputs: Sequence[str], output: str) ->
         if not found:
             continue
         known = [(name, entries) for (name, _), entries in found if entries is not None]
-        without = next((name for (name, _), entries in found if entries is None), None)
+        without = next((axis for axis, entries in found if entries is None), None)
         if without is not None:
+            place = f"its operand {without[0]} keeps dimension {without[1]} whole"
+            why = f"{node.label}: {place} (positions, the input, or all of it needed by an op)"
             for _, entries in known:
-                ledger.freeze(entries.ids, f"{node.label}: its operand {without} cannot be cut with it")
+                ledger.freeze(entries.ids, why)
             continue
         shifted = [
             e.permuted({row: row + rank - ledger.shape(name).rank for row in e.rows}) if e.rows else e
