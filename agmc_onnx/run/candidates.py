@@ -84,13 +84,13 @@ def environment_of(
     curves = None if measured is None else lambda: measured().curves(scores)
     limit = None if base is None else base.n_units
     rounds = rounding(channels, settings.round_to, settings.provider)
+    divergence = None
+    if data.real and base is None and settings.recover != "none":
+        divergence = partial(_divergence, channels, scores, data, settings)
     if sparsity is not None and settings.sparse_decide == "policy" and len(sparsity.names) > 1:
         thin = _thinning(analysis, data, settings, sparsity)
-        given = (scores, evaluate, None, rounds, least, curves, limit)
+        given = (scores, evaluate, None, rounds, least, curves, limit, divergence)
         return JointEnvironment(channels, *given, names=sparsity.names, share=sparsity.share, thin=thin)
-    divergence = None
-    if data.real and base is None and sparsity is None and settings.recover != "none":
-        divergence = partial(_divergence, channels, scores, data, settings)
     return Environment(channels, scores, evaluate, recover, rounds, least, curves, limit, divergence)
 
 

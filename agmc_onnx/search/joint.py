@@ -116,7 +116,7 @@ class JointEnvironment(Environment):
         features[:, 0], features[:, 1], features[:, 3] = 1.0, np.log2(LEVELS) / 12, size / all_params
         features[:, 4] = 1 / LEVELS
         is_density = np.repeat([0.0, 1.0], [self.n_groups, n]).astype(np.float32)
-        curves = base.curves
+        curves, divergence = base.curves, base.divergence
         return replace(
             base,
             n_units=self.n_units,
@@ -132,6 +132,7 @@ class JointEnvironment(Environment):
             layers=None if base.layers is None else np.concatenate([base.layers, np.zeros((n, 8), np.float32)]),
             scores=None if base.scores is None else [*base.scores, *(np.sqrt(p) for p in power)],
             curves=None if curves is None else lambda: _joined_curves(curves(), power),
+            divergence=None if divergence is None else lambda: _joined_curves(divergence(), power),
             meet=lambda ratio: self._met(ratio, base.cost, budget),
             density_weight=size.astype(np.float64),
         )
