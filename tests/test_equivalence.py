@@ -313,6 +313,21 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
             "t": np.array(8, np.int32),
         },
     ),
+    "grouped-query attention of normalised heads": (
+        FUSED + """g (float[1, L, 6] x) => (float[1, L, 3] out) {
+           q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) h = Shape(x) l = Gather(h, one) t = Cast<to = 6>(l)
+           s = Sub(l, one) sl = Unsqueeze(s, zero) n = Cast<to = 6>(sl)
+           q1 = Reshape(q, apart) q2 = SimplifiedLayerNormalization(q1, gq) q3 = Reshape(q2, q_flat)
+           k1 = Reshape(k, apart) k2 = SimplifiedLayerNormalization(k1, gk) k3 = Reshape(k2, k_flat)
+           qr = com.microsoft.RotaryEmbedding(q3, places, cos, sin)
+           a = com.microsoft.GroupQueryAttention<num_heads = 6, kv_num_heads = 3>(qr, k3, v, , , n, t)
+           out = MatMul(a, wo) }""",
+        {
+            "wq": (6, 96), "wk": (6, 48), "wv": (6, 48), "wo": (96, 3), "gq": (16,), "gk": (16,), "cos": (64, 8), "sin": (64, 8),
+            "places": i64(0), "one": np.array(1, np.int64), "zero": i64(0), "apart": i64(0, -1, 16), "q_flat": i64(0, -1, 96),
+            "k_flat": i64(0, -1, 48),
+        },
+    ),
     "grouped-query attention with one head of keys": (
         FUSED + """g (float[1, 5, 6] x) => (float[1, 5, 3] out) {
            q = MatMul(x, wq) a = com.microsoft.GroupQueryAttention<num_heads = 5, kv_num_heads = 1>(q, , , , , n, t)

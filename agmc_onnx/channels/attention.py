@@ -10,6 +10,7 @@ import numpy as np
 
 from agmc_onnx.channels.axes import Entries, Ids, Ledger, tie_or_freeze
 from agmc_onnx.channels.moves import carry
+from agmc_onnx.channels.reshapes import feeds_grouped_query
 from agmc_onnx.model.graph import Node
 
 _FLAT_RANK = 3  # of queries whose heads lie in one dim: (batch, length, heads * size)
@@ -158,14 +159,11 @@ def grouped_query(ledger: Ledger, node: Node) -> None:
 def _turns_whole_heads(ledger: Ledger, node: Node) -> bool:
     """Tie the entries of every head where only GroupQueryAttention uses them, which takes or leaves heads; return whether."""
     x, y = node.inputs[0], node.outputs[0]
-    users = ledger.graph.consumers.get(y, ())
-    is_grouped = all(user.op_type == "GroupQueryAttention" and at < 2 for user, at in users)
-    if not users or not is_grouped or y in ledger.graph.outputs or y in ledger.graph.captured:
+    cos = node.inputs[1] if not node.domain else node.inputs[2]
+    if ledger.shape(x).rank != _FLAT_RANK:
         return False
-    user, at = users[0]
-    heads = user.attribute("kv_num_heads" if at else "num_heads")
-    is_packed = not any(user.inputs[1:3])
-    if ledger.shape(x).rank != _FLAT_RANK or node.attribute("num_heads", 0) not in (0, heads) or is_packed:
+    heads = node.attribute("num_heads", 0) or ledger.size(x, 2) // (2 * ledger.shape(cos).other[-1])
+    if not feeds_grouped_query(ledger, y, heads):
         return False
     ids = ledger.flat(node, x, 2)
     if ids is None:

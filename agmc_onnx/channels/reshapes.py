@@ -14,6 +14,7 @@ from agmc_onnx.model.shapes import Shape
 Block = tuple[list[int], list[int]]  # consecutive dims before and after a reshape that hold the same entries
 _LARGEST_GRID = 1 << 23  # ids of a reshaped block; beyond that the block is left whole
 _LONGEST_DETOUR = 6  # nodes
+_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 
 
 def reshape(ledger: Ledger, node: Node) -> None:
@@ -23,7 +24,9 @@ def reshape(ledger: Ledger, node: Node) -> None:
     (split, transpose, merge) is one permutation, whatever is kept.
     """
     x, y = node.inputs[0], node.outputs[0]
-    if node.op_type == "Reshape" and (_shuffle(ledger, node) or _strided_view(ledger, node)):
+    if node.op_type == "Reshape" and (
+        _shuffle(ledger, node) or _strided_view(ledger, node) or _normed_heads(ledger, node)
+    ):
         return
     before, after = ledger.shape(x), ledger.shape(y)
     if x in ledger.graph.tensors and ledger.graph.is_float(x):
@@ -92,6 +95,59 @@ def _reshape_block(ledger: Ledger, node: Node, dim: int, block: Block, blocks: l
     if len(varies) > 1:
         ledger.balance(found.ids)
     ledger.set(y, wide_to[varies[-1]], found.ids, found.rows)
+
+
+def _normed_heads(ledger: Ledger, node: Node) -> bool:
+    """Tie the entries of every head where heads are normalised one by one, then taken or left whole; return whether.
+
+    Reshape (batch, length, heads * size) to (batch, length * heads, size), a normalisation of the last dim, Reshape back, for
+    GroupQueryAttention: how queries and keys are normalised (Henry et al. 2020, arXiv:2010.04245). None of them names heads.
+    """
+    graph, x = ledger.graph, node.inputs[0]
+    shape, apart = ledger.shape(x), ledger.shape(node.outputs[0])
+    norm = _only_user(ledger, node.outputs[0])
+    back = _only_user(ledger, norm.outputs[0]) if norm is not None and norm.op_type in _NORMS else None
+    if shape.rank != 3 or apart.rank != 3 or apart.is_fixed(1) or norm is None or back is None:
+        return False
+    if norm.attribute("axis", -1) not in (-1, 2) or norm.inputs[0] != node.outputs[0] or any(norm.outputs[1:]):
+        return False
+    y, size = back.outputs[0], apart.other[2]
+    if back.op_type != "Reshape" or ledger.shape(y) != shape or graph.value(back.inputs[1]) is None:
+        return False
+    if not feeds_grouped_query(ledger, y, shape.other[2] // size):
+        return False
+    ids = ledger.flat(node, x, 2)
+    if ids is not None:
+        grid = ids.reshape(-1, size)
+        ledger.tie(grid, np.broadcast_to(grid[:, :1], grid.shape))
+        ledger.set(y, 2, ids)
+        ledger.skipped.update((norm.index, back.index))
+    return ids is not None
+
+
+def feeds_grouped_query(ledger: Ledger, value: str, heads: int) -> bool:
+    """Whether only GroupQueryAttention uses a value, as that many heads of queries or of keys, turned before or not."""
+    graph = ledger.graph
+    users = graph.consumers.get(value, ())
+    if not users or value in graph.outputs or value in graph.captured:
+        return False
+
+    def takes(user: Node, at: int) -> bool:
+        if user.op_type == "RotaryEmbedding" and at == 0:
+            return feeds_grouped_query(ledger, user.outputs[0], heads)
+        is_packed = not any(user.inputs[1:3])
+        if user.op_type != "GroupQueryAttention" or at > 1 or is_packed:
+            return False
+        return user.attribute("kv_num_heads" if at else "num_heads") == heads
+
+    return all(takes(user, at) for user, at in users)
+
+
+def _only_user(ledger: Ledger, value: str) -> Node | None:
+    graph = ledger.graph
+    users = graph.consumers.get(value, ())
+    is_seen = value in graph.outputs or value in graph.captured
+    return users[0][0] if len(users) == 1 and not is_seen else None
 
 
 def _becomes_kernel(ledger: Ledger, value: str) -> bool:
