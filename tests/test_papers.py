@@ -144,6 +144,16 @@ def test_a_network_that_nothing_builds_needs_a_file(tmp_path):
         paper_runs.key_of(row, paper_runs.Place(tmp_path), 0, 1)
 
 
+def test_a_network_that_is_missing_does_not_stop_other_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(papers, "measure_row", lambda row, *_: {"row": row.id})
+    monkeypatch.setattr(papers, "here_text", lambda *_: "measured")
+    out = tmp_path / "rows.jsonl"
+    assert papers.main(["run", "gnnrl-r18", "t3-r20", "--out", str(out)]) == 0
+    assert "gnnrl-r18: left out" in capsys.readouterr().out
+    assert [run["row"] for run in paper_runs.read_runs(out)] == ["t3-r20"]
+    assert papers.main(["run", "gnnrl-r18", "--out", str(out)]) == 2
+
+
 def test_training_gives_a_network_that_run_finds(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name in ("images", "train"):

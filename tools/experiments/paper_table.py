@@ -140,7 +140,7 @@ def _sizes(runs: Sequence[Run]) -> list[str]:
         f"weights {pair('weight_bytes', 1e6, 2)} MB",
     ]
     if runs[0]["original"]["peak_bytes"] is not None:
-        told.append(f"peak of activations {pair('peak_bytes', 1e6, 2)} MB")
+        told.append(f"peak memory {pair('peak_bytes', 1e6, 2)} MB")
     return told
 
 

@@ -39,7 +39,7 @@ def say(text: str) -> None:
 def show(args: argparse.Namespace) -> None:
     """List rows with the paper's numbers, what they need, and the commands that repeat them."""
     for row in chosen(read_rows(), args.table or ["*"]):
-        needed = " and ".join(network.files[0] for network in (row.source, row.network) if network)
+        needed = " and ".join(" or ".join(network.files) for network in (row.source, row.network) if network)
         needs = NEEDS[row.network.data] + ("" if row.kind == "nodes" else f", {needed}")
         say(f"{row.id} ({row.table}): {row.network.name}, {row.setting}, {row.policy}")
         say(f"  paper: {paper_text(row)}" + (f"; differs: {row.differs}" if row.differs else ""))
@@ -50,11 +50,11 @@ def show(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure rows that are not in the file yet, one after the other."""
-    rows = chosen(read_rows(), args.rows)
     place = Place(
         work=args.out.with_suffix(".models"), models=args.models, data=args.data, demo=args.demo,
         finetune=args.finetune, batch=args.batch, seconds=args.seconds,
     )  # fmt: skip
+    rows = _with_network(chosen(read_rows(), args.rows), place)
     _check_data(rows, place)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     done = read_runs(args.out)
@@ -69,6 +69,23 @@ def run(args: argparse.Namespace) -> None:
             done.append(measure_row(row, place, seed, episodes))
             _append(args.out, json.dumps(done[-1]))
             say(f"{row.id} seed {seed}: {here_text(row, done[-1:])}")
+
+
+def _with_network(rows: Sequence[Row], place: Place) -> list[Row]:
+    """Return the rows whose network is there or can be built; the others are named, and an error where there are none else."""
+    found, missing = [], []
+    for row in rows:
+        try:
+            if row.kind != "nodes":
+                network_file(row.network, place)
+            found.append(row)
+        except UsageError as error:
+            missing.append(error)
+            if len(rows) > 1:
+                say(f"{row.id}: left out, {error}")
+    if not found:
+        raise missing[0]
+    return found
 
 
 def _check_data(rows: Sequence[Row], place: Place) -> None:
