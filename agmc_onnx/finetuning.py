@@ -13,14 +13,15 @@ import onnx
 from agmc_onnx.errors import ModelError, UsageError
 from agmc_onnx.measuring.accuracy import Evaluator, Score
 from agmc_onnx.measuring.data import load_card, open_data
-from agmc_onnx.measuring.session import model_inputs
+from agmc_onnx.measuring.session import model_inputs, processors
 from agmc_onnx.model.files import read_model
 from agmc_onnx.output import check_output, output_files, write_files
 from agmc_onnx.pruning.plan import read_plan
 from agmc_onnx.pruning.sparsity import dense
+from agmc_onnx.recover.options import RecoverOptions
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
-REWARD_SAMPLES = 1000  # of the reward role, that decide when to stop
+REWARD_SAMPLES = 4000  # of the reward role, that decide when to stop
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def finetune(
     output: str | Path | None = None,
     steps: int = 1000,
     label_weight: float = 0.0,
+    learning_rate: float = RecoverOptions.learning_rate,
     seed: int = 0,
-    threads: int = 1,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
     """Distil a compressed model from its original.
@@ -61,8 +63,9 @@ def finetune(
         output: Where to write it; the plan beside `model` goes along. None writes nothing.
         steps: Optimiser steps, at least 1.
         label_weight: Weight of the cross entropy with labels, at least 0; 0 learns without labels.
+        learning_rate: Highest one of AdamW, above 0; it warms up and falls as a cosine to nothing.
         seed: Of the order of the samples and their augmentation.
-        threads: Of onnxruntime and torch.
+        threads: Of onnxruntime and torch; None: all processors.
         progress: Called with (step, steps, {"loss": ..., and "reward" where it was measured}).
 
     Raises:
@@ -71,6 +74,11 @@ def finetune(
         DataError: If the data cannot be used.
     """
     start = time.perf_counter()
+    threads = processors() if threads is None else threads
+    if not 0 < learning_rate < 1:
+        raise UsageError(
+            f"finetune: learning rate is out of range, got {learning_rate}; expected 0 < R < 1, such as 5e-4."
+        )
     for name, value, low in (("steps", steps, 1), ("label weight", label_weight, 0), ("threads", threads, 1)):
         if value < low:
             raise UsageError(f"finetune: {name} is too small, got {value}; expected at least {low}. Give more.")
@@ -87,18 +95,14 @@ def finetune(
         name: Evaluator(dataset.role(name).take(n), dataset.metric, reference=reference, threads=threads)
         for name, n in (("reward", REWARD_SAMPLES), ("test", dataset.role("test").n))
     }
-    import torch
-
-    from agmc_onnx.recover.finetune import distill
-    from agmc_onnx.recover.options import RecoverOptions
+    from agmc_onnx.recover.finetune import distill, torch_threads
     from agmc_onnx.search.journal import run_folder
 
     options = RecoverOptions(
-        n_steps=steps, label_weight=label_weight, seed=seed, evaluate_every=max(1, min(200, steps // 5))
-    )
-    before_threads = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+        n_steps=steps, learning_rate=learning_rate, label_weight=label_weight, seed=seed,
+        evaluate_every=max(1, min(200, steps // 5)),
+    )  # fmt: skip
+    with torch_threads(threads):
         tuned = distill(
             student, original, samples, options, progress,
             augment=() if card.train is None else card.train.augment,
@@ -106,8 +110,6 @@ def finetune(
             folder=None if output is None else run_folder(output),
             thinned=_thinned(output_files(model)["plan"]),
         )  # fmt: skip
-    finally:
-        torch.set_num_threads(before_threads)
     report = {
         "teacher": _facts(scored["test"](original).score),
         "before": _facts(scored["test"](student).score),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -213,20 +213,13 @@ def _journal(
         journal.end(finished=False)
 
 
-@contextmanager
-def _torch_threads(settings: CompressOptions) -> Iterator[None]:
+def _torch_threads(settings: CompressOptions) -> AbstractContextManager[None]:
     """Let torch use as many threads as onnxruntime: more than there are free cores make small steps many times slower."""
     if settings.recover == "none" and settings.policy not in LEARNED:
-        yield
-        return
-    import torch
+        return nullcontext()
+    from agmc_onnx.recover.finetune import torch_threads
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return torch_threads(settings.threads)
 
 
 def apply(model: str | Path, plan: str | Path, output: str | Path | None = None) -> Result:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from agmc_onnx.cli.parsing import Parser, Verb, seconds, whole
+from agmc_onnx.cli.parsing import Parser, Verb, points, seconds, whole
 from agmc_onnx.cli.progress import Steps
 from agmc_onnx.cli.words import tell, tell_json
-from agmc_onnx.config import CompressOptions
+from agmc_onnx.recover.options import RecoverOptions
 
 
 def add(one: Parser) -> None:
@@ -21,9 +21,13 @@ def add(one: Parser) -> None:
     one.add_argument(
         "--label-weight", type=seconds, metavar="W", default=0.0, help="weight of labels; default: 0, learn without"
     )
+    rate = RecoverOptions.learning_rate
+    one.add_argument(
+        "--learning-rate", type=points, metavar="R", default=rate, help="highest, of AdamW; default: %(default)s"
+    )
     one.add_argument("--seed", type=whole, metavar="S", default=0, help="default: %(default)s")
     one.add_argument("--json", action="store_true", help="print machine-readable JSON")
-    one.add_argument("--threads", type=whole, metavar="N", default=CompressOptions.threads, help="default: %(default)s")
+    one.add_argument("--threads", type=whole, metavar="N", help="default: all processors")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             output=output,
             steps=arguments.steps,
             label_weight=arguments.label_weight,
+            learning_rate=arguments.learning_rate,
             seed=arguments.seed,
             threads=arguments.threads,
             progress=progress,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -32,6 +33,13 @@ PROVIDERS = {
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
 }
 _SHORT_NAMES = {names[0]: short for short, names in PROVIDERS.items()}
+
+
+def processors() -> int:
+    """Return how many processors this process may use, fewer where OMP_NUM_THREADS says so."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(usable, int(asked)) if asked.isdecimal() and int(asked) else usable
 
 
 def model_inputs(model: onnx.ModelProto) -> list[InputSpec]:

@@ -7,7 +7,7 @@ import ctypes
 import hashlib
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +317,17 @@ class _Teacher:
                 return self.module.run(feed, self.wanted)
         arrays = {name: value.contiguous().numpy() for name, value in feed.items()}
         return dict(zip(self.wanted, map(torch.from_numpy, run_model(self.session, arrays)), strict=True))
+
+
+@contextlib.contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """Let torch use n threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> None:

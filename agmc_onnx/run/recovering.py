@@ -12,6 +12,7 @@ import onnx
 
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.measuring.session import processors
 from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.run.candidates import IntArray, Progress
@@ -20,7 +21,7 @@ from agmc_onnx.search.joint import JointEnvironment
 from agmc_onnx.search.journal import run_folder
 from agmc_onnx.search.loop import SearchResult
 
-FINALIST_FACTOR = 8  # samples of the reward role that a finalist is measured on, over those of a candidate
+FINALIST_FACTOR = 8  # samples that finalists and distilled states are measured on, over those of a candidate
 
 
 def best_finalist(
@@ -66,23 +67,25 @@ def distilled(
     output: str | Path | None,
     tell: Progress,
 ) -> onnx.ModelProto:
-    """Let the refitted result learn from the original; the reward role decides which state is kept."""
-    from agmc_onnx.recover.finetune import distill
+    """Let the refitted result learn from the original, with all processors; the reward role decides which state is kept."""
+    from agmc_onnx.recover.finetune import distill, torch_threads
     from agmc_onnx.recover.options import RecoverOptions
 
-    evaluator, sparsity = data.evaluator("reward"), sparsity_of(settings, analysis.graph)
+    evaluator = data.evaluator("reward", FINALIST_FACTOR * settings.reward_samples)
+    sparsity = sparsity_of(settings, analysis.graph)
     steps = settings.distill_steps
-    return distill(
-        model,
-        analysis.model,
-        data.lessons,
-        RecoverOptions(n_steps=steps, seed=settings.seed, evaluate_every=max(1, min(200, steps // 5))),
-        lambda step, n, facts: tell("distilling", {"step": step, "n_steps": n, **facts}),
-        augment=data.augment,
-        reward=lambda candidate: evaluator(candidate).score.value,
-        folder=None if output is None else run_folder(output),
-        thinned=() if sparsity is None else sparsity.names,
-    )
+    with torch_threads(max(settings.threads, processors())):
+        return distill(
+            model,
+            analysis.model,
+            data.lessons,
+            RecoverOptions(n_steps=steps, seed=settings.seed, evaluate_every=max(1, min(200, steps // 5))),
+            lambda step, n, facts: tell("distilling", {"step": step, "n_steps": n, **facts}),
+            augment=data.augment,
+            reward=lambda candidate: evaluator(candidate).score.value,
+            folder=None if output is None else run_folder(output),
+            thinned=() if sparsity is None else sparsity.names,
+        )
 
 
 def recovered(
