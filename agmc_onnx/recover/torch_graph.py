@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from agmc_onnx.errors import ModelError
 from agmc_onnx.model.graph import Graph, Node, view
 from agmc_onnx.recover.torch_nn_ops import NETWORK
-from agmc_onnx.recover.torch_ops import ARITHMETIC, PRODUCTS, SHAPES, Call, Op
+from agmc_onnx.recover.torch_ops import ARITHMETIC, PRODUCTS, Call, Op
+from agmc_onnx.recover.torch_shape_ops import SHAPES
 
 OPS: dict[str, Op] = {**ARITHMETIC, **SHAPES, **PRODUCTS, **NETWORK}
 # Inputs that hold settings, not weights: never trained.
