@@ -9,8 +9,11 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from agmc_onnx.channels.groups import analyse
+from agmc_onnx.model.graph import view
 from agmc_onnx.model.normalize import normalize
 from agmc_onnx.model.rewire import rewire
+from agmc_onnx.pruning.surgery import Surgeon
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SAMPLES = 576  # what the one audio model wants as (batch, samples); images declare their sizes
@@ -186,3 +189,67 @@ def with_shared_biases(model: onnx.ModelProto) -> onnx.ModelProto:
         out.graph.node.insert(0, helper.make_node("Identity", [shared.name], [tensor.name]))
     assert normalize(out) is not out or not vectors
     return out
+
+
+def standardised() -> onnx.ModelProto:
+    """Two convolutions whose weights are standardised as PyTorch's newer exporter writes it, with shared scale and bias."""
+    rng = np.random.default_rng(0)
+    kernels = {f"w{i}": rng.normal(size=size).astype(np.float32) for i, size in enumerate([(8, 3, 3, 3), (8, 8, 3, 3)])}
+    layer = """
+            flat{i} = Reshape(w{i}, to_flat)
+            mean{i} = ReduceMean<axes = [0, 2], keepdims = 0>(flat{i})
+            own{i} = ReduceMean<axes = [0, 2], keepdims = 1>(flat{i})
+            off{i} = Sub(flat{i}, own{i})
+            square{i} = Mul(off{i}, off{i})
+            var{i} = ReduceMean<axes = [0, 2], keepdims = 0>(square{i})
+            normed{i} = BatchNormalization(flat{i}, ones, zeros, mean{i}, var{i})
+            kernel{i} = Reshape(normed{i}, to{i})"""
+    return nets.model(
+        "g (float[1, 3, 8, 8] x) => (float[1, 8, 8, 8] y) {"
+        + layer.replace("{i}", "0")
+        + layer.replace("{i}", "1")
+        + """
+            a = Conv<pads = [1, 1, 1, 1]>(x, kernel0)
+            b = Relu(a)
+            y = Conv<pads = [1, 1, 1, 1]>(b, kernel1)
+        }""",
+        {
+            **kernels,
+            "ones": np.full(8, 0.5, np.float32),
+            "zeros": np.zeros(8, np.float32),
+            "to_flat": np.array([1, 8, -1]),
+            "to0": np.array([8, 3, 3, 3]),
+            "to1": np.array([8, 8, 3, 3]),
+        },
+    )
+
+
+def test_statistics_of_weights_are_known_and_what_made_them_is_gone() -> None:
+    model = standardised()
+    out = normalize(model)
+    ops = [node.op_type for node in out.graph.node]
+    assert ops == ["Reshape", "BatchNormalization", "Reshape"] * 2 + ["Conv", "Relu", "Conv"]
+    assert {"mean0", "var0", "mean1", "var1"} <= set(initializers(out))
+    feed = {"x": np.random.default_rng(1).normal(size=(1, 3, 8, 8)).astype(np.float32)}
+    ours, theirs = (ort.InferenceSession(m.SerializeToString()).run(None, feed)[0] for m in (out, model))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_that_share_vectors_of_one_number_are_cut_apart() -> None:
+    channels = analyse(view(normalize(standardised())))
+    assert [group.n_units for group in channels.groups] == [8]
+    plan = [np.arange(0, 8, 2)]
+    cut = Surgeon(channels).cut(plan)
+    feed = {"x": np.random.default_rng(1).normal(size=(1, 3, 8, 8)).astype(np.float32)}
+    found = ort.InferenceSession(cut.SerializeToString()).run(None, feed)[0]
+    masked = standardised()
+    node = next(node for node in masked.graph.node if node.op_type == "Relu")
+    node.output[0] = "whole"
+    masked.graph.node.insert(-1, helper.make_node("Mul", ["whole", "mask"], ["b"]))
+    last = masked.graph.node.pop(-3)  # the last Conv comes after the mask
+    masked.graph.node.append(last)
+    mask = np.isin(np.arange(8), plan[0]).astype(np.float32).reshape(1, 8, 1, 1)
+    masked.graph.initializer.append(numpy_helper.from_array(mask, "mask"))
+    wanted = ort.InferenceSession(masked.SerializeToString()).run(None, feed)[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert {len(t.dims) and t.dims[0] for t in cut.graph.initializer if t.name.startswith("zeros")} == {4, 8}

@@ -42,6 +42,16 @@ def reshape(ledger: Ledger, node: Node) -> None:
         return  # a target computed at run time with two open sizes cannot be written anew
     for dims, to in blocks:
         labelled = [dim for dim in dims if (x, dim) in ledger.entries]
+        if len(labelled) > 1 and x in ledger.graph.tensors:  # a kernel made flat: its channels move, its places stay
+            wide = [dim for dim in labelled if before.other[dim] > 1] or labelled
+            for dim in wide[1:]:
+                if len(ledger.graph.consumers[x]) == 1:
+                    del ledger.entries[x, dim]
+                else:
+                    ledger.freeze(
+                        ledger.entries[x, dim].ids, f"{node.label}: merges dimension {dim} of {x} into another"
+                    )
+            labelled = wide[:1]
         if len(labelled) == 1:
             _reshape_block(ledger, node, labelled[0], (dims, to), blocks)
 
