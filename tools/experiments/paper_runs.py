@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,30 @@ def weights_of(model: onnx.ModelProto) -> dict[str, int]:
     }
 
 
+class _Searched(Exception):
+    """A search is over; what `compress` does with its result is not wanted."""
+
+
+def _search_for_agent(path: Path, row: Row, place: Place, seed: int, episodes: int, agent: Path) -> None:
+    """Search a network and write the agent that came of it."""
+    made = add_transfer()
+
+    def stop(stage: str, facts: Mapping[str, Any]) -> None:
+        if stage == "recovering":
+            raise _Searched
+
+    with suppress(_Searched):
+        pipeline.compress(
+            path, output=place.work / f"{agent.stem}.onnx", data=place.images, policy=SCRATCH, seed=seed, episodes=episodes,
+            resume=True, progress=stop, **row.options,
+        )  # fmt: skip
+    if made[SCRATCH].episode < episodes:
+        raise KeyboardInterrupt
+    partial = agent.with_suffix(".tmp")
+    generalist.save(made[SCRATCH].agent.networks, partial)
+    os.replace(partial, agent)
+
+
 def _transferred(row: Row, place: Place, seed: int, episodes: int) -> dict[str, Any]:
     """Search the source network, where there is one, and then the row's with the agent that came of it."""
     agent = None
@@ -210,14 +235,7 @@ def _transferred(row: Row, place: Place, seed: int, episodes: int) -> dict[str, 
         place.work.mkdir(parents=True, exist_ok=True)
         agent = place.work / f"{path.stem}-s{seed}-e{episodes}.agent.safetensors"
         if not agent.is_file():
-            made = add_transfer()
-            pipeline.compress(
-                path, output=place.work / f"{agent.stem}.onnx", data=place.images, policy=SCRATCH, seed=seed,
-                episodes=episodes, resume=True, latency_seconds=1.0, **row.options,
-            )  # fmt: skip
-            partial = agent.with_suffix(".tmp")
-            generalist.save(made[SCRATCH].agent.networks, partial)
-            os.replace(partial, agent)
+            _search_for_agent(path, row, place, seed, episodes, agent)
     add_transfer(agent)
     return {"source": None if agent is None else agent.name, **_compressed(row, place, seed, episodes)}
 
