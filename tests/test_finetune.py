@@ -72,6 +72,13 @@ def test_the_same_seed_gives_the_same_student() -> None:
     assert runs[0].SerializeToString() == runs[1].SerializeToString()
 
 
+def test_a_step_takes_fewer_samples_where_their_activations_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, read = [], Samples.read
+    monkeypatch.setattr(Samples, "read", lambda self, rows: taken.append(len(rows)) or read(self, rows))
+    distill(net(1), net(), draw(), RecoverOptions(n_steps=1, train_batch_size=16, train_memory_bytes=60_000))
+    assert taken and set(taken) == {4}  # a, r, t and s of a sample are (6, 8, 8): 1,536 bytes each, counted twice
+
+
 def test_an_interrupted_run_is_taken_up_again(tmp_path: Path) -> None:
     options = RecoverOptions(n_steps=30, train_batch_size=16, learning_rate=1e-2, save_every=10)
     whole = distill(net(1), net(), draw(), options)

@@ -101,6 +101,7 @@ class _Distillation:
         self.folded = Folded(student)
         self.normalised: Normalised | None = None
         self.trained = self.folded.model
+        self._most_rows = max(1, options.train_memory_bytes // _bytes_of_a_sample(view(self.trained)))
         if options.train_statistics and self._batch_rows() >= LEAST_BATCH:
             self.normalised = Normalised(self.trained, self._statistics_batches())
             self.trained = self.normalised.model
@@ -239,10 +240,10 @@ class _Distillation:
         return feed, labels
 
     def _batch_rows(self) -> int:
-        """Return the number of samples of a step."""
+        """Return the number of samples of a step: fewer than asked for where their activations would not fit."""
         if self.samples.fixed_batch is not None:
             return self.samples.batch_size(1)
-        return min(self.samples.batch_size(self.options.train_batch_size), self.samples.n)
+        return min(self.samples.batch_size(self.options.train_batch_size), self._most_rows, self.samples.n)
 
     def _statistics_batches(self) -> list[dict[str, Tensor]]:
         """Return what the statistics of the student's values are taken over, a few samples at a time."""
@@ -344,6 +345,12 @@ def _prepare(graph: Graph, device: torch.device) -> TorchGraph:
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return module
+
+
+def _bytes_of_a_sample(graph: Graph) -> int:
+    """Return what a step keeps of one sample, roughly: all values, normalised ones too."""
+    shapes = [graph.shape(name) for node in graph.nodes for name in node.outputs if name and name not in graph.weights]
+    return max(1, 2 * 4 * sum(math.prod(shape.dims) for shape in shapes if shape is not None))
 
 
 def _inner_goals(student: Graph, teacher: Graph) -> list[Goal]:

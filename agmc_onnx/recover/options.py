@@ -27,6 +27,7 @@ class RecoverOptions:
         seed: Of sampled positions, of made-up images, and of the order and augmentation of distillation.
         n_steps: Steps of distillation.
         train_batch_size: Images per step of distillation.
+        train_memory_bytes: What activations of a step may take, roughly; large images come in smaller steps.
         optimiser: "adamw" or "sgd".
         learning_rate: Highest one; it warms up over `warmup_share` of the steps and falls as a cosine to nothing.
         warmup_share: Share of the steps in 0..1.
@@ -59,6 +60,7 @@ class RecoverOptions:
     seed: int = 0
     n_steps: int = 1000
     train_batch_size: int = 128
+    train_memory_bytes: int = 4 << 30
     optimiser: str = "adamw"
     learning_rate: float = 5e-4
     warmup_share: float = 0.05
