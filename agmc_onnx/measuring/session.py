@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import functools
 import hashlib
 import os
@@ -32,6 +33,7 @@ PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
 }
+_LARGE_BYTES = 32_000_000  # of a model: what sessions leave free in the allocator then counts
 _SHORT_NAMES = {names[0]: short for short, names in PROVIDERS.items()}
 
 
@@ -207,6 +209,9 @@ def save_optimised(model: Path, target: Path, level: str = "basic", is_portable:
 def _open(
     model: Model, threads: int, names: Sequence[str], optimise: bool, profile: Path | None = None
 ) -> ort.InferenceSession:
+    is_large = isinstance(model, onnx.ModelProto) and model.ByteSize() > _LARGE_BYTES
+    if is_large:
+        _give_back()
     options = ort.SessionOptions()
     if profile is not None:
         options.enable_profiling = True
@@ -230,12 +235,30 @@ def _open(
         try:
             session = ort.InferenceSession(source, options, providers=list(names))
             session._model_bytes = None  # kept to change providers later: the weights once more
+            if is_large:
+                del source
+                _give_back()
             return session
         except Exception as error:  # as in run_model
             raise ModelError(
                 f"{where}: onnxruntime cannot load it, got {_one_line(error)!r}; "
                 "expected a valid ONNX model that this onnxruntime supports. Check it with onnx.checker."
             ) from None
+
+
+def _give_back() -> None:
+    """Return what the C allocator keeps free to the system: pieces as large as weights, which fit nothing that comes next."""
+    trim = getattr(_libc(), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # Windows
+        return None
 
 
 def _serialise(model: onnx.ModelProto, options: ort.SessionOptions, folder: Path | None) -> bytes | str:

@@ -17,6 +17,7 @@ from agmc_onnx.pruning.editor import Cut, Editor
 from agmc_onnx.pruning.repairs import REPAIRS
 
 IntArray = npt.NDArray[np.int64]
+_PREPARED_BYTES = 64_000_000  # of weights that are kept as arrays between cuts
 
 
 class Surgeon:
@@ -30,7 +31,10 @@ class Surgeon:
         graph = channels.graph
         touched = {value for value, _ in channels.axes}
         tensors = {name for name in touched if name in graph.tensors}
-        self._arrays = {name: graph.array(name) for name in tensors if not is_external(graph.tensors[name])}
+        inside = [name for name in tensors if not is_external(graph.tensors[name])]
+        n_bytes = sum(graph.tensors[name].ByteSize() for name in inside)
+        # of larger models a second copy of the weights costs more than reading each again where it is cut
+        self._arrays = {name: graph.array(name) for name in inside if n_bytes <= _PREPARED_BYTES}
         constants = {proto.output[0]: i for i, proto in enumerate(model.graph.node) if proto.op_type == "Constant"}
         self._constant_nodes = {name: constants[name] for name in tensors if name in constants}
         positions = [i for i, proto in enumerate(model.graph.node) if not _is_constant(proto, graph)]
@@ -86,7 +90,8 @@ class Surgeon:
         elif is_external(tensor):
             into.CopyFrom(part_of(tensor, masks[name]))
         else:
-            array = take(self._arrays[name], masks[name])
+            array = self._arrays[name] if name in self._arrays else self.channels.graph.array(name)
+            array = take(array, masks[name])
             into.name, into.data_type, into.doc_string = tensor.name, tensor.data_type, tensor.doc_string
             into.dims.extend(array.shape)
             into.metadata_props.extend(tensor.metadata_props)
