@@ -81,7 +81,8 @@ def how_text(runs: Sequence[Run]) -> str:
     first = runs[0]
     told = []
     if "episodes" in first:
-        told.append(f"{first['network']}, {first['evaluations']} candidates")
+        n = first["evaluations"]
+        told.append(f"{first['network']}, {n} candidate{'s' * (n > 1)}")
     seeds = ", ".join(str(run["seed"]) for run in runs)
     told.append(f"seed{'s' if len(runs) > 1 else ''} {seeds}")
     if first.get("weights") == RANDOM:
