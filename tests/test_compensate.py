@@ -372,3 +372,51 @@ def test_visible_range_of_a_value(body: str, expected: tuple[float, float] | Non
     weights = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
     graph = view(nets.model(text, {name: w for name, w in weights.items() if name in body}))
     assert visible_range(graph, "x") == expected
+
+
+FOREIGN = {
+    "fused": """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+f (float[n, 5, 10] x) => (float[n, 5, 3] y) {
+    a = MatMul (x, w1)
+    b = com.microsoft.FastGelu (a)
+    c = MatMul (b, w2)
+    d = com.microsoft.SkipSimplifiedLayerNormalization (c, x, scale)
+    y = MatMul (d, w3)
+}""",
+    "branch": """<ir_version: 8, opset_import: ["" : 17]>
+f (float[n, 5, 10] x) => (float[n, 5, 3] y) {
+    a = MatMul (x, w1)
+    b = Relu (a)
+    total = ReduceSum<keepdims = 0> (x)
+    zero = Constant<value_float = 0.0> ()
+    is_more = Greater (total, zero)
+    e = If (is_more) <
+        then_branch = more () => (float[n, 5, 10] p) { p = Relu (x) },
+        else_branch = less () => (float[n, 5, 10] m) { m = Identity (x) }
+    >
+    c = MatMul (b, w2)
+    d = Add (c, e)
+    y = MatMul (d, w3)
+}""",
+    "function": """<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+f (float[n, 5, 10] x) => (float[n, 5, 3] y) {
+    a = own.act (x)
+    b = MatMul (a, w1)
+    c = Relu (b)
+    d = MatMul (c, w2)
+    y = MatMul (d, w3)
+}
+<domain: "own", opset_import: ["" : 17]>
+act (i) => (o) { s = Sigmoid (i)  o = Mul (i, s) }""",
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_ops_that_torch_does_not_know_run_in_onnxruntime(kind: str) -> None:
+    weights = {"w1": blend(10, 16, 0), "w2": (16, 10), "w3": (10, 3), "scale": np.ones(10, np.float32)}
+    if kind != "fused":
+        weights.pop("scale")
+    proto = nets.model(FOREIGN[kind], weights)
+    channels, kept, as_cut = prune(proto)
+    refitted = compensate(channels, kept, as_cut, draw(proto), OPTIONS)
+    assert error(proto, refitted) < 0.7 * error(proto, as_cut)

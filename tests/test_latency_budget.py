@@ -56,13 +56,20 @@ def test_a_missed_latency_is_solved_again_until_it_is_met(monkeypatch: pytest.Mo
 
 
 def test_a_result_slower_than_its_original_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([1.2, 0.9])
+    answers = iter([1.2, 1.2, 0.9])
     monkeypatch.setattr(run_latency, "measured", lambda *_: Measured(ratio_of(next(answers))))
     result = compress(DIGITS, flops=0.5, policy="random", episodes=6, latency_seconds=0.2, round_to=4)
     told = result.report["slower"]
     assert told["reached"] == 0.9 and "another candidate was taken" in told["note"]
     assert told["trials"][0]["kept"] != told["trials"][1]["kept"]
     assert result.report["compressed"]["macs"] <= 0.5 * result.report["original"]["macs"]
+
+
+def test_a_result_that_is_slower_only_once_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([1.2, 0.95])
+    monkeypatch.setattr(run_latency, "measured", lambda *_: Measured(ratio_of(next(answers))))
+    result = compress(DIGITS, flops=0.5, policy="random", episodes=3, latency_seconds=0.2, round_to=4)
+    assert "slower" not in result.report and next(answers, None) is None
 
 
 def test_where_all_are_slower_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,3 +203,16 @@ def test_names_to_exclude_are_patterns_and_unknown_ones_are_refused():
         agmc_onnx.compress(DIGITS, flops=0.6, exclude="layer9")
     with pytest.raises(agmc_onnx.BudgetError, match="what --exclude names"):
         agmc_onnx.compress(DIGITS, flops=0.01, policy="uniform", exclude=names[1])
+
+
+def test_what_cannot_be_trained_is_said_before_the_search(tmp_path):
+    model = onnx.load(DIGITS)
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    relu.op_type, relu.domain = "FastGelu", "com.microsoft"
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(agmc_onnx.ModelError, match="FastGelu; expected one of"):
+        agmc_onnx.compress(tmp_path / "m.onnx", data="digits", flops=0.5, recover="distill", episodes=10**6)
+    result = agmc_onnx.compress(tmp_path / "m.onnx", data="digits", flops=0.5, policy="greedy", latency_seconds=0.1)
+    after = result.report["compressed"]
+    assert after["metric"]["value"] > after["metric_before_recovery"]

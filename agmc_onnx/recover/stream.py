@@ -9,8 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from agmc_onnx.errors import ModelError
 from agmc_onnx.measuring.data import Samples
-from agmc_onnx.model.graph import Graph
+from agmc_onnx.model.graph import Graph, Node
+from agmc_onnx.recover.foreign import Foreign
 from agmc_onnx.recover.options import RecoverOptions
 from agmc_onnx.recover.torch_graph import FRESH, last_uses, prepare, run_node, to_tensor
 from agmc_onnx.recover.torch_ops import Call
@@ -41,7 +43,7 @@ def channels_last(value: Tensor) -> Tensor:
 
 
 class Stream:
-    """A network run over all batches side by side, node after node.
+    """A network run over all batches side by side, node after node; what torch does not know runs in onnxruntime.
 
     Attributes:
         graph: The network.
@@ -57,15 +59,12 @@ class Stream:
             graph: The network.
             batches: Feeds; not changed.
             memory_bytes: Of values kept over all batches.
-
-        Raises:
-            ModelError: If torch has no counterpart of some op.
         """
         self.graph = graph
         self.constants = {name: channels_last(to_tensor(graph.array(name))) for name in graph.tensors}
         self.at = 0
         self.pinned: set[str] = set()
-        self._calls = [prepare(node, graph.opset) for node in graph.nodes]
+        self._calls = [_prepared(node, graph) for node in graph.nodes]
         self._last = last_uses(self._calls, ())
         self._values: list[Values] = [dict(batch) for batch in batches]
         self._memory_bytes = memory_bytes
@@ -140,22 +139,30 @@ class Stream:
     def _is_spare(self, name: str) -> bool:
         """Whether a value may be overwritten by the node that runs now: made in this run, and nobody else looks at it."""
         made = self._makers.get(name, -1) >= self.at
-        return made and name not in self.pinned and len(self.graph.consumers[name]) == 1
+        is_shared = name in self.graph.captured or len(self.graph.consumers[name]) > 1
+        return made and name not in self.pinned and not is_shared
 
     def _step(self, index: int, values: Values, among: Container[int]) -> None:
         """Run one of several nodes; a BatchNormalization runs together with its convolution where both are among them."""
         if self._scales.get(index, -1) in among:
             self._convolve(index, self._scales[index], values)
         elif self._scaled.get(index, -1) not in among:
-            self._call(self._calls[index], values)
+            self._call(index, values)
 
-    def _call(self, call: Call, values: Values) -> None:
-        inputs = [
-            None if not name else values[name] if name in values else self.constants[name] for name in call.inputs
-        ]
-        for name, value in zip(call.outputs, run_node(call, inputs), strict=False):
-            if name and value is not None:
-                values[name] = value
+    def _call(self, index: int, values: Values) -> None:
+        call = self._calls[index]
+        if not isinstance(call, Foreign):
+            inputs = [
+                None if not name else values[name] if name in values else self.constants[name] for name in call.inputs
+            ]
+            try:
+                found = run_node(call, inputs)
+            except ModelError:  # a form of the op that torch does not know
+                self._calls[index] = call = Foreign(self.graph.nodes[index], self.graph)
+            else:
+                values.update((n, v) for n, v in zip(call.outputs, found, strict=False) if n and v is not None)
+        if isinstance(call, Foreign):
+            values.update(call.run(values))
 
     def peek(self, batch: int, wanted: Sequence[str]) -> Values:
         """Return values of one batch; what is not kept is computed by the nodes it depends on, and forgotten."""
@@ -178,7 +185,7 @@ class Stream:
             node = self.graph.producer[name]
             if node.index not in found:
                 found.add(node.index)
-                pending.extend(node.inputs)
+                pending.extend(self._calls[node.index].inputs)
         return sorted(found)
 
     def give_bias(self, index: int, name: str, bias: Tensor) -> None:
@@ -190,9 +197,16 @@ class Stream:
     def release(self, name: str) -> None:
         """Forget a pinned value, if no node needs it any more."""
         self.pinned.discard(name)
-        if not any(node.index >= self.at for node, _ in self.graph.consumers.get(name, ())):
+        if not any(name in call.inputs for call in self._calls[self.at :]):
             for values in self._values:
                 values.pop(name, None)
+
+
+def _prepared(node: Node, graph: Graph) -> Call:
+    try:
+        return prepare(node, graph.opset)
+    except ModelError:
+        return Foreign(node, graph)
 
 
 def _bound_in_place(call: Call, values: Values, constants: Values) -> None:

@@ -50,7 +50,7 @@ def prepare(node: Node, opset: int) -> Call:
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         raise ModelError(
             f"{node.label}: torch has no counterpart of this op here, got {name}; expected one of the "
-            f"{len(OPS)} ops that can be differentiated. Use --recover none."
+            f"{len(OPS)} ops that can be differentiated. Use --recover compensate."
         )
     attributes = {a.name: node.attribute(a.name) for a in node.proto.attribute}
     return Call(node.op_type, node.inputs, node.outputs, attributes, opset, node.label)

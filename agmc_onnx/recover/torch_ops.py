@@ -59,7 +59,7 @@ class Call:
         """Return the error that this form of the op is not covered."""
         return ModelError(
             f"{self.label}: torch cannot run this form of {self.op_type}, got {what}; expected another. "
-            "Use --recover none, which needs no gradients."
+            "Use --recover compensate, which needs no gradients."
         )
 
 

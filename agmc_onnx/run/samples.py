@@ -18,6 +18,9 @@ def with_recovery(analysis: Analysis, data: str | Path | None, settings: Compres
     """Return the settings with what depends on data and model filled in: the recovery, and the ranking that suits it.
 
     Refits need data, or normalisation that stores what data were like.
+
+    Raises:
+        ModelError: If an op of a model that is to be distilled has no gradient here.
     """
     if settings.recover is None and data is None:
         from agmc_onnx.recover.synthesis import can_imagine
@@ -25,6 +28,11 @@ def with_recovery(analysis: Analysis, data: str | Path | None, settings: Compres
         settings = settings.with_data(can_imagine(analysis.graph))
     elif settings.recover is None:
         settings = settings.with_data(True)
+    if settings.recover == "distill":
+        from agmc_onnx.recover.torch_graph import prepare
+
+        for node in analysis.graph.nodes:  # what cannot be trained is said before the search, not after it
+            prepare(node, analysis.graph.opset)
     if settings.importance is not None:
         return settings
     is_refitted = data is not None and settings.recover in ("compensate", "distill")
