@@ -15,7 +15,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,6 @@ def main() -> None:
     parser.add_argument("--recover", default="compensate")
     parser.add_argument("--reward-samples", type=int, default=500)
     parser.add_argument("--judge", default="fidelity")
-    parser.add_argument("--as-found", action="store_true", help="keep a result that is slower than the original")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -110,11 +109,9 @@ def main() -> None:
                 "model": args.model.name, "flops": args.flops, "policy": policy, "seed": seed, "episodes": args.episodes,
                 "recover": args.recover, "reward_samples": args.reward_samples, "judge": args.judge,
             }  # fmt: skip
-            if args.as_found:
-                key["as_found"] = True
             if any(all(row.get(name) == value for name, value in key.items()) for row in rows):
                 continue
-            with as_found() if args.as_found else nullcontext():
+            with as_found():
                 report = pipeline.compress(
                     args.model, data=args.data, flops=args.flops, policy=policy, seed=seed, episodes=args.episodes,
                     recover=args.recover, reward_samples=args.reward_samples, judge=args.judge, latency_seconds=1.0,

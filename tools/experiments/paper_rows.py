@@ -154,7 +154,7 @@ def commands(row: Row, seed: int = 0) -> list[str]:
     if row.policy not in POLICIES:
         return [
             f"python tools/compare_policies.py {model} --data CARD.toml {options} --policies {row.policy}"
-            f" --seeds {seed} {tail} --as-found --out runs/{row.id}.jsonl"
+            f" --seeds {seed} {tail} --out runs/{row.id}.jsonl"
         ]
     told = [
         f"agmc-onnx compress {model} --data CARD.toml {options} --policy {row.policy} {tail} --seed {seed} -o {row.id}.onnx"
