@@ -360,3 +360,9 @@ def test_page_in_a_browser(runs, tmp_path, width):
     assert int(title[1]) > 1
     assert int(title[2]) <= width
     assert "multiply-adds" in title[3]
+
+
+def test_a_recovery_that_changed_nothing_is_said(report):
+    same = report["compressed"] | {"metric_before_recovery": report["compressed"]["metric"]["value"]}
+    assert text.NOTHING_RECOVERED in text.summary(report | {"compressed": same})
+    assert text.NOTHING_RECOVERED not in text.summary(report)

@@ -16,6 +16,10 @@ NOT_MEASURED = (
     " the two models answer alike on those."
 )
 
+NOTHING_RECOVERED = (
+    "Recovery changed no answer. Weights that are quantised or computed by other nodes cannot be refitted: compress the float"
+    " model, then quantise the result."
+)
 NO_FASTER = (
     "Zeros make the zipped file smaller, not the model faster: onnxruntime multiplies them like all other numbers."
 )
@@ -159,6 +163,8 @@ def summary(report: Report) -> list[str]:
     cut, metric = report["compressed"].get("metric_before_recovery"), report["compressed"]["metric"]
     if cut is not None and report["verified"].get("recovered"):
         lines.append(f"recovery: {metric['name']} {metric_text(metric, cut)} as cut, {metric_text(metric)} after it")
+        if cut == metric["value"]:
+            lines.append(NOTHING_RECOVERED)
     lines += [*stage_lines(report), *sparsity_lines(report)]
     lines.append(verified_line(report["verified"]))
     if not report.get("accuracy_measured", True):
