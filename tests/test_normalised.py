@@ -7,7 +7,7 @@ import torch
 
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.model.graph import view
-from agmc_onnx.recover.normalised import Normalised
+from agmc_onnx.recover.normalised import FILTER_RMS, Normalised
 from agmc_onnx.recover.torch_graph import TorchGraph, replace_constants
 from tests import nets
 
@@ -86,3 +86,11 @@ def test_channels_that_hardly_vary_are_not_blown_up() -> None:
     graph = view(made.model)
     assert graph.array("a__scale")[2] > 0
     assert graph.array("a__scale")[2] < 0.01 * graph.array("a__scale").max()
+
+
+def test_all_filters_are_of_one_size_while_they_train() -> None:
+    graph = view(Normalised(nets.model(NET, SHAPES), [images()]).model)
+    for name in ("w1", "w2"):
+        weight = graph.array(name)
+        rms = np.sqrt((weight.reshape(len(weight), -1) ** 2).mean(1))
+        np.testing.assert_allclose(rms, FILTER_RMS, rtol=1e-5)
