@@ -62,7 +62,7 @@ class RecoverOptions:
     train_batch_size: int = 128
     train_memory_bytes: int = 4 << 30
     optimiser: str = "adamw"
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     warmup_share: float = 0.05
     weight_decay: float = 1e-4
     momentum: float = 0.9
