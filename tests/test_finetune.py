@@ -83,6 +83,7 @@ def test_an_interrupted_run_is_taken_up_again(tmp_path: Path) -> None:
     options = RecoverOptions(n_steps=30, train_batch_size=16, learning_rate=1e-2, save_every=10)
     whole = distill(net(1), net(), draw(), options)
     steps: list[int] = []
+    folder = tmp_path / "out.run"  # nobody has made it
 
     def stop(step: int, _: int, __: object) -> None:
         steps.append(step)
@@ -90,12 +91,12 @@ def test_an_interrupted_run_is_taken_up_again(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distill(net(1), net(), draw(), options, stop, folder=tmp_path)
-    assert (tmp_path / CHECKPOINT).is_file()
-    again = distill(net(1), net(), draw(), options, lambda step, *_: steps.append(step), folder=tmp_path)
+        distill(net(1), net(), draw(), options, stop, folder=folder)
+    assert (folder / CHECKPOINT).is_file()
+    again = distill(net(1), net(), draw(), options, lambda step, *_: steps.append(step), folder=folder)
     assert steps == [*range(1, 16), *range(11, 31)]
     assert again.SerializeToString() == whole.SerializeToString()
-    assert not (tmp_path / CHECKPOINT).exists()
+    assert not folder.exists()
 
 
 def test_a_checkpoint_of_another_run_is_passed_over(tmp_path: Path) -> None:

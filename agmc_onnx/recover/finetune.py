@@ -62,8 +62,8 @@ def distill(
         reward: Scores a model, higher is better: the best scored model is returned, and training stops early when
             `options.patience` scores in a row were no better. Without it the last model is returned, or the student
             itself if the loss on the first batch has not become smaller.
-        folder: For a checkpoint now and then; one of the same student, teacher and options is taken up again, and it is
-            removed at the end.
+        folder: For a checkpoint now and then, made when there is one; a checkpoint of the same student, teacher and options
+            is taken up again. Removed at the end, the folder too if nothing else is in it.
         thinned: Tensors of the student whose zeros stay zero.
 
     Raises:
@@ -148,6 +148,8 @@ class _Distillation:
                 progress(self.step, options.n_steps, told)
         if self.checkpoint is not None:
             self.checkpoint.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not there, or a search's journal lies in it
+                self.checkpoint.parent.rmdir()
         if reward is not None:
             self._load(self.best)
         elif self._probe_loss(probe) >= before:
@@ -281,6 +283,7 @@ class _Distillation:
             "best_reward": self.best_reward, "without_gain": self.without_gain, "optimiser": self.optimiser.state_dict(),
         }  # fmt: skip
         torch.save(state, buffer)
+        self.checkpoint.parent.mkdir(exist_ok=True)
         write_atomically(self.checkpoint, buffer.getvalue())
 
     def _resume(self) -> None:
