@@ -1,63 +1,104 @@
-"""The generalist: an agent trained beforehand, and decisions without evaluations."""
+"""The generalist: trained beforehand on other networks; decisions without evaluations."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
-from agmc_onnx.config import AgmcOptions, SearchOptions
+from agmc_onnx.config import AgmcOptions, CompressOptions, SearchOptions
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.recover.curves import Curves
+from agmc_onnx.run.analysis import analyse_model
+from agmc_onnx.run.candidates import environment_of
+from agmc_onnx.run.target import target_of
 from agmc_onnx.search.loop import search
 from agmc_onnx.search.policies import generalist, make_policy
 from agmc_onnx.search.policies.agmc import AgmcPolicy
+from agmc_onnx.search.policies.amc import AmcPolicy
+from agmc_onnx.search.policies.error_model import normalised
+from agmc_onnx.search.policies.guide import Guide, error_tables
+from agmc_onnx.search.policies.linear_budget import linear_budget
+from agmc_onnx.search.prior import prior_candidates
 from agmc_onnx.search.rewards import err
 from tests.test_agmc import known_answer
+from tools.experiments.generalist import Lesson, taught, values
+
+DIGITS = Path(__file__).parents[1] / "models" / "digits" / "digits_resnet.onnx"
 
 
 def with_curves(seed, n=12):
-    """The known answer, with error curves that say it but for a factor that grows along the chain."""
+    """The known answer, with error curves of two kinds that are alike in all groups."""
     problem, _ = known_answer(seed, n, noise=0.0)
     counts = tuple(np.arange(1, units + 1) for units in problem.n_units)
-    errors = tuple((1 - c / c[-1]) ** 2 * (1 + g) for g, c in enumerate(counts))
-    curves = Curves(counts, errors)
-    return replace(problem, curves=lambda: curves, is_joined=np.zeros(n, bool))
+    curves = Curves(counts, tuple((1 - c / c[-1]) ** 2 for c in counts))
+    flat = Curves(counts, tuple(1 - c / c[-1] for c in counts))
+    return replace(problem, curves=lambda: curves, divergence=lambda: flat, is_joined=np.zeros(n, bool))
 
 
-def policy_of(problem, use=True, seed=0):
-    options = SearchOptions(n_episodes=0, agmc=AgmcOptions(generalist=use))
-    return AgmcPolicy(problem, options, np.random.default_rng(seed))
+def seen(problem):
+    budget = linear_budget(problem)
+    tables = error_tables(problem, budget.keep_ratio)
+    return generalist.sight(problem, tables.errors, budget.weight, budget.keep_ratio), tables
+
+
+def untrained(problem, seed=0):
+    sight, _ = seen(problem)
+    torch.manual_seed(seed)
+    made = generalist.Generalist(sight.graph.x.shape[1], sight.graph.n_edge_types, sight.features.shape[1])
+    torch.nn.init.normal_(made.critic[2].weight)
+    return made.eval()
 
 
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
-    """A generalist in a file of its own, made of an agent's first networks."""
-    path = tmp_path / "generalist.safetensors"
-    donor = policy_of(with_curves(0), use=False, seed=7).agent.networks
-    generalist.save(donor, path)
-    monkeypatch.setattr(generalist, "FILE", path)
-    monkeypatch.setattr(generalist.fits, "__defaults__", (path,))
-    monkeypatch.setattr(generalist.load, "__defaults__", (path,))
-    return donor
+    """A generalist for such problems, in a file of its own."""
+    members = [untrained(with_curves(0), seed) for seed in (0, 1)]
+    monkeypatch.setattr(generalist, "FILE", tmp_path / "generalist.safetensors")
+    generalist.save(members, generalist.FILE)
+    return members
 
 
-def test_what_is_stored_fits_a_network_of_another_size(stored):
-    policy = policy_of(with_curves(1, n=20))
-    assert policy.is_generalist
-    for name, tensor in generalist.shared_state(policy.agent.networks).items():
-        assert torch.equal(tensor, generalist.shared_state(stored)[name])
-    assert not policy.agent.networks.represent.identity.weight.any()
-    assert torch.equal(policy.agent.targets.actor.layers[0].weight, stored.actor.layers[0].weight)
+def test_what_is_stored_says_the_mean_of_its_members_for_a_network_of_any_size(stored):
+    for n in (12, 20):
+        sight, _ = seen(with_curves(1, n))
+        told = generalist.weights_of(sight)
+        assert told.shape == (generalist.N_KINDS, n) and float(told.min()) > 0
+        assert float(told.mean()) == pytest.approx(1, abs=1e-5)
+        with torch.no_grad():
+            mean = torch.stack([one([sight])[0] for one in stored]).double().mean(0)
+        assert torch.equal(told, mean)
 
 
-def test_an_agent_of_other_sizes_starts_from_scratch(stored):
+def test_networks_side_by_side_get_what_they_get_alone():
+    made = untrained(with_curves(0))
+    sights = [seen(with_curves(seed, n))[0] for seed, n in ((1, 12), (2, 20))]
+    with torch.no_grad():
+        for together, one in zip(made(sights), sights, strict=True):
+            torch.testing.assert_close(together, made([one])[0])
+
+
+def test_where_it_does_not_fit_nothing_is_told(stored):
     problem = with_curves(1)
-    policy = AgmcPolicy(problem, SearchOptions(agmc=AgmcOptions(hidden_size=64)), np.random.default_rng(0))
-    assert not policy.is_generalist
-    bare = AgmcPolicy(replace(problem, curves=None), SearchOptions(), np.random.default_rng(0))
-    assert not bare.is_generalist
+    generator = torch.Generator().manual_seed(0)
+    assert Guide(problem, 10, generator).is_taught
+    assert not Guide(problem, 10, generator, use_generalist=False).is_taught
+    assert not Guide(replace(problem, curves=None), 10, generator).is_taught
+    assert not Guide(replace(problem, divergence=None), 10, generator).is_taught
+    more = replace(problem, features=np.tile(problem.features, 2))
+    assert not Guide(more, 10, generator).is_taught
+
+
+def test_only_what_reads_the_graph_has_it(stored):
+    rng = np.random.default_rng(0)
+    assert AgmcPolicy(with_curves(1), SearchOptions(), rng).guide.is_taught
+    assert not AmcPolicy(with_curves(1), SearchOptions(), rng).guide.is_taught
+    without = SearchOptions(agmc=AgmcOptions(generalist=False))
+    assert not AgmcPolicy(with_curves(1), without, rng).guide.is_taught
 
 
 def test_no_episodes_is_one_candidate_within_the_budget_and_the_same_every_time(stored):
@@ -71,6 +112,13 @@ def test_no_episodes_is_one_candidate_within_the_budget_and_the_same_every_time(
     assert problem.cost(found[0].kept) <= problem.budget
 
 
+def test_without_it_no_episodes_is_the_first_candidate_of_the_prior(monkeypatch, tmp_path):
+    monkeypatch.setattr(generalist, "FILE", tmp_path / "none.safetensors")
+    problem = with_curves(2)
+    policy = make_policy(problem, SearchOptions(policy="agmc", n_episodes=0), np.random.default_rng(0))
+    assert policy.propose(np.random.default_rng(0)).tolist() == prior_candidates(problem)[0].tolist()
+
+
 @pytest.mark.parametrize("name", ["random", "local", "agmc", "amc"])
 def test_every_policy_takes_no_episodes(name):
     problem = with_curves(2)
@@ -79,13 +127,31 @@ def test_every_policy_takes_no_episodes(name):
     assert len(search(problem, policy, err, 0, rng).history) == 1
 
 
-def test_shared_networks_learn_together():
-    one, other = policy_of(with_curves(0), use=False).agent, policy_of(with_curves(1, n=20), use=False).agent
-    generalist.share(other.networks, one.networks)
-    for agent, n in ((one, 12), (other, 20)):
-        for value in (0.0, 1.0):
-            agent.remember(torch.full((n,), 0.5 + value / 4), value)
-    before = one.networks.actor.layers[0].weight.clone()
-    other.optimizer = one.optimizer
-    other.update()
-    assert not torch.equal(one.networks.actor.layers[0].weight, before)
+def lesson_of(seed, n):
+    """Candidates whose refit errors cost three times as much in odd groups, which their features show."""
+    problem = with_curves(seed, n)
+    odd = np.arange(n) % 2 == np.random.default_rng(seed).integers(2)
+    problem = replace(problem, is_joined=odd)
+    sight, tables = seen(problem)
+    ratios = torch.rand(30, n, generator=torch.Generator().manual_seed(seed))
+    errors = tables.at(ratios).float()
+    rewards = normalised(-(errors[:, 0] * torch.tensor(np.where(odd, 3.0, 1.0))).sum(1).float())
+    return Lesson(str(seed), 0.5, sight, errors, -errors[:, 0].sum(1), rewards)
+
+
+def test_what_it_learns_on_some_networks_orders_the_candidates_of_others():
+    made = taught([lesson_of(seed, n) for seed, n in enumerate((8, 10, 12, 14, 16, 18))], steps=100, seed=0)
+    for lesson in (lesson_of(100, 11), lesson_of(101, 22)):
+        with torch.no_grad():
+            ours = spearmanr(values(lesson, made([lesson.sight])[0]), lesson.rewards)[0]
+        assert ours > 0.95 > spearmanr(lesson.plain, lesson.rewards)[0]
+
+
+def test_the_one_that_ships_fits_the_networks_of_today():
+    settings = CompressOptions.of(flops=0.5).with_data(True)
+    analysis = analyse_model(DIGITS)
+    environment = environment_of(analysis, Roles(analysis.file.proto, "digits", settings), settings)
+    target = target_of(settings, analysis.channels)
+    problem = environment.problem(target.cost, target.budget)
+    assert generalist.load(), "no generalist ships"
+    assert Guide(problem, 10, torch.Generator().manual_seed(0)).is_taught

@@ -9,19 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from agmc_onnx import pipeline
 from agmc_onnx.cli import parser_of_all
 from agmc_onnx.config import SearchOptions
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search import policies
-from agmc_onnx.search.policies import generalist
 from tests.test_agmc import known_answer
 from tools.compare_policies import add_variants, as_found
 from tools.experiments import paper_runs, papers
 from tools.experiments.paper_rows import ROOT, Row, chosen, commands, read_rows
 from tools.experiments.paper_table import markdown
-from tools.experiments.transfer import add_transfer, agent_for
+from tools.experiments.transfer import add_transfer, agent_for, save_agent
 
 ROWS = read_rows()
 
@@ -175,10 +175,10 @@ def transferred(problem, start=None, only_decoder=True):
 
 def test_transfer_starts_from_the_agent_of_another_network_and_only_its_decoder_learns(tmp_path):
     path = tmp_path / "agent.safetensors"
-    generalist.save(transferred(known_answer(0, 20, noise=0.0)[0], only_decoder=False).agent.networks, path)
+    save_agent(transferred(known_answer(0, 20, noise=0.0)[0], only_decoder=False).agent.networks, path)
     agent = transferred(known_answer(1, 12, noise=0.0)[0], path).agent
     before = {name: tensor.clone() for name, tensor in agent.networks.state_dict().items()}
-    stored = generalist.load_file(path)
+    stored = load_file(path)
     assert all(torch.equal(before[name], tensor) for name, tensor in stored.items())
     for value in (0.3, 0.5, 0.7):
         agent.remember(torch.full((12,), value), -value)
@@ -194,7 +194,7 @@ def test_an_agent_of_other_sizes_cannot_be_transferred(tmp_path):
     problem = known_answer(0, 12, noise=0.0)[0]
     options = SearchOptions(n_episodes=40)
     small = replace(options, agmc=replace(options.agmc, hidden_size=8))
-    generalist.save(agent_for(problem, small, np.random.default_rng(0)).agent.networks, path)
+    save_agent(agent_for(problem, small, np.random.default_rng(0)).agent.networks, path)
     with pytest.raises(UsageError, match="no agent of these sizes"):
         transferred(problem, path)
 

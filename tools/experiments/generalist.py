@@ -1,12 +1,13 @@
-"""Train the generalist agent: encoder, decoder, actor and critic over many networks.
+"""Train the generalist (`search.policies.generalist`) over many networks.
 
-    python tools/experiments/generalist.py zoo runs/zoo                      # small residual networks, trained on digits
+    python tools/experiments/generalist.py zoo runs/zoo                      # small networks, trained on the digits
     python tools/experiments/generalist.py collect MODEL.onnx --data CARD --out runs/generalist.jsonl
-    python tools/experiments/generalist.py train runs/generalist.jsonl [--leave-out NAME ...] [--out FILE.safetensors]
+    python tools/experiments/generalist.py train runs/generalist.jsonl [--leave-out NAME ...] [--folds 5] [--out FILE.safetensors]
 
-`collect` measures candidates at three budgets (the greedy ones, the uniform one, and noise around them) as a search does:
-quick refit, fidelity. `train` fits one agent to all of them, as if it had searched every network at once, and prints how
-its critic ranks the candidates of networks that were left out, beside the refit-error curves alone.
+`collect` measures candidates at three budgets (the greedy ones, the uniform one, and noise around them) as a search does: quick
+refit, fidelity; with --generalist what that one would choose, for the next one to learn from. `train` fits an ensemble to all of
+them but those of networks that are left out, and prints how it ranks the candidates of these, beside the sum of their refit
+errors. With --folds it first does that for every part of the rest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +25,76 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from agmc_onnx.config import AgmcOptions, CompressOptions, SearchOptions
+from agmc_onnx.config import CompressOptions
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of
 from agmc_onnx.run.target import target_of
 from agmc_onnx.search.budget import meet_target
 from agmc_onnx.search.policies import generalist
-from agmc_onnx.search.policies.agmc import AgmcPolicy
+from agmc_onnx.search.policies.error_model import normalised
+from agmc_onnx.search.policies.guide import Guide, error_tables
+from agmc_onnx.search.policies.linear_budget import linear_budget
 from agmc_onnx.search.prior import prior_candidates
 from agmc_onnx.search.problem import Problem
 
 BUDGETS = (0.3, 0.5, 0.7)
+REACHES = (0.1, 0.2, 0.3)  # of climbs
+
+
+KINDS = ("residual", "plain", "separable", "inverted")
+
+
+def random_network(kind: str, rng: np.random.Generator) -> tuple[torch.nn.Module, str]:
+    """Return a small untrained network for the digits, of random depth and widths, and what it is called."""
+    from torch import nn
+
+    from models.layers import conv_norm
+    from models.mobilenet import InvertedResidual
+    from models.resnet import BasicResNet
+
+    blocks = rng.integers(1, 5, 3).tolist()
+    widths = np.sort(rng.integers(2, 17, 3) * 4).tolist()
+    shortcut, strides = str(rng.choice(["A", "B"])), [(1, 1, 2), (1, 2, 1), (1, 2, 2)][rng.integers(3)]
+    named = f"{'-'.join(map(str, blocks))}_{'-'.join(map(str, widths))}"
+    if kind == "residual":
+        made = BasicResNet(blocks, widths, strides, shortcut=shortcut, n_classes=10, n_input_channels=1)
+        return made, f"{shortcut}_{named}"
+    layers, n_in = [*conv_norm(1, widths[0], 3), nn.ReLU()], widths[0]
+    for n_blocks, n_out, first in zip(blocks, widths, strides, strict=True):
+        for stride in (first, *[1] * (n_blocks - 1)):
+            if kind == "plain":
+                layers += [*conv_norm(n_in, n_out, 3, stride), nn.ReLU()]
+            elif kind == "separable":
+                layers += [*conv_norm(n_in, n_in, 3, stride, groups=n_in), nn.ReLU()]
+                layers += [*conv_norm(n_in, n_out, 1), nn.ReLU()]
+            else:
+                layers.append(InvertedResidual(n_in, n_out, stride, int(rng.integers(2, 7))))
+            n_in = n_out
+    if kind == "inverted":
+        layers += [*conv_norm(n_in, 4 * n_in, 1), nn.ReLU6()]
+        n_in *= 4
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    if kind == "plain":
+        layers += [nn.Linear(n_in, 2 * n_in), nn.ReLU()]
+        n_in *= 2
+    return nn.Sequential(*layers, nn.Linear(n_in, 10)), f"{kind}_{named}"
 
 
 def make_zoo(folder: Path, n: int, seed: int) -> None:
-    """Train n residual networks of random depth, widths and shortcuts on the digits."""
+    """Train n networks on the digits, residual ones and others in turn."""
     from models.digits.train import IMAGES, INPUT_SHAPE, TRAIN, read_images, train
     from models.export import to_onnx
-    from models.resnet import BasicResNet
 
     folder.mkdir(parents=True, exist_ok=True)
     images, labels = read_images(IMAGES, TRAIN)
-    rng = np.random.default_rng(seed)
     for number in range(n):
-        blocks = rng.integers(1, 5, 3).tolist()
-        widths = np.sort(rng.integers(2, 17, 3) * 4).tolist()
-        shortcut, strides = str(rng.choice(["A", "B"])), [(1, 1, 2), (1, 2, 1), (1, 2, 2)][rng.integers(3)]
-        path = folder / f"digits{number}_{shortcut}_{'-'.join(map(str, blocks))}_{'-'.join(map(str, widths))}.onnx"
+        kind = "residual" if number % 2 == 0 else KINDS[1 + number // 2 % 3]
+        torch.manual_seed(seed + number)
+        network, name = random_network(kind, np.random.default_rng([seed, number]))
+        path = folder / f"digits{number}_{name}.onnx"
         if path.exists():
             continue
-        torch.manual_seed(seed + number)
-        network = BasicResNet(blocks, widths, strides, shortcut=shortcut, n_classes=10, n_input_channels=1)
         train(network, images, labels, torch.Generator().manual_seed(number))
         to_onnx(network.eval(), INPUT_SHAPE, path)
         sys.stdout.write(f"{path.name}\n")
@@ -75,12 +115,9 @@ def collect(args: argparse.Namespace) -> None:
     rng = np.random.default_rng(args.seed)
     for share in BUDGETS:
         problem = problem_of(args.model, args.data, share)
-        centres = prior_candidates(problem)
-        for number in range(args.candidates):
-            wanted = centres[number] if number < len(centres) else centres[rng.integers(len(centres))]
-            if number >= len(centres):
-                wanted = np.clip(wanted + rng.normal(0, rng.choice([0.05, 0.1, 0.2]), problem.n_groups), 0.05, 1)
-            met = meet_target(wanted, problem.cost, problem.n_units, problem.step, problem.min_keep, problem.budget)
+        wanted = climbed(problem, args) if args.generalist else scattered(problem, args.candidates, rng)
+        for one in wanted:
+            met = meet_target(one, problem.cost, problem.n_units, problem.step, problem.min_keep, problem.budget)
             if not met.feasible:
                 break
             outcome = problem.evaluate(met.kept)
@@ -88,57 +125,131 @@ def collect(args: argparse.Namespace) -> None:
                    "metric": outcome.metric, "fidelity": outcome.fidelity}  # fmt: skip
             with args.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-        sys.stdout.write(f"{args.model.name} {share}: {args.candidates} candidates\n")
+        sys.stdout.write(f"{args.model.name} {share}: {len(wanted)} candidates\n")
         sys.stdout.flush()
 
 
-def policies_of(rows: list[dict[str, Any]], seed: int) -> list[tuple[str, AgmcPolicy, torch.Tensor, torch.Tensor]]:
-    """Return for every network and budget its name, a policy, the candidates (n, n_groups) and their fidelity (n,)."""
+def scattered(problem: Problem, n: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return the prior's candidates, and noise around them."""
+    centres: list[np.ndarray] = list(prior_candidates(problem))
+    found = centres[:n]
+    while len(found) < n:
+        noise = rng.normal(0, rng.choice([0.05, 0.1, 0.2]), problem.n_groups)
+        found.append(np.clip(centres[rng.integers(len(centres))] + noise, 0.05, 1))
+    return found
+
+
+def climbed(problem: Problem, args: argparse.Namespace) -> list[np.ndarray]:
+    """Return where a generalist would go from the prior's candidates, by its weights and by others near them."""
+    generalist.FILE = args.generalist
+    guide = Guide(problem, args.candidates, torch.Generator().manual_seed(args.seed))
+    starts = torch.as_tensor(np.array(prior_candidates(problem)), dtype=torch.float32)
+    starts = starts[torch.arange(args.candidates) % len(starts)]
+    parts = zip(starts.split(-(-len(starts) // len(REACHES))), REACHES, strict=False)
+    found = torch.cat([guide.climb(part, reach) for part, reach in parts])
+    return list(np.clip(found.double().numpy(), 0.02, 1))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Candidates of one network and budget.
+
+    Attributes:
+        network: Its file's stem.
+        share: Of the multiply-adds.
+        sight: What the generalist sees.
+        errors: float32 (n, N_KINDS, n_groups), of the candidates.
+        plain: float32 (n,), minus the sum of their refit errors: what is known without a generalist.
+        rewards: float32 (n,), normalised.
+    """
+
+    network: str
+    share: float
+    sight: generalist.Sight
+    errors: torch.Tensor
+    plain: torch.Tensor
+    rewards: torch.Tensor
+
+
+def lessons_of(rows: list[dict[str, Any]]) -> list[Lesson]:
+    """Return a lesson for every network and budget."""
     found = []
     for model, data, share in sorted({(row["model"], row["data"], row["share"]) for row in rows}):
         own = [row for row in rows if (row["model"], row["share"]) == (model, share)]
         problem = problem_of(Path(model), data, share)
-        policy = AgmcPolicy(
-            problem, SearchOptions(n_episodes=400, agmc=AgmcOptions(generalist=False)), np.random.default_rng(seed)
-        )
-        ratios = torch.tensor(np.array([row["kept"] for row in own]) / problem.n_units, dtype=torch.float32)
-        found.append((f"{Path(model).stem} {share}", policy, ratios, torch.tensor([row["fidelity"] for row in own])))
+        budget = linear_budget(problem)
+        tables = error_tables(problem, budget.keep_ratio)
+        seen = generalist.sight(problem, tables.errors, budget.weight, budget.keep_ratio)
+        errors = tables.at(torch.tensor(np.array([row["kept"] for row in own]) / problem.n_units)).float()
+        rewards = normalised(torch.tensor([row["fidelity"] for row in own], dtype=torch.float32))
+        found.append(Lesson(Path(model).stem, share, seen, errors, -errors[:, 0].sum(1), rewards))
+        sys.stdout.write(f"read {found[-1].network} {share}: {len(own)} candidates\n")
+        sys.stdout.flush()
     return found
 
 
+def values(lesson: Lesson, weights: torch.Tensor) -> torch.Tensor:
+    """Return what candidates are worth (n,) by weights (N_KINDS, n_groups)."""
+    return -(lesson.errors * weights.to(lesson.errors.dtype)).sum((1, 2))
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    a, b = a - a.mean(), b - b.mean()
+    return (a * b).sum() / (a.norm() * b.norm() + 1e-6)
+
+
+def taught(lessons: list[Lesson], steps: int, seed: int) -> generalist.Generalist:
+    """Return one member: on every step it sees half of the lessons; their order is what counts, so correlations."""
+    torch.manual_seed(seed)
+    order = np.random.default_rng(seed)
+    graph, features = lessons[0].sight.graph, lessons[0].sight.features
+    made = generalist.Generalist(graph.x.shape[1], graph.n_edge_types, features.shape[1])
+    optimizer = torch.optim.AdamW(made.parameters(), lr=3e-3, weight_decay=1e-2)
+    for _ in range(steps):
+        chosen = [lessons[i] for i in order.permutation(len(lessons))[: -(-len(lessons) // 2)]]
+        weights = made([lesson.sight for lesson in chosen])
+        pairs = zip(chosen, weights, strict=True)
+        loss = torch.stack([1 - correlation(values(lesson, w), lesson.rewards) for lesson, w in pairs]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return made.eval()
+
+
+def ensemble(lessons: list[Lesson], args: argparse.Namespace) -> list[generalist.Generalist]:
+    return [taught(lessons, args.steps, args.seed + member) for member in range(args.members)]
+
+
+def told(members: list[generalist.Generalist], lesson: Lesson) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.stack([one([lesson.sight])[0] for one in members]).mean(0)
+
+
 def fit(args: argparse.Namespace) -> None:
-    """Train one agent over all rows, but those left out."""
-    rows = [json.loads(line) for path in args.rows for line in path.read_text().splitlines()]
-    torch.manual_seed(args.seed)
-    everything = policies_of(rows, args.seed)
-    first = everything[0][1].agent
-    learning = []
-    for name, policy, ratios, fidelity in everything:
-        agent = policy.agent
-        if agent is not first:
-            generalist.share(agent.networks, first.networks)
-            agent.optimizer = first.optimizer
-        agent.networks.represent.identity.weight.data.zero_()
-        agent.networks.represent.identity.weight.requires_grad_(False)
-        for actions, value in zip(ratios, fidelity.tolist(), strict=True):
-            agent.remember(actions, value)
-        if not any(part in name for part in args.leave_out):
-            learning.append(agent)
-    order = np.random.default_rng(args.seed)
-    for step in range(args.steps):
-        learning[order.integers(len(learning))].update()
-        if (step + 1) % 500 == 0:
-            sys.stdout.write(f"step {step + 1} of {args.steps}\n")
-            sys.stdout.flush()
-    for name, policy, ratios, fidelity in everything:
-        known = -policy.agent.known.error(policy.agent.budget.rescale(ratios)).sum(dim=1)
-        judged = policy.agent.judge(ratios)
-        left_out = "left out" if policy.agent not in learning else "learned"
-        sys.stdout.write(
-            f"{name} ({left_out}): rank correlation {spearmanr(judged, fidelity)[0]:.3f}, curves alone"
-            f" {spearmanr(known, fidelity)[0]:.3f}\n"
-        )
-    generalist.save(first.networks, args.out)
+    """Train an ensemble on all networks but those left out, and say how it ranks the candidates of these."""
+    lessons = lessons_of([json.loads(line) for path in args.rows for line in path.read_text().splitlines()])
+    left_out = [lesson for lesson in lessons if any(part in lesson.network for part in args.leave_out)]
+    networks = sorted({lesson.network for lesson in lessons if lesson not in left_out})
+    correlations: list[tuple[float, float]] = []
+    for fold in range(args.folds):
+        outside = networks[fold :: args.folds]
+        members = ensemble([one for one in lessons if one not in left_out and one.network not in outside], args)
+        correlations += [_ranked(members, one) for one in lessons if one.network in outside]
+    if correlations:
+        ours, plain = np.mean(correlations, axis=0)
+        sys.stdout.write(f"{args.folds} folds, mean rank correlation {ours:.3f}, refit errors alone {plain:.3f}\n")
+    members = ensemble([lesson for lesson in lessons if lesson not in left_out], args)
+    for lesson in left_out:
+        _ranked(members, lesson)
+    generalist.save(members, args.out)
+
+
+def _ranked(members: list[generalist.Generalist], lesson: Lesson) -> tuple[float, float]:
+    """Write and return the rank correlations with the rewards: the ensemble's, and that of the refit errors."""
+    found = [float(spearmanr(v, lesson.rewards)[0]) for v in (values(lesson, told(members, lesson)), lesson.plain)]
+    sys.stdout.write(f"{lesson.network} {lesson.share}: {found[0]:.2f}, refit errors alone {found[1]:.2f}\n")
+    sys.stdout.flush()
+    return found[0], found[1]
 
 
 def main() -> None:
@@ -146,18 +257,21 @@ def main() -> None:
     verbs = parser.add_subparsers(required=True)
     one = verbs.add_parser("zoo")
     one.add_argument("folder", type=Path)
-    one.add_argument("--networks", type=int, default=10)
+    one.add_argument("--networks", type=int, default=16)
     one.set_defaults(run=lambda args: make_zoo(args.folder, args.networks, args.seed))
     one = verbs.add_parser("collect")
     one.add_argument("model", type=Path)
     one.add_argument("--data", required=True)
     one.add_argument("--out", type=Path, required=True)
     one.add_argument("--candidates", type=int, default=30, help="at each of the three budgets")
+    one.add_argument("--generalist", type=Path, metavar="FILE", help="measure what this one would choose")
     one.set_defaults(run=collect)
     one = verbs.add_parser("train")
     one.add_argument("rows", type=Path, nargs="+")
     one.add_argument("--leave-out", nargs="*", default=[])
-    one.add_argument("--steps", type=int, default=4000)
+    one.add_argument("--steps", type=int, default=400)
+    one.add_argument("--members", type=int, default=3)
+    one.add_argument("--folds", type=int, default=0)
     one.add_argument("--out", type=Path, default=generalist.FILE)
     one.set_defaults(run=fit)
     for one in verbs.choices.values():

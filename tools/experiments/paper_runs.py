@@ -21,10 +21,9 @@ from agmc_onnx.model.files import read_model
 from agmc_onnx.model.graph import view
 from agmc_onnx.pruning.cost import count_macs
 from agmc_onnx.pruning.sparsity import dense
-from agmc_onnx.search.policies import generalist
 from tools.compare_policies import add_variants, as_found
 from tools.experiments.paper_rows import DEMO, Network, Row
-from tools.experiments.transfer import DECODER, SCRATCH, add_transfer
+from tools.experiments.transfer import DECODER, SCRATCH, add_transfer, save_agent
 
 TRAINED, RANDOM, DEMONSTRATION = "trained", "random", "demo"
 UNUSED_WITHOUT_DATA = ("judge", "reward")  # options of a search that random weights do not have
@@ -221,7 +220,7 @@ def _search_for_agent(path: Path, row: Row, place: Place, seed: int, episodes: i
     if made[SCRATCH].episode < episodes:
         raise KeyboardInterrupt
     partial = agent.with_suffix(".tmp")
-    generalist.save(made[SCRATCH].agent.networks, partial)
+    save_agent(made[SCRATCH].agent.networks, partial)
     os.replace(partial, agent)
 
 

@@ -13,15 +13,48 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from agmc_onnx.config import SearchOptions
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search import policies
-from agmc_onnx.search.policies import Policy, generalist
+from agmc_onnx.search.policies import Policy
 from agmc_onnx.search.policies.agmc import AgmcPolicy
 from agmc_onnx.search.problem import Problem
 
 DECODER, SCRATCH, RANDOM = "transfer-decoder", "transfer-scratch", "transfer-random"
+# what fits any network; its graph, its static features and the learned vectors of its groups do not
+SHARED = ("represent.encoder.", "represent.decoder.", "actor.", "critic.")
+
+
+def shared_state(networks: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that fit any network, by name."""
+    return {name: t.detach() for name, t in networks.state_dict().items() if name.startswith(SHARED)}
+
+
+def save_agent(networks: nn.Module, path: Path) -> None:
+    """Write what fits any network."""
+    save_file({name: t.contiguous() for name, t in shared_state(networks).items()}, path)
+
+
+def fits(networks: nn.Module, path: Path) -> bool:
+    """Whether a file is there, with networks of these sizes."""
+    if not path.exists():
+        return False
+    found, own = load_file(path), shared_state(networks)
+    return found.keys() == own.keys() and all(found[name].shape == own[name].shape for name in own)
+
+
+def load_agent(networks: nn.Module, path: Path) -> None:
+    """Read an agent into networks that it fits; the learned vectors of their groups become zero."""
+    found = load_file(path)
+    with torch.no_grad():
+        for name, tensor in networks.state_dict().items():
+            if name in found:
+                tensor.copy_(found[name])
+            elif name.startswith("represent.identity."):
+                tensor.zero_()
 
 
 def agent_for(
@@ -37,7 +70,7 @@ def agent_for(
         problem: The network to compress.
         options: Of the search.
         rng: Seeds the agent.
-        start: File of `generalist.save` that encoder, decoder, actor and critic are read from; None leaves them random.
+        start: File of `save_agent` that encoder, decoder, actor and critic are read from; None leaves them random.
         only_decoder: Whether encoder, actor and critic stay as they are.
 
     Raises:
@@ -47,11 +80,11 @@ def agent_for(
     policy = AgmcPolicy(problem, replace(options, agmc=agmc), rng)
     networks = policy.agent.networks
     if start is not None:
-        if not generalist.fits(networks, start):
+        if not fits(networks, start):
             raise UsageError(
                 f"{start}: no agent of these sizes, got another or none; expected one of this version. Search again."
             )
-        generalist.load(networks, start)
+        load_agent(networks, start)
         policy.agent.follow_at_once()
     if only_decoder:
         decoder = networks.represent.get_submodule("decoder")

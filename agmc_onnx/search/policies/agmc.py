@@ -9,16 +9,13 @@ from torch import Tensor
 
 from agmc_onnx.config import AgmcOptions, SearchOptions
 from agmc_onnx.errors import UsageError
-from agmc_onnx.search.policies import generalist
 from agmc_onnx.search.policies.ddpg import DdpgAgent, Known, single_thread, truncated_normal
 from agmc_onnx.search.policies.guide import N_GRID, SMALLEST, Guide, on_grid
 from agmc_onnx.search.policies.linear_budget import LinearBudget, linear_budget
-from agmc_onnx.search.policies.states import GraphStates, GraphTensors, States
+from agmc_onnx.search.policies.states import GraphStates, States, graph_tensors, standardised
 from agmc_onnx.search.prior import best_curves, prior_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
-# of a decision without evaluations: rollouts of the actor, steps uphill, candidates of a step, noise, groups left alone
-N_OWN, N_CLIMBS, N_CLIMB, CLIMB_SIGMA, CLIMB_SHARE = 8, 40, 32, 0.1, 0.7
 N_FROM_BEST, N_FROM_ACTOR = 4, 2  # climbs of an episode, from the best one and from what the actor takes
 
 
@@ -54,7 +51,13 @@ def n_warmup(options: AgmcOptions, n_episodes: int) -> int:
 
 
 class AgmcPolicy:
-    """Learns from every episode; see `AgmcOptions` for what is the paper's and what is ours."""
+    """Learns from every episode; see `AgmcOptions` for what is the paper's and what is ours.
+
+    Attributes:
+        sees_graph: Whether an encoder reads the graph; without, there is no generalist either.
+    """
+
+    sees_graph = True
 
     def __init__(self, problem: Problem, options: SearchOptions, rng: np.random.Generator) -> None:
         """Make the agent.
@@ -75,25 +78,18 @@ class AgmcPolicy:
         self.best: tuple[float, Tensor] | None = None
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self.budget = linear_budget(problem)
-        self.guide = (
-            Guide(problem, options.n_episodes, self.generator) if options.agmc.known and options.agmc.fitted else None
-        )
+        self.guide = None
+        if options.agmc.known and options.agmc.fitted:
+            self.guide = Guide(problem, options.n_episodes, self.generator, self.sees_graph and options.agmc.generalist)
         known = _known(problem, self.budget, options.agmc) if options.agmc.known else None
         self.agent = DdpgAgent(
             lambda: self.make_states(problem, options.agmc, known), self.budget, options.agmc, self.generator, known
         )
         self.problem = problem
-        has_table = known is not None and known.table is not None
-        self.is_generalist = options.agmc.generalist and has_table and generalist.fits(self.agent.networks)
-        if self.is_generalist:
-            generalist.load(self.agent.networks)
-            self.agent.follow_at_once()
 
     def make_states(self, problem: Problem, options: AgmcOptions, known: Known | None) -> States:
         """Return what the agent sees: encoder and decoder here."""
-        return GraphStates(
-            _graph_tensors(problem), problem.n_groups, options, None if known is None else known.features
-        )
+        return GraphStates(graph_tensors(problem), problem.n_groups, options, None if known is None else known.features)
 
     def propose(self, rng: np.random.Generator) -> FloatArray:
         """Return float64 (n_groups,) keep ratios; the first of all, if nothing was observed, is the uniform one."""
@@ -114,24 +110,12 @@ class AgmcPolicy:
         return self._as_ratio(candidates[int(agent.judge(candidates).argmax())])
 
     def decide(self) -> FloatArray:
-        """Return float64 (n_groups,) keep ratios without any evaluation: the generalist's choice.
+        """Return float64 (n_groups,) keep ratios without any evaluation: which of the prior's candidates the generalist takes.
 
-        Of the prior's candidates and the actor's own its critic takes the best, then climbs from there by noise on some
-        groups. Without the generalist (no data, or an agent of other sizes) the prior's first candidate is taken.
+        Without the generalist (no data, or an option says so) it is the first one.
         """
         prior = prior_candidates(self.problem)
-        if not self.is_generalist:
-            return prior[0]
-        agent = self.agent
-        start = torch.as_tensor(np.array(prior), dtype=torch.float32)
-        options = torch.cat([start, agent.rollout(N_OWN, 0.0), agent.rollout(N_OWN, agent.sigma)])
-        best = options[int(agent.judge(options).argmax())]
-        for _ in range(N_CLIMBS):
-            noisy = truncated_normal(best.expand(N_CLIMB, -1), CLIMB_SIGMA, self.generator)
-            kept = torch.rand(noisy.shape, generator=self.generator) < CLIMB_SHARE
-            options = agent.budget.rescale(torch.cat([best[None], torch.where(kept, best, noisy)]))
-            best = options[int(agent.judge(options).argmax())]
-        return self._as_ratio(best)
+        return prior[0] if self.guide is None or not self.guide.is_taught else self.guide.choice(prior)
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
         """Store the episode, and train once the warm-up is over."""
@@ -211,7 +195,7 @@ def _known(problem: Problem, budget: LinearBudget, options: AgmcOptions) -> Know
         table = torch.zeros(problem.n_groups, N_GRID)  # the error model fills it
     if problem.is_joined is not None:
         columns.append(problem.is_joined[:, None].astype(np.float64))
-    return Known(torch.as_tensor(_standardised(np.concatenate(columns, axis=1)), dtype=torch.float32), table)
+    return Known(torch.as_tensor(standardised(np.concatenate(columns, axis=1)), dtype=torch.float32), table)
 
 
 def _spread(known: Known, budget: LinearBudget, sigma: float) -> float:
@@ -221,24 +205,3 @@ def _spread(known: Known, budget: LinearBudget, sigma: float) -> float:
     assert errors is not None
     low, high = torch.quantile(errors.sum(dim=1), torch.tensor([0.16, 0.84])).tolist()
     return max((high - low) / 2, 1e-9)
-
-
-def _standardised(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return columns of mean 0 and deviation 1; a constant column becomes zero."""
-    deviation = x.std(axis=0)
-    return np.asarray((x - x.mean(axis=0)) / np.where(deviation > 1e-12, deviation, 1.0))
-
-
-def _graph_tensors(problem: Problem) -> GraphTensors:
-    """Return the graph with standardised node features (a constant column becomes zero)."""
-    x = _standardised(np.asarray(problem.graph.x, dtype=np.float64))
-    counts = [len(nodes) for nodes in problem.group_nodes]
-    nodes = np.concatenate([np.zeros(0, dtype=np.int64), *map(np.asarray, problem.group_nodes)]).astype(np.int64)
-    return GraphTensors(
-        torch.as_tensor(x, dtype=torch.float32),
-        torch.as_tensor(np.asarray(problem.graph.edge_index), dtype=torch.long),
-        torch.as_tensor(np.asarray(problem.graph.edge_type), dtype=torch.long),
-        problem.graph.n_edge_types,
-        torch.as_tensor(np.repeat(np.arange(len(counts)), counts), dtype=torch.long),
-        torch.as_tensor(nodes, dtype=torch.long),
-    )

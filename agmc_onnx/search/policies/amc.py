@@ -15,6 +15,8 @@ from agmc_onnx.search.problem import Problem
 class AmcPolicy(AgmcPolicy):
     """AGMC's agent, budget, warm-up and noise; only the states differ. `AgmcOptions.clamp` adds AMC's own constraint."""
 
+    sees_graph = False
+
     def make_states(self, problem: Problem, options: AgmcOptions, known: Known | None) -> States:
         """Return the 11 features; columns in 0..1 as in the published code (mit-han-lab/amc)."""
         features = np.asarray(problem.features if problem.layers is None else problem.layers, np.float64)

@@ -23,6 +23,7 @@ from agmc_onnx.hierarchy.encoding import HierarchyArrays
 from agmc_onnx.search.policies import ppo
 from agmc_onnx.search.policies.ddpg import single_thread
 from agmc_onnx.search.policies.guide import SMALLEST, Guide
+from agmc_onnx.search.prior import prior_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
 LEAST_FACTOR = 0.2  # a step keeps at least this share of what was left
@@ -270,6 +271,11 @@ class GnnRlPolicy:
             ppo.update(self.agent, self.optimizer, self.fresh, [e for _, _, e in self.best], self.sigma, self.options)
             self.fresh = []
             self.sigma = max(self.sigma * self.options.sigma_decay, self.options.sigma_floor)
+
+    def decide(self) -> FloatArray:
+        """Return float64 (n_groups,) keep ratios without any evaluation, as `AgmcPolicy.decide`."""
+        prior = prior_candidates(self.problem)
+        return prior[0] if self.guide is None or not self.guide.is_taught else self.guide.choice(prior)
 
     def _centre(self) -> None:
         """Let the untrained actor reach the best candidate observed so far, or half of every group, in two steps."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from agmc_onnx.search.budget import met
+from agmc_onnx.search.policies import generalist
 from agmc_onnx.search.policies.error_model import ErrorModel, Tables, normalised
 from agmc_onnx.search.policies.linear_budget import linear_budget
 from agmc_onnx.search.prior import best_curves
@@ -31,16 +32,21 @@ class Guide:
         model: The error model.
         budget: Linear, near the best episode; before the first, near the uniform solution.
         best: Reward and keep ratios float32 (n_groups,) of the best episode, or None.
+        is_taught: Whether the error model starts from what the generalist says.
     """
 
-    def __init__(self, problem: Problem, n_episodes: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, problem: Problem, n_episodes: int, generator: torch.Generator, use_generalist: bool = True
+    ) -> None:
         """Read the curves; `generator` is the only source of randomness."""
         self.problem, self.n_episodes, self.generator = problem, n_episodes, generator
         self.budget = linear_budget(problem)
         self.tables = error_tables(problem, self.budget.keep_ratio)
+        told = self._told() if use_generalist else None
+        self.is_taught = told is not None
         # later errors count more (`search.prior.later_counts_more`); here as weights learned from candidates do, linearly
         depth = (torch.arange(problem.n_groups) + 0.5) / problem.n_groups
-        self._shape = (2 * depth).expand(self.tables.errors.shape[:2])
+        self._shape = (2 * depth).expand(self.tables.errors.shape[:2]) if told is None else told
         self.model = ErrorModel.fit(self.tables, torch.zeros(0, problem.n_groups), torch.zeros(0), self._shape)
         self.best: tuple[float, Tensor] | None = None
         self._episodes: list[tuple[Tensor, float]] = []
@@ -57,6 +63,13 @@ class Guide:
         rewards = normalised(torch.tensor([reward for _, reward in self._episodes]))
         actions = torch.stack([actions for actions, _ in self._episodes])
         self.model = ErrorModel.fit(self.tables, actions, rewards, self._shape)
+
+    def choice(self, candidates: list[FloatArray]) -> FloatArray:
+        """Return the one of these keep ratios (n_groups,), brought to the budget, that loses least by the expected weights."""
+        executed = [met(self.problem, one).keep_ratio for one in candidates]
+        errors = self.tables.at(torch.as_tensor(np.array(executed)))
+        lost = (errors.flatten(1) * self.model.mean).sum(1)
+        return executed[int(lost.argmin())]
 
     def climb(self, starts: Tensor, reach: float | None = None) -> Tensor:
         """Return what loses least near each of `starts` (n, n_groups); the first by expected weights, the rest by drawn ones.
@@ -88,6 +101,17 @@ class Guide:
         """Return the keep ratios (n_groups,) of the first candidate not proposed or seen yet; of the first if all were."""
         new = self._first_new(candidates)
         return np.clip(candidates[0].double().numpy(), SMALLEST, 1.0) if new is None else new
+
+    def _told(self) -> Tensor | None:
+        """Return the generalist's weights (n_kinds, n_groups), or None where it has not what it was trained on."""
+        if self.problem.curves is None or self.problem.divergence is None or self.problem.is_joined is None:
+            return None
+        if self.problem.density_weight is not None:
+            return None  # densities are no groups of the graph
+        budget = self.budget
+        return generalist.weights_of(
+            generalist.sight(self.problem, self.tables.errors, budget.weight, budget.keep_ratio)
+        )
 
     def _first_new(self, candidates: Tensor) -> FloatArray | None:
         for one in np.clip(candidates.double().numpy(), SMALLEST, 1.0):

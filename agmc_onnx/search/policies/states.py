@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from agmc_onnx.config import AgmcOptions
 from agmc_onnx.search.policies.networks import Decoder, DiffPoolEncoder, GCNEncoder, LstmState
+from agmc_onnx.search.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -180,3 +183,24 @@ class _FeatureWalk:
         if t:
             self.actions[:, t - 1] = action[:, 0]
         return self.owner.states(self.actions)[:, t]
+
+
+def standardised(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return columns of mean 0 and deviation 1; a constant column becomes zero."""
+    deviation = x.std(axis=0)
+    return np.asarray((x - x.mean(axis=0)) / np.where(deviation > 1e-12, deviation, 1.0))
+
+
+def graph_tensors(problem: Problem) -> GraphTensors:
+    """Return the graph with standardised node features (a constant column becomes zero)."""
+    x = standardised(np.asarray(problem.graph.x, dtype=np.float64))
+    counts = [len(nodes) for nodes in problem.group_nodes]
+    nodes = np.concatenate([np.zeros(0, dtype=np.int64), *map(np.asarray, problem.group_nodes)]).astype(np.int64)
+    return GraphTensors(
+        torch.as_tensor(x, dtype=torch.float32),
+        torch.as_tensor(np.asarray(problem.graph.edge_index), dtype=torch.long),
+        torch.as_tensor(np.asarray(problem.graph.edge_type), dtype=torch.long),
+        problem.graph.n_edge_types,
+        torch.as_tensor(np.repeat(np.arange(len(counts)), counts), dtype=torch.long),
+        torch.as_tensor(nodes, dtype=torch.long),
+    )
