@@ -71,7 +71,8 @@ class AgmcOptions:
             are error curves (ours).
         fitted: Learn from the episodes what each group's known errors cost in reward (a weight a group, `error_model`), and
             let the critic choose among what that model finds; only with `known` (ours).
-        generalist: Start from the networks trained beforehand over many others, where there is data (ours).
+        generalist: Let the error model start from what a network trained beforehand over many others says, where there is data
+            (`search.policies.generalist`; ours).
     """
 
     encoder: str = "mean"

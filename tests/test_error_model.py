@@ -93,3 +93,19 @@ def test_equal_rewards_teach_nothing():
     actions, _, _ = episodes(table, 12)
     model = ErrorModel.fit(table, actions, torch.zeros(12))
     assert bool(torch.isfinite(model.mean).all()) and bool(torch.isfinite(model.root).all())
+
+
+def test_episodes_say_which_of_two_priors_holds():
+    table = tables()
+    actions, _, _ = episodes(table, 8)
+    n_groups = actions.shape[1]
+    right = torch.linspace(0.1, 1.9, n_groups, dtype=torch.float64)[None]
+    wrong = right.flip(1)
+    errors = table.at(actions)
+    rewards = -(errors * right).flatten(1).sum(1).double()
+    rewards = (rewards - rewards.mean()) / rewards.std()
+    none = torch.zeros(0, n_groups), torch.zeros(0)
+    before = ErrorModel.fit(table, *none, [wrong, right]).mean
+    assert torch.equal(before, ErrorModel.fit(table, *none, [wrong]).mean)
+    after = ErrorModel.fit(table, actions[:6], rewards[:6], [wrong, right]).mean
+    torch.testing.assert_close(after, ErrorModel.fit(table, actions[:6], rewards[:6], [right]).mean)

@@ -9,6 +9,7 @@ its hyperparameters chosen by the marginal likelihood (3.5).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,40 +70,43 @@ class ErrorModel:
     root: Tensor
 
     @classmethod
-    def fit(cls, tables: Tables, actions: Tensor, rewards: Tensor, shape: Tensor | None = None) -> ErrorModel:
+    def fit(cls, tables: Tables, actions: Tensor, rewards: Tensor, shapes: Sequence[Tensor] = ()) -> ErrorModel:
         """Return the posterior given episodes.
 
         Args:
             tables: The errors.
             actions: float (n, n_groups), executed keep ratios.
             rewards: float (n,), of deviation about 1; n may be 0, then the posterior is the prior.
-            shape: float (n_kinds, n_groups), what the prior's mean is a multiple of, about 1; default: 1 everywhere.
+            shapes: Of float (n_kinds, n_groups) each, what the prior's mean may be a multiple of, about 1: the first before any
+                episode, then the one that the episodes speak for most (the largest marginal likelihood). Default: 1 everywhere.
         """
         x = -tables.at(actions).flatten(1)
         size = x.shape[1]
-        even = torch.ones(size, dtype=torch.float64) if shape is None else shape.double().flatten()
+        evens = [shape.double().flatten() for shape in shapes] or [torch.ones(size, dtype=torch.float64)]
         if len(x) < 2:
-            return cls(tables, even / size**0.5, torch.eye(size, dtype=torch.float64) / size**0.5)
+            return cls(tables, evens[0] / size**0.5, torch.eye(size, dtype=torch.float64) / size**0.5)
         y = rewards.double()
         x, y = x - x.mean(0), y - y.mean()
-        summed, gram = x @ even, x @ x.T
-        best: tuple[float, float, float, Tensor] | None = None
+        gram, sums = x @ x.T, [x @ even for even in evens]
+        best: tuple[float, Tensor, float, Tensor] | None = None
         scale = float(gram.diagonal().mean().clamp_min(1e-12))
         for deviation in _DEVIATIONS:
             for noise in _NOISES:
                 v = deviation**2 / scale  # weights ~ N(m shape, v I)
                 covariance = gram * v + noise**2 * torch.eye(len(y), dtype=torch.float64)
                 factor = torch.linalg.cholesky(covariance)
-                solved = torch.cholesky_solve(torch.stack([y, summed], 1), factor)
-                m = max(float(y @ solved[:, 1]) / max(float(summed @ solved[:, 1]), 1e-12), _LEAST_MEAN / size**0.5)
-                rest = y - m * summed
-                evidence = -0.5 * float(rest @ (solved[:, 0] - m * solved[:, 1])) - float(factor.diagonal().log().sum())
-                if best is None or evidence > best[0]:
-                    best = evidence, m, v, torch.cholesky_solve(rest[:, None], factor)[:, 0]
-                    chosen = factor
+                solved = torch.cholesky_solve(torch.stack([y, *sums], 1), factor)
+                size_of_factor = float(factor.diagonal().log().sum())
+                for even, summed, of_sum in zip(evens, sums, solved[:, 1:].T, strict=True):
+                    m = max(float(y @ of_sum) / max(float(summed @ of_sum), 1e-12), _LEAST_MEAN / size**0.5)
+                    rest, dual = y - m * summed, solved[:, 0] - m * of_sum
+                    evidence = -0.5 * float(rest @ dual) - size_of_factor
+                    if best is None or evidence > best[0]:
+                        best = evidence, m * even, v, dual
+                        chosen = factor
         assert best is not None
-        _, m, v, dual = best
-        mean = m * even + v * (x.T @ dual)
+        _, expected, v, dual = best
+        mean = expected + v * (x.T @ dual)
         half = torch.linalg.solve_triangular(chosen, x, upper=False)
         covariance = v * torch.eye(size, dtype=torch.float64) - v * v * half.T @ half
         jitter = 1e-9 * v * torch.eye(size, dtype=torch.float64)

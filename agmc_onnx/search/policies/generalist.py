@@ -3,7 +3,7 @@
 An error curve says how much of a group's consumers is lost at every width, not what that does to the answers: it depends on
 where in the network the group stands, and on what follows. The encoder reads that from the graph (AGMC paper, section 3.2), and
 the critic gives every group a weight for each kind of error; a candidate is worth minus the weighted sum of its errors. Those
-weights are what the error model of a search starts from, and what `--episodes 0` decides by.
+weights are what the error model of a search may start from, where its first episodes agree, and what `--episodes 0` decides by.
 
 The file holds numbers only (safetensors). `tools/experiments/generalist.py` makes it, from networks that come with the project or
 that it trains itself; docs/results.md has what it says of networks that it never saw.

@@ -46,8 +46,10 @@ class Guide:
         self.is_taught = told is not None
         # later errors count more (`search.prior.later_counts_more`); here as weights learned from candidates do, linearly
         depth = (torch.arange(problem.n_groups) + 0.5) / problem.n_groups
-        self._shape = (2 * depth).expand(self.tables.errors.shape[:2]) if told is None else told
-        self.model = ErrorModel.fit(self.tables, torch.zeros(0, problem.n_groups), torch.zeros(0), self._shape)
+        self._shapes = [(2 * depth).expand(self.tables.errors.shape[:2])]
+        if told is not None:  # the episodes say which of both holds here
+            self._shapes.insert(0, told)
+        self.model = ErrorModel.fit(self.tables, torch.zeros(0, problem.n_groups), torch.zeros(0), self._shapes)
         self.best: tuple[float, Tensor] | None = None
         self._episodes: list[tuple[Tensor, float]] = []
         self._seen: set[tuple[int, ...]] = set()
@@ -62,7 +64,7 @@ class Guide:
             self.budget = linear_budget(self.problem, kept)
         rewards = normalised(torch.tensor([reward for _, reward in self._episodes]))
         actions = torch.stack([actions for actions, _ in self._episodes])
-        self.model = ErrorModel.fit(self.tables, actions, rewards, self._shape)
+        self.model = ErrorModel.fit(self.tables, actions, rewards, self._shapes)
 
     def choice(self, candidates: list[FloatArray]) -> FloatArray:
         """Return the one of these keep ratios (n_groups,), brought to the budget, that loses least by the expected weights."""
