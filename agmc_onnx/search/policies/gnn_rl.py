@@ -23,6 +23,7 @@ from agmc_onnx.hierarchy.encoding import HierarchyArrays
 from agmc_onnx.search.policies import ppo
 from agmc_onnx.search.policies.ddpg import single_thread
 from agmc_onnx.search.policies.guide import SMALLEST, Guide
+from agmc_onnx.search.policies.states import standardised
 from agmc_onnx.search.prior import prior_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
@@ -71,9 +72,7 @@ def stages(problem: Problem) -> Stages:
         type2, n_types2 = graph.edge_type, graph.n_edge_types
     ends = np.concatenate([np.stack([edge2, graph.edge_index[side]], axis=1) for side in (0, 1)])
     local, place = np.unique(ends, axis=0, return_inverse=True)
-    x = np.asarray(graph.x, np.float64)
-    deviation = x.std(axis=0)
-    x = (x - x.mean(axis=0)) / np.where(deviation > 1e-12, deviation, 1.0)
+    x = standardised(np.asarray(graph.x, np.float64))
     counts = [len(nodes) for nodes in problem.group_nodes]
     nodes = np.concatenate([np.zeros(0, np.int64), *map(np.asarray, problem.group_nodes)]).astype(np.int64)
 
@@ -211,9 +210,7 @@ class GnnRlPolicy:
         self.problem, self.options = problem, options.gnn_rl
         self.n_episodes = options.n_episodes
         self.generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        features = np.asarray(problem.features, np.float64)
-        deviation = features.std(axis=0)
-        features = (features - features.mean(axis=0)) / np.where(deviation > 1e-12, deviation, 1.0)
+        features = standardised(np.asarray(problem.features, np.float64))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
             self.agent = GnnRlAgent(stages(problem), torch.as_tensor(features, dtype=torch.float32), self.options)
