@@ -5,6 +5,9 @@
 
 Runs that are in the file already are not repeated, so a killed comparison goes on where it stopped. Ends with a table of
 the mean and the spread of the test metric over the seeds.
+
+With --share the policies of one seed share what does not depend on them: the analysis, the error curves, and the outcome of a
+candidate that another policy has measured. Results are the same; seconds are then those of what a policy did first.
 """
 
 from __future__ import annotations
@@ -14,19 +17,26 @@ import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from agmc_onnx import pipeline
-from agmc_onnx.config import SearchOptions
+from agmc_onnx.config import CompressOptions, SearchOptions
+from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.run import recovering
+from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.search import policies
+from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.policies import Policy
-from agmc_onnx.search.problem import Problem
+from agmc_onnx.search.problem import IntArray, Problem
 
 # Ablations of AGMC, as policies of their own: what its options are set to.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -88,51 +98,109 @@ def as_found() -> Iterator[None]:
         pipeline.settled = before
 
 
+@contextmanager
+def shared() -> Iterator[None]:
+    """Let runs of one seed share the analysis, the environment with its error curves, outcomes, and recovered finalists.
+
+    All of them depend on model, data, seed and how candidates are measured, not on the policy, the budget or the episodes.
+    """
+    apart = ("policy", "episodes", "flops", "latency_seconds")
+    before = pipeline.analyse_model, pipeline.environment_of, recovering.recovered
+    environments: dict[str, Environment] = {}
+    models: dict[tuple[str, bytes], onnx.ModelProto] = {}
+
+    def environment(analysis: Analysis, data: Roles, settings: CompressOptions) -> Environment:
+        key = _named(analysis, settings)
+        if key not in environments:
+            made = before[1](analysis, data, settings)
+            measure = cache(lambda kept: evaluate(np.array(kept, np.int64)))
+            evaluate, made.evaluate = made.evaluate, lambda kept: measure(tuple(kept.tolist()))  # type: ignore[method-assign]
+            environments[key] = made
+        return environments[key]
+
+    def recovered(
+        analysis: Analysis,
+        kept: list[IntArray],
+        as_cut: onnx.ModelProto,
+        data: Roles,
+        settings: CompressOptions,
+        *more: Any,
+    ) -> onnx.ModelProto:
+        key = _named(analysis, settings), b"|".join(units.tobytes() for units in kept)
+        if key not in models:
+            models[key] = before[2](analysis, kept, as_cut, data, settings, *more)
+        return models[key]
+
+    def _named(analysis: Analysis, settings: CompressOptions) -> str:
+        told = {name: value for name, value in asdict(settings).items() if name not in apart}
+        return repr((analysis.file.sha256, sorted(told.items())))
+
+    pipeline.analyse_model = cache(before[0])
+    pipeline.environment_of, recovering.recovered = environment, recovered
+    try:
+        yield
+    finally:
+        pipeline.analyse_model, pipeline.environment_of, recovering.recovered = before
+
+
 def main() -> None:
     add_variants()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--flops", type=float, default=0.5)
+    parser.add_argument("--flops", nargs="+", type=float, default=[0.5])
     parser.add_argument("--policies", nargs="+", default=["agmc", "uniform"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--recover", default="compensate")
     parser.add_argument("--reward-samples", type=int, default=500)
     parser.add_argument("--judge", default="fidelity")
+    parser.add_argument("--share", action="store_true", help="share what does not depend on the policy")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     for seed in args.seeds:
-        for policy in args.policies:
-            key = {
-                "model": args.model.name, "flops": args.flops, "policy": policy, "seed": seed, "episodes": args.episodes,
-                "recover": args.recover, "reward_samples": args.reward_samples, "judge": args.judge,
-            }  # fmt: skip
-            if any(all(row.get(name) == value for name, value in key.items()) for row in rows):
-                continue
-            with as_found():
-                report = pipeline.compress(
-                    args.model, data=args.data, flops=args.flops, policy=policy, seed=seed, episodes=args.episodes,
-                    recover=args.recover, reward_samples=args.reward_samples, judge=args.judge, latency_seconds=1.0,
-                ).report  # fmt: skip
-            rows.append({
-                **key, "evaluations": report["evaluations"], "reached": report["target"]["reached"],
-                "best_reward": max(record["reward"] for record in report["history"]),
-                "rewards": [record["reward"] for record in report["history"]],
-                "metrics": [record["metric"] for record in report["history"]],
-                "candidates": [record["kept"] for record in report["history"]],
-                "original": report["original"]["metric"]["value"], "test": report["compressed"]["metric"]["value"],
-                "as_cut": report["compressed"]["metric_before_recovery"], "wall_s": report["wall_s"],
-                "inference_s": report["inference_s"], "kept": [g["kept"] for g in report["groups"]],
-            })  # fmt: skip
-            with args.out.open("a") as out:
-                out.write(json.dumps(rows[-1]) + "\n")
-            sys.stdout.write(
-                f"{policy} seed {seed}: test {rows[-1]['test']:.2f}, reward {rows[-1]['best_reward']:.2f}\n"
-            )
-            sys.stdout.flush()
+        with as_found(), shared() if args.share else nullcontext():
+            for flops, policy in product(args.flops, args.policies):
+                key = {
+                    "model": args.model.name, "flops": flops, "policy": policy, "seed": seed, "episodes": args.episodes,
+                    "recover": args.recover, "reward_samples": args.reward_samples, "judge": args.judge,
+                }  # fmt: skip
+                if any(all(row.get(name) == value for name, value in key.items()) for row in rows):
+                    continue
+                rows.append(run(args, key))
+                with args.out.open("a") as out:
+                    out.write(json.dumps(rows[-1]) + "\n")
+                sys.stdout.write(
+                    f"{flops} {policy} seed {seed}: test {rows[-1]['test']:.2f}, reward {rows[-1]['best_reward']:.2f}\n"
+                )
+                sys.stdout.flush()
+    print_table(rows)
+
+
+def run(args: argparse.Namespace, key: Mapping[str, Any]) -> dict[str, Any]:
+    """Compress once; return what is noted of it."""
+    report = pipeline.compress(
+        args.model,
+        data=args.data,
+        latency_seconds=1.0,
+        **{name: value for name, value in key.items() if name != "model"},
+    ).report
+    return {
+        **key, "evaluations": report["evaluations"], "reached": report["target"]["reached"],
+        "best_reward": max(record["reward"] for record in report["history"]),
+        "rewards": [record["reward"] for record in report["history"]],
+        "metrics": [record["metric"] for record in report["history"]],
+        "candidates": [record["kept"] for record in report["history"]],
+        "original": report["original"]["metric"]["value"], "test": report["compressed"]["metric"]["value"],
+        "as_cut": report["compressed"]["metric_before_recovery"], "wall_s": report["wall_s"],
+        "inference_s": report["inference_s"], "kept": [g["kept"] for g in report["groups"]], "shared": args.share,
+    }  # fmt: skip
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the mean and spread of the test metric of every policy."""
     table = defaultdict(list)
     for row in rows:
         table[
