@@ -127,17 +127,19 @@ class ShuffleUnitV2(nn.Module):
 class ShuffleNetV2(nn.Module):
     """A 3x3 stem with max-pooling, three stages of split-and-shuffle units, a 1x1 convolution."""
 
-    def __init__(self, width: float = 1.0, n_classes: int = 1000) -> None:
+    def __init__(self, width: float = 1.0, n_classes: int = 1000, small_images: bool = False) -> None:
         """Build the network.
 
         Args:
             width: 0.5, 1.0, 1.5 or 2.0 give the paper's widths; any other multiplies those of 1.0, rounded to even.
             n_classes: Length of the output.
+            small_images: Leave out what makes a quarter of 224 pixels, so that 32 are enough: stride and pool of the stem.
         """
         super().__init__()
         widths = V2_WIDTHS.get(width) or tuple(scale_channels(n_channels, width, 2) for n_channels in V2_WIDTHS[1.0])
         n_in = widths[0]
-        self.stem = nn.Sequential(*conv_norm(3, n_in, 3, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1))
+        pool = nn.Identity() if small_images else nn.MaxPool2d(3, 2, padding=1)
+        self.stem = nn.Sequential(*conv_norm(3, n_in, 3, 1 if small_images else 2), nn.ReLU(), pool)
         units: list[nn.Module] = []
         for n_out, n_units in zip(widths[1:4], BLOCKS, strict=True):
             units.append(ShuffleUnitV2(n_in, n_out, 2))

@@ -17,9 +17,10 @@ from agmc_onnx.config import SearchOptions
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search import policies
 from tests.test_agmc import known_answer
+from tools import compare_policies
 from tools.compare_policies import add_variants, as_found
 from tools.experiments import paper_runs, papers
-from tools.experiments.paper_rows import ROOT, Row, chosen, commands, read_rows
+from tools.experiments.paper_rows import DEMO, ROOT, Row, chosen, commands, read_rows
 from tools.experiments.paper_table import markdown
 from tools.experiments.transfer import add_transfer, agent_for, save_agent
 
@@ -110,6 +111,21 @@ def test_a_result_that_is_slower_than_its_original_is_kept_as_found():
     with as_found():
         assert pipeline.settled(None, None, None, "found") == "found"
     assert pipeline.settled is before
+
+
+def test_policies_that_share_measurements_find_what_they_find_apart(tmp_path, monkeypatch, capsys):
+    base = ["compare_policies.py", str(DEMO), "--data", "digits", "--seeds", "0", "--episodes", "3", "--reward-samples", "50"]
+    words = ["--flops", "0.5", "0.4", "--policies", "greedy", "tpe"]
+    found = []
+    for name, more in (("apart", []), ("shared", ["--share"])):
+        out = tmp_path / f"{name}.jsonl"
+        monkeypatch.setattr("sys.argv", [*base, *words, *more, "--out", str(out)])
+        compare_policies.main()
+        found.append([json.loads(line) for line in out.read_text().splitlines()])
+    seconds = {"wall_s", "inference_s", "shared"}
+    apart, shared = ([{k: v for k, v in row.items() if k not in seconds} for row in rows] for rows in found)
+    assert len(apart) == 4 and apart == shared
+    assert capsys.readouterr().out.count("(n = 1)") == 8
 
 
 def test_a_line_that_was_cut_off_is_replaced(tmp_path):

@@ -30,7 +30,11 @@ import onnx
 
 from agmc_onnx import pipeline
 from agmc_onnx.config import CompressOptions, SearchOptions
+from agmc_onnx.measuring.accuracy import Evaluator
+from agmc_onnx.measuring.data import load_card, open_data
 from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.measuring.session import model_inputs
+from agmc_onnx.model.files import read_model
 from agmc_onnx.run import recovering
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.search import policies
@@ -181,12 +185,14 @@ def main() -> None:
 
 def run(args: argparse.Namespace, key: Mapping[str, Any]) -> dict[str, Any]:
     """Compress once; return what is noted of it."""
-    report = pipeline.compress(
+    result = pipeline.compress(
         args.model,
         data=args.data,
         latency_seconds=1.0,
         **{name: value for name, value in key.items() if name != "model"},
-    ).report
+    )
+    report = result.report
+    tested = tester(args.model, args.data)(result.model)
     return {
         **key, "evaluations": report["evaluations"], "reached": report["target"]["reached"],
         "best_reward": max(record["reward"] for record in report["history"]),
@@ -194,13 +200,22 @@ def run(args: argparse.Namespace, key: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": [record["metric"] for record in report["history"]],
         "candidates": [record["kept"] for record in report["history"]],
         "original": report["original"]["metric"]["value"], "test": report["compressed"]["metric"]["value"],
+        "test_fidelity": tested.fidelity,
         "as_cut": report["compressed"]["metric_before_recovery"], "wall_s": report["wall_s"],
         "inference_s": report["inference_s"], "kept": [g["kept"] for g in report["groups"]], "shared": args.share,
     }  # fmt: skip
 
 
+@cache
+def tester(model: Path, data: str) -> Evaluator:
+    """Return what measures, on the test role, how close a model's outputs are to the original's."""
+    original = read_model(model).proto
+    dataset = open_data(load_card(data), model_inputs(original))
+    return Evaluator(dataset.role("test"), dataset.metric, original=original, reference=original)
+
+
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the mean and spread of the test metric of every policy."""
+    """Write the mean and spread of the test metric of every policy, and how close it comes to the original's outputs."""
     table = defaultdict(list)
     for row in rows:
         table[
@@ -209,8 +224,10 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     for name, runs in sorted(table.items(), key=str):
         tests = [row["test"] for row in runs]
         spread = statistics.stdev(tests) if len(tests) > 1 else 0.0
+        near = [row["test_fidelity"] for row in runs if row.get("test_fidelity") is not None]
+        fidelity = f" fidelity {statistics.mean(near):.2f}," if near else ""
         sys.stdout.write(
-            f"{name}: test {statistics.mean(tests):.2f} +- {spread:.2f} (n = {len(tests)}), original"
+            f"{name}: test {statistics.mean(tests):.2f} +- {spread:.2f} (n = {len(tests)}),{fidelity} original"
             f" {runs[0]['original']:.2f}, {statistics.mean(row['wall_s'] for row in runs):.0f} s\n"
         )
 
