@@ -13,24 +13,25 @@ candidate that another policy has measured. Results are the same; seconds are th
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 
 from agmc_onnx import pipeline
 from agmc_onnx.config import CompressOptions, SearchOptions
-from agmc_onnx.measuring.accuracy import Evaluator
+from agmc_onnx.measuring.accuracy import Evaluation, Evaluator
 from agmc_onnx.measuring.data import load_card, open_data
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import model_inputs
@@ -102,49 +103,70 @@ def as_found() -> Iterator[None]:
         pipeline.settled = before
 
 
+def remembering(evaluator: Evaluator) -> Evaluator:
+    """Return an evaluator that measures no model twice."""
+    known: dict[bytes, Evaluation] = {}
+
+    def measure(model: onnx.ModelProto, **more: Any) -> Evaluation:
+        if more:
+            return evaluator(model, **more)
+        name = hashlib.sha256(model.SerializeToString(deterministic=True)).digest()
+        if name not in known:
+            known[name] = evaluator(model)
+        return known[name]
+
+    return cast(Evaluator, measure)
+
+
 @contextmanager
 def shared() -> Iterator[None]:
-    """Let runs of one seed share the analysis, the environment with its error curves, outcomes, and recovered finalists.
+    """Let runs of one seed share the analysis, the environment with its error curves, recovered finalists, and outcomes.
 
     All of them depend on model, data, seed and how candidates are measured, not on the policy, the budget or the episodes.
     """
     apart = ("policy", "episodes", "flops", "latency_seconds")
-    before = pipeline.analyse_model, pipeline.environment_of, recovering.recovered
-    environments: dict[str, Environment] = {}
-    models: dict[tuple[str, bytes], onnx.ModelProto] = {}
+    before = pipeline.analyse_model, pipeline.roles_of, pipeline.environment_of, recovering.recovered
+    held: dict[object, Any] = {}
+
+    def once(name: object, make: Callable[[], Any]) -> Any:
+        if name not in held:
+            held[name] = make()
+        return held[name]
+
+    def named(what: str, analysis: Analysis, settings: CompressOptions) -> str:
+        told = {name: value for name, value in asdict(settings).items() if name not in apart}
+        return repr((what, analysis.file.sha256, sorted(told.items())))
+
+    def roles(analysis: Analysis, data: str, settings: CompressOptions) -> Roles:
+        def make() -> Roles:
+            made = before[1](analysis, data, settings)
+            evaluator = made.evaluator
+            made.evaluator = cache(lambda *asked, **more: remembering(evaluator(*asked, **more)))  # type: ignore[method-assign]
+            return made
+
+        return once(named("roles", analysis, settings), make)
 
     def environment(analysis: Analysis, data: Roles, settings: CompressOptions) -> Environment:
-        key = _named(analysis, settings)
-        if key not in environments:
-            made = before[1](analysis, data, settings)
+        def make() -> Environment:
+            made = before[2](analysis, data, settings)
+            evaluate = made.evaluate
             measure = cache(lambda kept: evaluate(np.array(kept, np.int64)))
-            evaluate, made.evaluate = made.evaluate, lambda kept: measure(tuple(kept.tolist()))  # type: ignore[method-assign]
-            environments[key] = made
-        return environments[key]
+            made.evaluate = lambda kept: measure(tuple(kept.tolist()))  # type: ignore[method-assign]
+            return made
 
-    def recovered(
-        analysis: Analysis,
-        kept: list[IntArray],
-        as_cut: onnx.ModelProto,
-        data: Roles,
-        settings: CompressOptions,
-        *more: Any,
-    ) -> onnx.ModelProto:
-        key = _named(analysis, settings), b"|".join(units.tobytes() for units in kept)
-        if key not in models:
-            models[key] = before[2](analysis, kept, as_cut, data, settings, *more)
-        return models[key]
+        return once(named("environment", analysis, settings), make)
 
-    def _named(analysis: Analysis, settings: CompressOptions) -> str:
-        told = {name: value for name, value in asdict(settings).items() if name not in apart}
-        return repr((analysis.file.sha256, sorted(told.items())))
+    def recovered(analysis: Analysis, kept: list[IntArray], *more: Any) -> onnx.ModelProto:
+        units = b"|".join(one.tobytes() for one in kept)
+        name = named("recovered", analysis, more[2])
+        return once((name, units), lambda: before[3](analysis, kept, *more))
 
-    pipeline.analyse_model = cache(before[0])
+    pipeline.analyse_model, pipeline.roles_of = cache(before[0]), roles
     pipeline.environment_of, recovering.recovered = environment, recovered
     try:
         yield
     finally:
-        pipeline.analyse_model, pipeline.environment_of, recovering.recovered = before
+        pipeline.analyse_model, pipeline.roles_of, pipeline.environment_of, recovering.recovered = before
 
 
 def main() -> None:
@@ -159,6 +181,7 @@ def main() -> None:
     parser.add_argument("--recover", default="compensate")
     parser.add_argument("--reward-samples", type=int, default=500)
     parser.add_argument("--judge", default="fidelity")
+    parser.add_argument("--finalists", type=int, default=CompressOptions.finalists)
     parser.add_argument("--share", action="store_true", help="share what does not depend on the policy")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -170,6 +193,7 @@ def main() -> None:
                 key = {
                     "model": args.model.name, "flops": flops, "policy": policy, "seed": seed, "episodes": args.episodes,
                     "recover": args.recover, "reward_samples": args.reward_samples, "judge": args.judge,
+                    "finalists": args.finalists,
                 }  # fmt: skip
                 if any(all(row.get(name) == value for name, value in key.items()) for row in rows):
                     continue
