@@ -55,7 +55,9 @@ def divergence(student: onnx.ModelProto) -> float:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"optimiser": "sgd"}, {"loss": "mse"}, {"block_weight": 1.0}, {"train_statistics": True}], ids=str
+    "changes",
+    [{}, {"optimiser": "sgd"}, {"loss": "mse"}, {"block_share": 0.2}, {"block_share": 0.0}, {"train_statistics": True}],
+    ids=str,
 )
 def test_a_student_comes_nearer_to_its_teacher(changes: dict) -> None:
     student = net(1)

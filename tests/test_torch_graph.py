@@ -217,6 +217,18 @@ def test_values_inside_the_graph_can_be_asked_for() -> None:
         module.run({"x": torch.from_numpy(images())}, ["nowhere"])
 
 
+def test_a_cut_keeps_what_is_learned_behind_it_from_what_is_before_it() -> None:
+    module = TorchGraph(nets.model(NET, WEIGHTS)).eval()
+    feed = {"x": torch.from_numpy(images())}
+    whole, cut = module.run(feed, ["r", "y"]), module.run(feed, ["r", "y"], cut=["r"])
+    assert torch.equal(whole["y"], cut["y"]) and torch.equal(whole["r"], cut["r"])
+    named = {name: parameter for key, parameter in module.named_parameters() for name in [module.names[key]]}
+    cut["y"].sum().backward(retain_graph=True)
+    assert named["wf"].grad is not None and named["w1"].grad is None
+    cut["r"].sum().backward()
+    assert named["w1"].grad is not None
+
+
 def test_an_unknown_op_is_named() -> None:
     text = 'f (float[n, 4] x) => (float[n, 4] y) { y = com.example.Magic (x) }'
     proto = nets.model('<ir_version: 8, opset_import: ["" : 17, "com.example" : 1]>\n' + text)

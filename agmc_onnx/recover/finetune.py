@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,6 +34,7 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 Reward = Callable[[onnx.ModelProto], float]
 CHECKPOINT = "distill.pt"
 LEAST_BATCH = 16  # samples of a step, below which statistics of a batch say too little
+BLOCK_SHARE = 1 / 3  # of the steps, in which blocks learn by themselves where samples are few
 N_STATISTICS = 256  # samples that they start from
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 _LOSSES, _OPTIMISERS = ("kl", "mse"), ("adamw", "sgd")
@@ -107,10 +109,11 @@ class _Distillation:
             self.trained = self.normalised.model
         student_graph, teacher_graph = view(self.trained), view(teacher)
         self.goals = output_goals(teacher_graph)
-        self.blocks = _inner_goals(student_graph, teacher_graph) if options.block_weight else []
-        self.wanted = [goal.value for goal in (*self.goals, *self.blocks)]
+        n_block_steps = self._block_steps()
+        self.blocks = _block_goals(student_graph, teacher_graph) if n_block_steps else []
+        self.n_block_steps = n_block_steps if self.blocks else 0
         self.student = _prepare(student_graph, self.device)
-        self.teacher = _Teacher(teacher_graph, self.wanted, self.device)
+        self.teacher = _Teacher(teacher_graph, self.device)
         self._train_mode()
         named, values = dict(self.student.named_parameters()), self.student.names
         sparse = [named[key] for key, value in values.items() if value in set(thinned) and key in named]
@@ -159,8 +162,7 @@ class _Distillation:
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def _train_step(self) -> float:
-        feed, labels = self._batch(self.step)
-        loss = self._loss(self.student.run(feed, self.wanted), self.teacher(feed), labels)
+        loss = self._loss(*self._batch(self.step), self.blocks if self.step < self.n_block_steps else ())
         if not torch.isfinite(loss):
             raise ModelError(
                 f"distill: the loss is {loss.item()} at step {self.step}; expected a number. Use a smaller learning rate."
@@ -177,6 +179,14 @@ class _Distillation:
         self.step += 1
         return float(loss.detach())
 
+    def _block_steps(self) -> int:
+        """Return the number of steps that blocks learn by themselves in, if there are any."""
+        options, share = self.options, self.options.block_share
+        if share is None:
+            n_seen = options.n_steps * self._batch_rows()
+            share = BLOCK_SHARE if n_seen >= options.many_epochs * self.samples.n else 0.0
+        return round(share * options.n_steps)
+
     def _learning_rate(self) -> float:
         """Return the rate of the next step: a linear rise, then half a cosine."""
         options = self.options
@@ -186,10 +196,14 @@ class _Distillation:
         share = (self.step - rise) / max(1, options.n_steps - rise)
         return options.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
-    def _loss(self, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
+    def _loss(self, feed: Mapping[str, Tensor], labels: Tensor | None, blocks: Sequence[Goal] = ()) -> Tensor:
+        """Return the loss of a batch; with blocks, every one of them learns by itself, and what is behind the last too."""
+        sums = [goal.value for goal in blocks]
+        wanted = [*(goal.value for goal in self.goals), *sums]
+        found, told = self.student.run(feed, wanted, cut=sums), self.teacher(feed, wanted)
         total = torch.zeros((), device=self.device)
         for goal in self.goals:
-            ours, theirs = found[goal.value], wanted[goal.value]
+            ours, theirs = found[goal.value], told[goal.value]
             if goal.is_scores and self.options.loss == "kl":
                 t = self.options.temperature
                 ours_log, theirs_log = torch.log_softmax(ours / t, 1), torch.log_softmax(theirs / t, 1)
@@ -198,16 +212,14 @@ class _Distillation:
                 total = total + _relative_error(ours, theirs)
             if goal.is_scores and labels is not None:
                 total = total + self.options.label_weight * F.cross_entropy(ours, labels)
-        for goal in self.blocks:
-            error = _relative_error(found[goal.value], wanted[goal.value])
-            total = total + self.options.block_weight / len(self.blocks) * error
+        for value in sums:
+            total = total + _relative_error(found[value], told[value]) / len(sums)
         return total
 
     def _probe_loss(self, feed_and_labels: tuple[dict[str, Tensor], Tensor | None]) -> float:
-        feed, labels = feed_and_labels
         self.student.eval()
         with torch.no_grad():
-            loss = float(self._loss(self.student.run(feed, self.wanted), self.teacher(feed), labels))
+            loss = float(self._loss(*feed_and_labels))
         self._train_mode()
         return loss
 
@@ -301,26 +313,32 @@ class _Distillation:
 class _Teacher:
     """The original's answers: from onnxruntime, which is faster than torch without gradients, or on a GPU from torch."""
 
-    def __init__(self, graph: Graph, wanted: Sequence[str], device: torch.device) -> None:
-        self.wanted = list(dict.fromkeys(wanted))
+    def __init__(self, graph: Graph, device: torch.device) -> None:
+        self.graph = graph
         self.module = None if device.type == "cpu" else _prepare(graph, device).eval().requires_grad_(False)
-        if self.module is None:
-            proto = onnx.ModelProto()
-            proto.CopyFrom(graph.model)
-            known = {value.name: value for value in proto.graph.output}
-            blank = [known.get(name) or onnx.ValueInfoProto(name=name) for name in self.wanted]
-            outputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in blank]
-            del proto.graph.output[:]
-            proto.graph.output.extend(outputs)
-            self.session = make_session(proto, torch.get_num_threads())
+        self.wanted: list[str] = []  # outputs of the session
+        self.session: onnxruntime.InferenceSession | None = None
 
-    def __call__(self, feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the wanted values."""
+    def __call__(self, feed: Mapping[str, Tensor], wanted: Sequence[str]) -> Mapping[str, Tensor]:
+        """Return the wanted values; asking for others than the last time makes a new session."""
+        names = list(dict.fromkeys(wanted))
         if self.module is not None:
             with torch.no_grad():
-                return self.module.run(feed, self.wanted)
+                return self.module.run(feed, names)
+        if self.session is None or names != self.wanted:
+            self.session, self.wanted = self._session_of(names), names
         arrays = {name: value.contiguous().numpy() for name, value in feed.items()}
-        return dict(zip(self.wanted, map(torch.from_numpy, run_model(self.session, arrays)), strict=True))
+        return dict(zip(names, map(torch.from_numpy, run_model(self.session, arrays)), strict=True))
+
+    def _session_of(self, names: Sequence[str]) -> onnxruntime.InferenceSession:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.graph.model)
+        known = {value.name: value for value in proto.graph.output}
+        blank = [known.get(name) or onnx.ValueInfoProto(name=name) for name in names]
+        outputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in blank]
+        del proto.graph.output[:]
+        proto.graph.output.extend(outputs)
+        return make_session(proto, torch.get_num_threads())
 
 
 @contextlib.contextmanager
@@ -356,7 +374,7 @@ def _bytes_of_a_sample(graph: Graph) -> int:
     return max(1, 2 * 4 * sum(math.prod(shape.dims) for shape in shapes if shape is not None))
 
 
-def _inner_goals(student: Graph, teacher: Graph) -> list[Goal]:
+def _block_goals(student: Graph, teacher: Graph) -> list[Goal]:
     """Return the residual sums that both networks have in the same shape."""
     sums = {site.target for site in find_sites(student) if site.others}
     both = [v for v in student.producer if v in sums and v in teacher.producer]
@@ -365,6 +383,8 @@ def _inner_goals(student: Graph, teacher: Graph) -> list[Goal]:
 
 def _relative_error(ours: Tensor, theirs: Tensor) -> Tensor:
     """Return the mean squared error over the variance of what is wanted."""
+    if theirs.dim() == 4:
+        theirs = theirs.contiguous(memory_format=torch.channels_last)  # as ours are: mixed layouts are far slower
     return F.mse_loss(ours, theirs) / theirs.var(unbiased=False).clamp_min(1e-12)
 
 

@@ -35,7 +35,10 @@ class RecoverOptions:
         momentum: Of SGD.
         temperature: Logits of both networks are divided by it before the softmax.
         loss: "kl" of softened class probabilities, or "mse" between outputs (the only one for outputs that are no classes).
-        block_weight: Weight of the squared error of inner values (residual sums) over their variance; 0 for none.
+        block_share: Share of the steps, the first ones, in which every block up to a residual sum learns by itself, from
+            the squared error of that sum over its variance; 0..1. None: a third where each sample comes up
+            `many_epochs` times or more, so that few samples teach more than their answers; else 0.
+        many_epochs: See `block_share`.
         label_weight: Weight of the cross entropy with labels, where the samples have any; 0 learns without labels.
         train_statistics: Put normalisation with the statistics of the batch behind the convolutions while training
             (`recover.normalised`), where a step has samples enough.
@@ -68,7 +71,8 @@ class RecoverOptions:
     momentum: float = 0.9
     temperature: float = 4.0
     loss: str = "kl"
-    block_weight: float = 0.0
+    block_share: float | None = None
+    many_epochs: int = 10
     label_weight: float = 0.0
     train_statistics: bool = True
     max_gradient: float = 5.0

@@ -7,7 +7,7 @@ interpreter over a table of ops does, at no measurable cost per training step.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -201,12 +201,16 @@ class TorchGraph(nn.Module):
         found = self.run(dict(zip(self.inputs, inputs, strict=True)))
         return tuple(found[name] for name in self.outputs)
 
-    def run(self, feed: Mapping[str, Tensor], wanted: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def run(
+        self, feed: Mapping[str, Tensor], wanted: Sequence[str] | None = None, cut: Collection[str] = ()
+    ) -> dict[str, Tensor]:
         """Return values of the graph; everything else is freed after its last use.
 
         Args:
             feed: Graph inputs by name.
             wanted: Names of values; the graph's outputs where None is given. Nodes behind the last of them do not run.
+            cut: Some of the wanted: what is behind them gets them without their gradient, so that a loss of a value
+                teaches only the nodes since the last cut.
         """
         names = self.outputs if wanted is None else tuple(wanted)
         missing, found = set(names), dict[str, Tensor]()
@@ -234,6 +238,8 @@ class TorchGraph(nn.Module):
                     assert value is not None
                     found[name] = value
                     missing.discard(name)
+                    if name in cut:
+                        values[name] = value.detach()
             for name in self._last[index]:
                 values.pop(name, None)
         if missing:
