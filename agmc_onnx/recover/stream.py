@@ -14,7 +14,7 @@ from agmc_onnx.measuring.data import Samples
 from agmc_onnx.model.graph import Graph, Node
 from agmc_onnx.recover.foreign import Foreign
 from agmc_onnx.recover.options import RecoverOptions
-from agmc_onnx.recover.torch_graph import FRESH, last_uses, prepare, run_node, to_tensor
+from agmc_onnx.recover.torch_graph import FRESH, OVERWRITING, last_uses, prepare, run_node, to_tensor
 from agmc_onnx.recover.torch_ops import Call
 
 Values = dict[str, Tensor]
@@ -101,10 +101,9 @@ class Stream:
         values = dict(start)
         for index in range(self.at, to):
             call = self._calls[index]
-            if call.op_type in ("Relu", "Clip") and self._is_spare(call.inputs[0]):
-                _bound_in_place(call, values, self.constants)
-            else:
-                self._step(index, values, range(self.at, to))
+            call.overwrites = call.op_type in OVERWRITING and self._is_spare(call.inputs[0])
+            self._step(index, values, range(self.at, to))
+            call.overwrites = False  # a peek overwrites nothing
             for name in self._last[index]:
                 if name not in self.pinned:
                     values.pop(name, None)
@@ -207,14 +206,3 @@ def _prepared(node: Node, graph: Graph) -> Call:
         return prepare(node, graph.opset)
     except ModelError:
         return Foreign(node, graph)
-
-
-def _bound_in_place(call: Call, values: Values, constants: Values) -> None:
-    """Run a Relu or a Clip on the memory of its input."""
-    x = values[call.inputs[0]]
-    if call.op_type == "Relu":
-        values[call.outputs[0]] = torch.relu_(x)
-        return
-    low, high = (constants[name].item() if name else None for name in (*call.inputs[1:3], "", "")[:2])
-    least, most = call.get("min", low), call.get("max", high)
-    values[call.outputs[0]] = x if least is None and most is None else torch.clamp_(x, least, most)

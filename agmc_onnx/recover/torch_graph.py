@@ -37,6 +37,7 @@ _WEIGHTS = {
 
 
 # Ops whose output neither they themselves nor their gradient look at again, so that it may be overwritten.
+OVERWRITING = ("Relu", "Clip")  # the ops that do, in `recover.torch_ops`
 FRESH = ("Conv", "ConvTranspose", "BatchNormalization", "Add", "Gemm")
 
 
@@ -166,11 +167,11 @@ class TorchGraph(nn.Module):
             made.update(call.outputs)
 
     def _find_in_place(self) -> set[int]:
-        """Return the Relu nodes that may overwrite their input: a fresh value that nobody else will need."""
+        """Return the nodes that may overwrite their input: a fresh value that nobody else will need."""
         users = Counter(name for call in self.calls for name in call.inputs)
         fresh = {o for call in self.calls if call.op_type in FRESH for o in call.outputs[:1] if users[o] == 1}
         fresh -= set(self.outputs)
-        return {i for i, call in enumerate(self.calls) if call.op_type == "Relu" and call.inputs[0] in fresh}
+        return {i for i, call in enumerate(self.calls) if call.op_type in OVERWRITING and call.inputs[0] in fresh}
 
     def constant(self, name: str) -> Tensor | None:
         """Return the parameter, buffer or whole numbers of a constant value; None for any other value."""
@@ -227,10 +228,8 @@ class TorchGraph(nn.Module):
             inputs = [
                 None if not name else values[name] if name in values else self.constant(name) for name in call.inputs
             ]
-            if index in self._in_place and call.inputs[0] not in names and inputs[0] is not None:
-                values[call.outputs[0]] = torch.relu_(inputs[0])
-            else:
-                values.update(zip(call.outputs, run_node(call, inputs), strict=False))
+            call.overwrites = index in self._in_place and call.inputs[0] not in names
+            values.update(zip(call.outputs, run_node(call, inputs), strict=False))
             del inputs
             for name in call.outputs:
                 if name in missing:

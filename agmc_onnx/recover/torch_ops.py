@@ -40,6 +40,7 @@ class Call:
         label: Name for messages.
         training: Let BatchNormalization use, and update, the statistics of the batch.
         momentum: Weight of the new statistics where `training`.
+        overwrites: Let Relu and Clip put their output in the place of their input.
     """
 
     op_type: str
@@ -50,6 +51,7 @@ class Call:
     label: str = ""
     training: bool = False
     momentum: float = 0.1
+    overwrites: bool = False
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an attribute, or the default where the node has none of that name."""
@@ -137,11 +139,20 @@ def where(_: Call, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(condition, a, b)
 
 
+def relu(call: Call, x: Tensor) -> Tensor:
+    """Relu."""
+    return torch.relu_(x) if call.overwrites else torch.relu(x)
+
+
 def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """Clip: bounds are attributes before opset 11."""
     least = call.get("min") if low is None else low.item()
     most = call.get("max") if high is None else high.item()
-    return x if least is None and most is None else torch.clamp(x, least, most)
+    if least is None and most is None:
+        return x
+    if least is None or most is None or not x.is_floating_point() or least > most:
+        return torch.clamp(x, least, most)
+    return F.hardtanh(x, least, most, inplace=call.overwrites)  # as clamp, but its gradient takes a third of the time
 
 
 def cast(call: Call, x: Tensor) -> Tensor:
@@ -264,7 +275,7 @@ def _axes_of(dims: Sequence[int]) -> tuple[int, ...]:
 ARITHMETIC: dict[str, Op] = {
     **{name: _unary(getattr(torch, name.lower())) for name in (
         "Abs", "Acos", "Asin", "Atan", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "IsNaN", "Log", "Neg",
-        "Reciprocal", "Relu", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Tan", "Tanh")},
+        "Reciprocal", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Tan", "Tanh")},
     **{name: _binary(function) for name, function in (
         ("Add", torch.add), ("Sub", torch.sub), ("Mul", torch.mul), ("Equal", torch.eq), ("Less", torch.lt),
         ("LessOrEqual", torch.le), ("Greater", torch.gt), ("GreaterOrEqual", torch.ge), ("And", torch.logical_and),
@@ -277,7 +288,7 @@ ARITHMETIC: dict[str, Op] = {
     "HardSigmoid": hard_sigmoid, "HardSwish": lambda _, x: F.hardswish(x), "Identity": lambda _, x: x, "IsInf": is_inf,
     "LeakyRelu": lambda c, x: F.leaky_relu(x, c.get("alpha", 0.01)),
     "Mean": mean, "Mish": lambda _, x: F.mish(x), "Mod": mod, "Not": lambda _, x: torch.logical_not(x),
-    "PRelu": prelu, "Pow": pow_, "Round": round_, "Selu": selu, "Shrink": shrink,
+    "PRelu": prelu, "Pow": pow_, "Relu": relu, "Round": round_, "Selu": selu, "Shrink": shrink,
     "Softplus": lambda _, x: F.softplus(x, threshold=60), "Softsign": lambda _, x: F.softsign(x),
     "Swish": lambda c, x: x * torch.sigmoid(c.get("alpha", 1.0) * x),
     "ThresholdedRelu": lambda c, x: torch.where(x > c.get("alpha", 1.0), x, torch.zeros_like(x)),
