@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,3 +56,29 @@ def test_an_error_of_the_evaluator_is_told_as_it_is(workers):
 def test_too_many_workers_are_refused(workers):
     with pytest.raises(UsageError, match="too few processors"):
         cluster.RayWorkers("auto", 4096, 1, partial(_evaluator, "x"))
+
+
+class _Ray:
+    """What is asked of Ray where nothing ever comes back."""
+
+    def __init__(self, nodes):
+        self.found, self.n_waits = nodes, 0
+
+    def wait(self, running, num_returns, timeout):
+        self.n_waits += 1
+        return ([], running)
+
+    def nodes(self):
+        if self.found is None:
+            raise ConnectionError("no one answers")
+        return [{"Alive": alive} for alive in (self.found.pop(0) if self.found else [False])]
+
+
+@pytest.mark.parametrize(("nodes", "n_waits"), [([], 1), (None, 1), ([[True, False], [False, True]], 3)], ids=str)
+def test_a_cluster_that_is_gone_is_an_error_not_a_wait_for_ever(nodes, n_waits):
+    made = cluster.RayWorkers.__new__(cluster.RayWorkers)
+    made._ray = _Ray(nodes)
+    made._idle = [SimpleNamespace(evaluate=SimpleNamespace(remote=lambda *_: "task"))]
+    with pytest.raises(UsageError, match=r"--ray: the cluster is gone.*--resume"):
+        list(made([np.array([1, 2])]))
+    assert made._ray.n_waits == n_waits

@@ -13,6 +13,7 @@ from agmc_onnx.search.problem import IntArray, Outcome
 from agmc_onnx.search.workers import MAX_TRIES, Evaluate
 
 LOCAL = "local"  # the address that starts Ray on this machine
+PATIENCE_S = 20.0  # without any outcome, before it is asked whether the cluster is still there
 
 
 class RayWorkers:
@@ -50,7 +51,7 @@ class RayWorkers:
         """Yield (place, outcome) of every candidate, in the order they are done; `best` goes to the evaluator.
 
         Raises:
-            UsageError: If actors are lost again and again over the same candidate.
+            UsageError: If actors are lost again and again over the same candidate, or the whole cluster is.
         """
         ray = self._ray
         left, tries = list(range(len(candidates)))[::-1], [0] * len(candidates)
@@ -59,7 +60,11 @@ class RayWorkers:
             while left and self._idle:
                 place, actor = left.pop(), self._idle.pop()
                 running[actor.evaluate.remote(candidates[place], *best)] = place, actor
-            (done, *_), _ = ray.wait(list(running), num_returns=1)
+            finished, _ = ray.wait(list(running), num_returns=1, timeout=PATIENCE_S)
+            if not finished:
+                self._check_cluster()
+                continue
+            done = finished[0]
             place, actor = running.pop(done)
             try:
                 outcome = ray.get(done)
@@ -80,6 +85,17 @@ class RayWorkers:
                 continue
             self._idle.append(actor)
             yield place, outcome
+
+    def _check_cluster(self) -> None:
+        """Raise if no machine of the cluster is alive: Ray would wait for another for ever."""
+        try:
+            is_alive = any(node["Alive"] for node in self._ray.nodes())
+        except Exception:  # what knew the machines is gone too
+            is_alive = False
+        if not is_alive:
+            raise UsageError(
+                "--ray: the cluster is gone, got no machine that is alive; expected one. Start it again, and go on with --resume."
+            )
 
     def close(self) -> None:
         """Leave the cluster; actors end, what they were measuring is lost."""
