@@ -73,6 +73,7 @@ class AgmcOptions:
             let the critic choose among what that model finds; only with `known` (ours).
         generalist: Let the error model start from what a network trained beforehand over many others says, where there is data
             (`search.policies.generalist`; ours).
+        recombine: Let climbs begin at means of the best episodes too, not at the best one alone (`Guide.centres`; ours).
     """
 
     encoder: str = "mean"
@@ -112,6 +113,7 @@ class AgmcOptions:
     known: bool = True
     fitted: bool = True
     generalist: bool = True
+    recombine: bool = True
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,21 @@ import torch
 from agmc_onnx.channels.groups import analyse
 from agmc_onnx.config import SearchOptions
 from agmc_onnx.model.graph import view
+from agmc_onnx.search.budget import met
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.loop import search
 from agmc_onnx.search.policies import make_policy
 from agmc_onnx.search.policies.ddpg import Known
-from agmc_onnx.search.prior import ScoreCurves, greedy_candidates, later_counts_more, prior_candidates, score_curves
+from agmc_onnx.search.prior import (
+    ScoreCurves,
+    blends,
+    greedy_candidates,
+    greedy_kinds,
+    later_counts_more,
+    prior_candidates,
+    score_curves,
+    unchecked_candidates,
+)
 from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.rewards import err
 from tests.test_agmc import known_answer
@@ -35,10 +45,10 @@ def run(name, problem, n_episodes=10):
     return search(problem, policy, err, n_episodes, rng)
 
 
-def test_greedy_finds_in_two_evaluations_what_random_does_not_in_fifty():
+def test_greedy_finds_in_three_evaluations_what_random_does_not_in_fifty():
     problem, metric = with_curves()
     greedy = run("greedy", problem)
-    assert len(greedy.history) == 2
+    assert len(greedy.history) == 3
     assert metric(greedy.kept) > metric(run("random", problem, 50).kept)
     assert problem.cost(greedy.kept) <= problem.budget
 
@@ -49,7 +59,19 @@ def test_joined_groups_stay_whole_in_the_first_candidate_and_may_go_in_the_secon
     problem = dataclasses.replace(problem, is_joined=joined)
     inner, everything = greedy_candidates(problem, problem.curves())
     assert inner[11] == 1 and everything[11] < 1
-    assert len(run("greedy", problem).history) == 3
+    kinds = greedy_kinds(problem)
+    assert [len(kind) for kind in kinds] == [2, 2] and kinds[0][0].tolist() == inner.tolist()
+    assert all(everything[11] <= one[11] < 1 for one in blends(kinds))
+    assert [one.tolist() for one in unchecked_candidates(problem)] == [one.tolist() for one in blends(kinds)]
+
+
+def test_a_blend_of_two_candidates_loses_less_than_they_do_on_average():
+    problem, metric = with_curves()
+    joined = np.arange(12) == 11
+    problem = dataclasses.replace(problem, is_joined=joined)
+    inner, everything = greedy_candidates(problem, problem.curves())
+    one, other, between = (metric(met(problem, ratio).kept) for ratio in (inner, everything, (inner + everything) / 2))
+    assert between > (one + other) / 2
 
 
 def test_errors_count_more_further_back():
@@ -82,8 +104,8 @@ def test_without_data_importance_stands_in_for_the_error_and_the_log_says_so(cap
 def test_a_search_begins_with_the_prior_unless_told_not_to():
     problem, _ = with_curves(n=5)
     greedy, uniform = run("greedy", problem).history, run("uniform", problem).history[0]
-    agmc = run("agmc", problem, 4).history
-    assert [r["kept"] for r in agmc[:3]] == [*(r["kept"] for r in greedy), uniform["kept"]]
+    agmc = run("agmc", problem, len(greedy) + 2).history
+    assert [r["kept"] for r in agmc[:-1]] == [*(r["kept"] for r in greedy), uniform["kept"]]
     rng = np.random.default_rng(0)
     policy = make_policy(problem, SearchOptions("agmc", n_episodes=1, prior=False), rng)
     assert search(problem, policy, err, 1, rng).history[0]["kept"] == uniform["kept"]

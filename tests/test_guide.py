@@ -50,6 +50,16 @@ def test_the_best_episode_moves_the_budget_with_it():
     torch.testing.assert_close(guide.budget.keep_ratio, torch.as_tensor(executed.keep_ratio, dtype=torch.float32))
 
 
+def test_climbs_begin_at_means_of_the_best_episodes():
+    problem, _, guide = guided()
+    ratios = [np.full(12, 0.5), np.linspace(0.3, 0.9, 12), np.linspace(0.9, 0.3, 12)]
+    rewards = zip(ratios, (1.0, 3.0, 2.0), strict=True)
+    executed = [watch(guide, problem, lambda kept, r=reward: r, one) for one, reward in rewards]
+    found = guide.centres(3).double().numpy()
+    worst, best, middle = (one.keep_ratio for one in executed)
+    np.testing.assert_allclose(found, [best, (best + middle) / 2, (best + middle + worst) / 3], atol=1e-6)
+
+
 def test_where_all_near_are_old_it_looks_farther_away():
     problem, metric, guide = guided(n_episodes=3)
     for ratios in (np.full(12, 0.5), np.linspace(0.3, 0.9, 12), np.linspace(0.9, 0.3, 12)):

@@ -13,7 +13,7 @@ import numpy as np
 from agmc_onnx.config import SearchOptions
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search.policies import handcrafted, searching
-from agmc_onnx.search.prior import prior_candidates
+from agmc_onnx.search.prior import prior_candidates, unchecked_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
 
@@ -73,7 +73,7 @@ class DecidedPolicy:
         decide = getattr(self.policy, "decide", None)
         if decide is not None:
             return decide()  # type: ignore[no-any-return]
-        return prior_candidates(self.problem)[0] if self.has_prior else self.policy.propose(rng)
+        return unchecked_candidates(self.problem)[0] if self.has_prior else self.policy.propose(rng)
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
         """Learn nothing."""

@@ -13,7 +13,7 @@ from agmc_onnx.search.policies.ddpg import DdpgAgent, Known, single_thread, trun
 from agmc_onnx.search.policies.guide import N_GRID, SMALLEST, Guide, on_grid
 from agmc_onnx.search.policies.linear_budget import LinearBudget, linear_budget
 from agmc_onnx.search.policies.states import GraphStates, States, graph_tensors, standardised
-from agmc_onnx.search.prior import best_curves, prior_candidates
+from agmc_onnx.search.prior import best_curves, unchecked_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
 N_FROM_BEST, N_FROM_ACTOR = 4, 2  # climbs of an episode, from the best one and from what the actor takes
@@ -41,6 +41,7 @@ def paper_options() -> AgmcOptions:
         known=False,
         fitted=False,
         generalist=False,
+        recombine=False,
         mutation_share=1.0,
     )
 
@@ -110,12 +111,12 @@ class AgmcPolicy:
         return self._as_ratio(candidates[int(agent.judge(candidates).argmax())])
 
     def decide(self) -> FloatArray:
-        """Return float64 (n_groups,) keep ratios without any evaluation: which of the prior's candidates the generalist takes.
+        """Return float64 (n_groups,) keep ratios without any evaluation: which of the prior's blends the generalist takes.
 
         Without the generalist (no data, or an option says so) it is the first one.
         """
-        prior = prior_candidates(self.problem)
-        return prior[0] if self.guide is None or not self.guide.is_taught else self.guide.choice(prior)
+        offered = unchecked_candidates(self.problem)
+        return offered[0] if self.guide is None or not self.guide.is_taught else self.guide.choice(offered)
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
         """Store the episode, and train once the warm-up is over."""
@@ -135,7 +136,7 @@ class AgmcPolicy:
     def _guided(self, guide: Guide) -> FloatArray:
         """Return the critic's favourite of what the guide finds near the best episode and near the actor's choice."""
         assert self.best is not None
-        starts = self.best[1].expand(N_FROM_BEST, -1)
+        starts = guide.centres(N_FROM_BEST) if self.options.recombine else self.best[1].expand(N_FROM_BEST, -1)
         if self.options.n_updates:
             starts = torch.cat([starts, self.agent.rollout(N_FROM_ACTOR, self.agent.sigma)])
         self.agent.decay_noise()

@@ -24,7 +24,7 @@ from agmc_onnx.search.policies import ppo
 from agmc_onnx.search.policies.ddpg import single_thread
 from agmc_onnx.search.policies.guide import SMALLEST, Guide
 from agmc_onnx.search.policies.states import standardised
-from agmc_onnx.search.prior import prior_candidates
+from agmc_onnx.search.prior import unchecked_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
 LEAST_FACTOR = 0.2  # a step keeps at least this share of what was left
@@ -271,8 +271,8 @@ class GnnRlPolicy:
 
     def decide(self) -> FloatArray:
         """Return float64 (n_groups,) keep ratios without any evaluation, as `AgmcPolicy.decide`."""
-        prior = prior_candidates(self.problem)
-        return prior[0] if self.guide is None or not self.guide.is_taught else self.guide.choice(prior)
+        offered = unchecked_candidates(self.problem)
+        return offered[0] if self.guide is None or not self.guide.is_taught else self.guide.choice(offered)
 
     def _centre(self) -> None:
         """Let the untrained actor reach the best candidate observed so far, or half of every group, in two steps."""

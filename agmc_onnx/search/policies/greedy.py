@@ -1,4 +1,4 @@
-"""Greedy on refit-error curves: a handcrafted policy that needs one or two evaluations."""
+"""Greedy on refit-error curves: a handcrafted policy that needs a handful of evaluations."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import numpy as np
 
 from agmc_onnx.config import SearchOptions
 from agmc_onnx.search.policies.handcrafted import ListPolicy
-from agmc_onnx.search.prior import both_greedy
+from agmc_onnx.search.prior import greedy_ratios
 from agmc_onnx.search.problem import Problem
 
 
 def greedy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> ListPolicy:
-    """Return the policy that proposes the greedy widths, with and without the groups that shortcuts join.
+    """Return the policy that proposes the greedy widths, with and without the groups that shortcuts join, and means of them.
 
     Source: ours. The error of a width is what is left of the consumers' outputs after a refit, each group alone
     (`recover.curves`), and again what the network's answers lose (`recover.divergence`); widths shrink by the step with the
     least loss per unit of cost. Without data the share of the importance that goes stands in for both.
     """
-    candidates = both_greedy(problem)
+    candidates = greedy_ratios(problem)
     return ListPolicy(candidates or [np.full(problem.n_groups, 0.5)])

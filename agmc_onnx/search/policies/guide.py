@@ -73,6 +73,14 @@ class Guide:
         lost = (errors.flatten(1) * self.model.mean).sum(1)
         return executed[int(lost.argmin())]
 
+    def centres(self, n: int) -> Tensor:
+        """Return keep ratios (n, n_groups) to climb from: the best episode's, and means of the best 2, 4, 8 ... episodes.
+
+        What is good by chance is averaged out, and errors are nearly convex: see `search.prior.blends`.
+        """
+        ordered = sorted(self._episodes, key=lambda episode: -episode[1])
+        return torch.stack([torch.stack([a for a, _ in ordered[: 2**i]]).mean(0) for i in range(n)])
+
     def climb(self, starts: Tensor, reach: float | None = None) -> Tensor:
         """Return what loses least near each of `starts` (n, n_groups); the first by expected weights, the rest by drawn ones.
 
