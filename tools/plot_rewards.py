@@ -24,7 +24,7 @@ FEW = 10  # evaluations, up to which a policy is drawn as a level
 COLOURS = {
     "agmc": "#0072b2", "gnn-rl": "#d55e00", "amc": "#cc79a7", "local": "#009e73", "random": "#999999", "tpe": "#e69f00",
     "cmaes": "#56b4e9", "agmc-frozen": "#004466", "agmc-linear": "#66bbee", "agmc-unfitted": "#aa4400",
-    "greedy": "#000000", "uniform": "#777777",
+    "greedy": "#000000", "uniform": "#777777", "sensitivity": "#7b4fa3", "shallow": "#8c6d31", "deep": "#c49c94",
 }  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     for path in args.runs:
         for line in path.read_text().splitlines():
             row: dict[str, Any] = json.loads(line)
-            if "rewards" in row and row.get("weights") != "random":
+            if "rewards" in row and row.get("weights") != "random" and row.get("episodes") != 0:
                 panels[row["model"], row["flops"]][row["policy"]].append(row["rewards"])
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False, layout="constrained")
     for ax, ((model, share), policies) in zip(axes[0], sorted(panels.items()), strict=True):

@@ -36,9 +36,9 @@ _WEIGHTS = {
 }  # fmt: skip
 
 
-# Ops whose output neither they themselves nor their gradient look at again, so that it may be overwritten.
-OVERWRITING = ("Relu", "Clip")  # the ops that do, in `recover.torch_ops`
+# Ops whose output neither they themselves nor their gradient look at again, so that it may be overwritten,
 FRESH = ("Conv", "ConvTranspose", "BatchNormalization", "Add", "Gemm")
+OVERWRITING = ("Relu", "Clip")  # and the ops that can, in `recover.torch_ops`
 
 
 def prepare(node: Node, opset: int) -> Call:

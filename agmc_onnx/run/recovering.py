@@ -30,7 +30,7 @@ def best_finalist(
     """Recover the candidates with the highest rewards in full and measure them on more of the reward role.
 
     Rewards of a search are measured on few samples after a quick refit; among the best of many their noise decides. So the
-    first candidate, which is the greedy one for every policy that begins with the prior's, is one of the finalists too: the
+    first candidate, a mean of greedy ones for every policy that begins with the prior's, is one of the finalists too: the
     result is not worse than it on these samples.
 
     Returns:
