@@ -234,7 +234,7 @@ def joint():
     """A search that decides widths and densities in one episode, and the environment it runs in."""
     options = FAST | {
         "policy": "agmc",
-        "episodes": 8,
+        "episodes": 13,
         "sparsity": 0.6,
         "sparse_layers": "all",
         "sparse_decide": "policy",
