@@ -115,7 +115,7 @@ def test_a_result_that_is_slower_than_its_original_is_kept_as_found():
 
 def test_policies_that_share_measurements_find_what_they_find_apart(tmp_path, monkeypatch, capsys):
     base = ["compare_policies.py", str(DEMO), "--data", "digits", "--seeds", "0", "--episodes", "3", "--reward-samples", "50"]
-    words = ["--flops", "0.5", "--policies", "greedy", "tpe"]
+    words = ["--flops", "0.5", "--policies", "greedy", "local"]
     found = []
     for name, more in (("apart", []), ("shared", ["--share"])):
         out = tmp_path / f"{name}.jsonl"
