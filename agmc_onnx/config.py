@@ -229,7 +229,9 @@ class CompressOptions:
         judge: What a candidate's reward is made of: "fidelity", the closeness of its outputs to the original's, or "metric",
             the card's (paper). Ours: on ResNet-20 the fidelity on 500 images ranks candidates as their accuracy on 3,000 others
             does with 0.76, the accuracy on these 500 with 0.17.
-        reward_samples: Samples of the reward role that a candidate is measured on, at most.
+        reward_samples: Samples of the reward role that every candidate is measured on, at most. Judged by fidelity, one that is
+            not behind the best so far then is measured on more, up to eight times as many: among the best, 500 images tell
+            nothing (docs/results.md, "Racing"). Finalists are measured on those too.
         racing: A candidate that is clearly worse than the best so far, image by image, is stopped after a quarter or half of
             them; its reward is then an estimate. Not the default: the refit takes as long as what it saves from.
         batch: Proposals drawn before the first of them is observed; the outcome depends on it, unlike on `workers`. None: as

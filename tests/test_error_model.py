@@ -50,6 +50,18 @@ def test_kinds_share_the_explanation():
     assert model.mean.shape == (16,) and spearmanr(after, rewards[60:])[0] > 0.95
 
 
+def test_what_hangs_on_several_widths_at_once_is_learned_too():
+    table = tables()
+    actions, rewards, _ = episodes(table, 300, noise=0.0)
+    rewards = rewards + 10 * (actions[:, 0] - 0.65) * (actions[:, 1] - 0.65)
+    model = ErrorModel.fit(table, actions[:240], rewards[:240])
+    alone = -table.at(actions[240:]).flatten(1) @ model.mean
+    assert model.rest is not None
+    assert spearmanr(model.expected(actions[240:]), rewards[240:])[0] > spearmanr(alone, rewards[240:])[0] + 0.02
+    far = torch.full((1, 8), 5.0, dtype=torch.float64)  # there the weights count alone
+    assert float(model.rest(far).abs()) < 1e-6
+
+
 def test_the_posterior_narrows_with_episodes():
     table = tables()
     actions, rewards, _ = episodes(table, 200)

@@ -71,6 +71,22 @@ def test_where_all_near_are_old_it_looks_farther_away():
         watch(guide, problem, metric, proposal)
 
 
+def test_what_is_judged_is_what_would_be_executed():
+    problem, metric, guide = guided()
+    watch(guide, problem, metric, np.full(12, 0.5))
+    judged = []
+
+    def judge(ratios):
+        judged.append(ratios.double().numpy())
+        return -ratios[:, 0]
+
+    found = guide.favourite(guide.best[1].expand(6, -1), judge)
+    assert len(judged) == 1 and len(judged[0]) > 1
+    for ratios in judged[0]:
+        np.testing.assert_allclose(met(problem, ratios).keep_ratio, ratios, atol=1e-6)
+    assert any(np.allclose(found, ratios, atol=1e-6) for ratios in judged[0])
+
+
 def test_without_data_there_are_errors_of_two_kinds():
     problem, _ = known_answer(0)
     guide = Guide(dataclasses.replace(problem, scores=None), 5, torch.Generator().manual_seed(0))

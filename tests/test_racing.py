@@ -66,18 +66,18 @@ class Counting:
         return [self.answers[rows]]
 
 
-def evaluator() -> Evaluator:
+def evaluator(**options) -> Evaluator:
     """Return one of 400 images whose feed is their number, with the clean scores as the original's."""
     samples = Samples(
         "test", lambda index: {"x": index[:, None].astype(np.float32)}, np.arange(400), np.zeros(400, int)
     )
-    made = Evaluator(samples, "top1")
+    made = Evaluator(samples, "top1", **options)
     made._original = [scores()]
     return made
 
 
 def test_a_lost_race_ends_after_a_quarter_of_the_images() -> None:
-    race = evaluator()
+    race = evaluator(stops_early=True)
     best = race(Counting(0.3), race=True)
     slow = Counting(0.9)
     found = race(slow, race=True, best=best.errors)
@@ -88,6 +88,40 @@ def test_a_lost_race_ends_after_a_quarter_of_the_images() -> None:
     close = Counting(0.29)
     assert race(close, race=True, best=best.errors).errors is not None
     assert close.n == 400
+
+
+def test_who_keeps_up_is_measured_on_more_images() -> None:
+    race = evaluator(n_first=100)
+    plain = Counting(0.3)
+    assert race(plain).score.n == plain.n == 100
+    assert race(plain).fidelity == pytest.approx(fidelity([plain.answers[:100]], [scores()[:100]]), rel=1e-9)
+    best = race(Counting(0.3), race=True)
+    assert best.score.n == 400
+    assert best.errors is not None
+    slow, close = Counting(0.4), Counting(0.29)
+    lost = race(slow, race=True, best=best.errors)
+    assert slow.n == lost.n_images == 100
+    assert lost.fidelity == pytest.approx(fidelity([slow.answers], [scores()]), abs=1)
+    won = race(close, race=True, best=best.errors)
+    assert close.n == won.score.n == 400
+    assert won.errors is not None
+    assert won.fidelity == pytest.approx(fidelity([close.answers], [scores()]), rel=1e-9)
+
+
+def test_who_is_almost_as_good_is_measured_to_the_end_and_is_nobodys_rival() -> None:
+    race, best = evaluator(n_first=100), scores(noise=0.3, seed=3)
+    errors = image_errors([best], [scores()])
+    assert errors is not None
+    almost = np.concatenate([best[:200], 1.01 * best[200:]])
+    found = race(lambda feed: [almost[feed["x"][:, 0].astype(int)]], race=True, best=errors)
+    assert (found.score.n, found.errors, found.n_images) == (400, None, None)
+
+
+def test_outputs_without_an_error_for_each_image_are_measured_on_the_first_images_alone() -> None:
+    race = evaluator(n_first=100)
+    race._original = [scores(), scores()]
+    model = Counting(0.3)
+    assert race(lambda feed: model(feed) * 2, race=True, best=np.ones(400)).score.n == model.n == 100
 
 
 def test_a_race_needs_errors_of_images() -> None:

@@ -151,8 +151,8 @@ def shared() -> Iterator[None]:
         def make() -> Environment:
             made = before[2](analysis, data, settings)
             evaluate = made.evaluate
-            measure = cache(lambda kept: evaluate(np.array(kept, np.int64)))
-            made.evaluate = lambda kept: measure(tuple(kept.tolist()))  # type: ignore[method-assign]
+            measure = cache(lambda kept, *best: evaluate(np.array(kept, np.int64), *best))
+            made.evaluate = lambda kept, *best: measure(tuple(kept.tolist()), *best)  # type: ignore[method-assign]
             return made
 
         return once(named("environment", analysis, settings), make)

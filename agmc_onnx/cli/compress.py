@@ -120,7 +120,12 @@ FLAGS = (
     ),
     Flag("reward", str, "NAME", "what the policy is rewarded for", _rewards),
     Flag("judge", str, "NAME", "what a reward is made of", lambda: JUDGES),
-    Flag("reward_samples", whole, "N", "samples a candidate is measured on, at most"),
+    Flag(
+        "reward_samples",
+        whole,
+        "N",
+        "samples every candidate is measured on, at most; the best ones on eight times as many",
+    ),
     Flag("racing", bool, "", "stop measuring a candidate that is clearly worse than the best so far"),
     Flag("resume", bool, "", "go on with an interrupted run of the same output, model, data and options"),
     Flag("workers", whole, "N", "processes that evaluate candidates side by side, with --threads each"),

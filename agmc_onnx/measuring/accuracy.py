@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from agmc_onnx.errors import DataError, ModelError, UsageError
 from agmc_onnx.measuring.card import NEEDS_LABELS, shape_text
 from agmc_onnx.measuring.data import Samples
-from agmc_onnx.measuring.racing import LOOKS, estimate, image_errors, is_lost
+from agmc_onnx.measuring.racing import estimate, image_errors, is_lost, looks
 from agmc_onnx.measuring.session import Model, Run, opened
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
@@ -57,8 +57,8 @@ class Evaluation:
         outputs: Graph outputs in order, each of all samples, if they were asked for.
         fidelity: `fidelity` to the original, if there is one to compare with; else None. Of a model that lost a race, an
             estimate.
-        errors: What other models are raced against, (n,); None unless it was asked for, or where the model lost.
-        n_images: Samples it was measured on, where it lost; else None.
+        errors: What other models are raced against, (n,), of a model that won a race; else None.
+        n_images: Samples it was measured on, where those were not all; else None.
     """
 
     score: Score
@@ -77,6 +77,7 @@ class Evaluator:
         samples: What is measured on.
         metric: A key of `METRICS`, or "module:function".
         batch_size: Really used; a model of a fixed batch dictates it.
+        n_first: Of the samples, what every model is measured on; those after them only who keeps up in a race.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class Evaluator:
         batch_size: int = BATCH,
         reference: Model | None = None,
         original: Model | None = None,
+        n_first: int | None = None,
+        stops_early: bool = False,
         threads: int = 1,
         provider: str = "cpu",
     ) -> None:
@@ -99,6 +102,8 @@ class Evaluator:
             batch_size: Samples per inference.
             reference: The original model, for "agreement".
             original: Model whose outputs the fidelity is measured to; None: fidelity is not measured.
+            n_first: Samples that every model is measured on; None: all.
+            stops_early: In a race, stop models that are clearly worse before these too.
             threads: Of onnxruntime.
             provider: As in `make_session`.
 
@@ -122,6 +127,8 @@ class Evaluator:
                 )
             self._reference = self._run(reference)[0]
         self._original = None if original is None else _thin(self._reference or self._run(original)[0])
+        self.n_first, self._stops_early = min(n_first or samples.n, samples.n), stops_early
+        self._first: Evaluator | None = None
 
     def __call__(
         self,
@@ -135,13 +142,17 @@ class Evaluator:
         Args:
             model: Takes the same inputs as the model the samples were opened for; or a function that runs one.
             keep_outputs: Return the outputs too; for agreement, the entries that were compared.
-            race: Return its errors, for others to be raced against.
-            best: Errors of the best model so far, on all samples: one that is clearly worse is not measured to the end.
+            race: Measure it on all samples if it keeps up with the best one, and return its errors if it is better.
+            best: Errors of the best model so far, on all samples; None: this is the first.
 
         Raises:
             ModelError: If the model cannot be loaded or run, or has no outputs that the metric can judge.
             DataError: If a label is not a class of the model.
         """
+        if self.n_first < self.samples.n and not (race and self._can_race):
+            if self._first is None:
+                self._first = self._of_first(self.n_first)
+            return self._first(model, keep_outputs)
         outputs, inference_s, session_s = self._run(model, best)
         errors = image_errors(_thin(outputs), self._original) if race and self._original is not None else None
         n = self.samples.n if errors is None else len(errors)
@@ -154,22 +165,35 @@ class Evaluator:
             assert best is not None
             return Evaluation(score, inference_s, session_s, kept, estimate(errors, best), None, n)
         close = None if self._original is None else fidelity(_thin(outputs), self._original)
+        if errors is not None and best is not None and errors.mean() >= best.mean():
+            errors = None
         return Evaluation(score, inference_s, session_s, kept, close, errors)
+
+    @property
+    def _can_race(self) -> bool:
+        """Whether the original's outputs have an error for each sample."""
+        return self._original is not None and image_errors(self._original, self._original) is not None
 
     def _of_first(self, n: int) -> Evaluator:
         """Return an evaluator of the first samples alone."""
         found = copy.copy(self)
-        found.samples = self.samples.take(n)
+        found.samples, found.n_first, found._first = self.samples.take(n), n, None
         found._reference = None if self._reference is None else [value[:n] for value in self._reference]
+        if self._original is not None:
+            found._original = [
+                value[:n] if value.ndim and len(value) == self.samples.n else value for value in self._original
+            ]
         return found
 
-    def _is_lost(self, per_batch: list[list[np.ndarray]], valid_rows: list[int], best: NDArray[np.float64]) -> bool:
-        """Whether the batches so far show that a model is clearly worse than the best one."""
+    def _is_lost(
+        self, per_batch: list[list[np.ndarray]], valid_rows: list[int], best: NDArray[np.float64], margin: float
+    ) -> bool:
+        """Whether the batches so far show that a model is worse than the best one by so many standard errors."""
         assert self._original is not None
         rows = valid_rows[: len(per_batch)]
         outputs = [_join(parts, rows) for parts in zip(*per_batch, strict=True)]
         errors = image_errors(_thin(outputs), self._original)
-        return errors is not None and len(errors) == sum(rows) and is_lost(errors, best)
+        return errors is not None and len(errors) == sum(rows) and is_lost(errors, best, margin)
 
     def _run(self, model: Model | Run, best: NDArray[np.float64] | None = None) -> tuple[Outputs, float, float]:
         feeds = self.samples.feeds(self.batch_size)
@@ -179,16 +203,17 @@ class Evaluator:
         inference_s = 0.0
         per_batch: list[list[np.ndarray]] = []
         valid_rows = self.samples.valid_rows(self.batch_size)
-        looks = [] if best is None or self._original is None else [math.ceil(look * self.samples.n) for look in LOOKS]
+        coming = [] if best is None else looks(self.n_first, self.samples.n, self._stops_early)
         for feed, rows in zip(feeds, valid_rows, strict=True):
             start = perf_counter()
             outputs = run(feed)
             inference_s += perf_counter() - start
             per_batch.append([self._valid(value, rows) for value in outputs if isinstance(value, np.ndarray)])
             n = sum(valid_rows[: len(per_batch)])
-            if looks and looks[0] <= n < self.samples.n:
-                looks = [look for look in looks if look > n]
-                if best is not None and self._is_lost(per_batch, valid_rows, best):
+            if coming and coming[0][0] <= n < self.samples.n:
+                margin = coming[0][1]
+                coming = [look for look in coming if look[0] > n]
+                if best is not None and self._is_lost(per_batch, valid_rows, best, margin):
                     break
         rows_run = valid_rows[: len(per_batch)]
         return [_join(parts, rows_run) for parts in zip(*per_batch, strict=True)], inference_s, session_s

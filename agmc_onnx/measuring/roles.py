@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
 from agmc_onnx.config import CompressOptions
-from agmc_onnx.measuring.accuracy import BATCH, Evaluator
+from agmc_onnx.measuring.accuracy import BATCH, MAX_ENTRIES, Evaluator
 from agmc_onnx.measuring.data import Dataset, Samples, load_card, open_data
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
+
+MOST_FACTOR = 8  # samples of the reward role that the best candidates are measured on, over those that every one is
+MOST_BYTES = 1 << 30  # that these and what networks say of them may take, roughly
 
 
 class Roles:
@@ -39,6 +43,7 @@ class Roles:
             ModelError: If onnxruntime cannot run the model.
         """
         self.real = source is not None
+        self._rewards: dict[int, Samples] = {}
         self.source = None if source is None else str(source)
         self._model = model
         inputs = model_inputs(self._model)
@@ -59,7 +64,12 @@ class Roles:
             self._whole_reward, self._dataset = self._roles["reward"], None
             self.augment = ()
         feed = self._roles["test"].take(1).feeds(1)[0]
-        run_model(make_session(self._model, settings.threads), feed)
+        outputs = run_model(make_session(self._model, settings.threads), feed)
+        arrays = [value for value in outputs if isinstance(value, np.ndarray)]
+        rows = self._roles["test"].fixed_batch or 1
+        of_outputs = sum(min(array.nbytes / rows, MAX_ENTRIES * array.itemsize) for array in arrays)
+        of_inputs = sum(array.nbytes / rows for array in feed.values())
+        self._sample_bytes = of_inputs + 6 * of_outputs  # two networks' outputs, and both in double precision
         self._settings = settings
 
     @property
@@ -74,7 +84,7 @@ class Roles:
         assert not self.real
         self._roles[name] = samples
         if name == "reward":
-            self._whole_reward = samples
+            self._whole_reward, self._rewards = samples, {}
 
     def role(self, name: str) -> Samples:
         """Return "calibration", "reward" or "test"."""
@@ -89,25 +99,48 @@ class Roles:
         """Return the number of samples of every role."""
         return {name: samples.n for name, samples in self._roles.items()}
 
-    def evaluator(self, role: str, n_reward: int | None = None, fidelity: bool = False) -> Evaluator:
+    @property
+    def n_most(self) -> int:
+        """Samples of the reward role that the best candidates are measured on: more than the others, as memory allows."""
+        n_reward = self._settings.reward_samples
+        fitting = int(MOST_BYTES / max(self._sample_bytes, 1))
+        return min(self._whole_reward.n, max(min(MOST_FACTOR * n_reward, fitting), n_reward))
+
+    def evaluator(self, role: str, n_reward: int | None = None) -> Evaluator:
         """Return what scores models on a role.
 
         Args:
             role: Its name.
             n_reward: Of the reward role, take so many samples instead of as many as a search does.
-            fidelity: Measure how close the outputs are to the original's too.
         """
-        samples = self._roles[role] if n_reward is None else self._whole_reward.take(n_reward)
+        return self._evaluator(self._roles[role] if n_reward is None else self._first_rewards(n_reward))
+
+    def race(self) -> Evaluator:
+        """Return what scores candidates on the reward role by how close their outputs are to the original's.
+
+        All are measured on as many samples as the settings say; in a race, those that keep up on `n_most`.
+        """
+        n_first, early = self._settings.reward_samples, self._settings.racing
+        return self._evaluator(
+            self._first_rewards(self.n_most), original=self._model, n_first=n_first, stops_early=early
+        )
+
+    def _evaluator(self, samples: Samples, **more: Any) -> Evaluator:
         reference = self._model if self.metric == "agreement" else None
         threads, provider = self._settings.threads, self._settings.provider
-        original = self._model if fidelity else None
-        return Evaluator(
-            samples, self.metric, reference=reference, original=original, threads=threads, provider=provider
-        )
+        return Evaluator(samples, self.metric, reference=reference, threads=threads, provider=provider, **more)
+
+    def _first_rewards(self, n: int) -> Samples:
+        """Return samples of the reward role, the same object for the same number: it keeps what it has read."""
+        n = min(n, self._whole_reward.n)
+        if n not in self._rewards:
+            self._rewards[n] = self._whole_reward.take(n)
+        return self._rewards[n]
 
     def digest(self) -> str:
         """Return the SHA-256 of all that a search sees of the data."""
-        reward, calibration = self._roles["reward"], self._roles["calibration"].take(self._settings.search_samples)
+        n = self._roles["reward"].n if self._settings.judge == "metric" else self.n_most
+        reward, calibration = self._first_rewards(n), self._roles["calibration"].take(self._settings.search_samples)
         feeds = [
             *reward.feeds(BATCH),
             *(feed for feed, _ in calibration.batches(100)),

@@ -64,11 +64,11 @@ def environment_of(
         reasons = [group.why_frozen or "" for group in analysis.channels.frozen]
         why = reasons[0] if reasons else "no op of it is understood"
         raise ModelError(f"{analysis.file.path}: nothing in this model can be pruned ({why}). See agmc-onnx inspect.")
-    evaluator = data.evaluator("reward", fidelity=settings.judge == "fidelity")
+    evaluator = data.race() if settings.judge == "fidelity" else data.evaluator("reward")
 
-    def evaluate(model: onnx.ModelProto, best: Errors | None = None) -> Outcome:
-        rival = None if best is None else np.array(best)
-        found = evaluator(model, race=settings.racing, best=rival)
+    def evaluate(model: onnx.ModelProto, *best: Errors) -> Outcome:
+        rival = np.array(best[0]) if best and best[0] else None
+        found = evaluator(model, race=bool(best), best=rival)
         errors = None if found.errors is None else tuple(float(f"{error:.9g}") for error in found.errors)
         score = found.score.value
         return Outcome(score, found.inference_s, fidelity=found.fidelity, errors=errors, n_images=found.n_images)
@@ -242,7 +242,10 @@ def search_candidates(
         def on_episode(record: Record) -> None:
             tell("episode", {**record, "n_episodes": n_episodes})
 
-        return search(problem, policy, reward, n_episodes, rng, on_episode, batch=batch, evaluate_all=recorder.all)
+        race = (
+            settings.judge == "fidelity" and options.reward == "err"
+        )  # by other rewards the smaller may win, if worse
+        return search(problem, policy, reward, n_episodes, rng, on_episode, None, batch, recorder.all, race)
 
 
 @contextmanager

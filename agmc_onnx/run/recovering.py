@@ -21,8 +21,6 @@ from agmc_onnx.search.joint import JointEnvironment
 from agmc_onnx.search.journal import run_folder
 from agmc_onnx.search.loop import SearchResult
 
-FINALIST_FACTOR = 8  # samples that finalists and distilled states are measured on, over those of a candidate
-
 
 def best_finalist(
     analysis: Analysis, environment: Environment, found: SearchResult, data: Roles, settings: CompressOptions
@@ -43,7 +41,7 @@ def best_finalist(
     first = tuple(found.history[0]["kept"])
     if n_finalists > 1 and first not in chosen:
         chosen[-1] = first
-    evaluator = data.evaluator("reward", FINALIST_FACTOR * settings.reward_samples) if n_finalists > 1 else None
+    evaluator = data.evaluator("reward", data.n_most) if n_finalists > 1 else None
     finalists: list[dict[str, Any]] = []
     best: tuple[float, onnx.ModelProto, IntArray] | None = None
     for kept in chosen:
@@ -71,7 +69,7 @@ def distilled(
     from agmc_onnx.recover.finetune import distill, torch_threads
     from agmc_onnx.recover.options import RecoverOptions
 
-    evaluator = data.evaluator("reward", FINALIST_FACTOR * settings.reward_samples)
+    evaluator = data.evaluator("reward", data.n_most)
     sparsity = sparsity_of(settings, analysis.graph)
     steps = settings.distill_steps
     with torch_threads(max(settings.threads, processors())):

@@ -51,6 +51,7 @@ def search(
     known: Mapping[tuple[int, ...], Outcome] | None = None,
     batch: int = 1,
     evaluate_all: EvaluateAll | None = None,
+    race: bool = False,
 ) -> SearchResult:
     """Return the best candidate of a search; the same seed and batch give the same candidates.
 
@@ -67,8 +68,9 @@ def search(
         known: Outcomes of earlier evaluations by kept counts.
         batch: Proposals drawn before the outcome of the first of them is observed, at least 1; they are observed in the
             order drawn. The first episode is alone, since policies begin with the same proposal until they observe.
-        evaluate_all: Evaluates different candidates, in any order; default: `problem.evaluate`, one after the other. Where
-            outcomes have errors, it gets those of the best candidate before the batch too, and may stop what is clearly worse.
+        evaluate_all: Evaluates different candidates, in any order; default: `problem.evaluate`, one after the other.
+        race: Give it the errors of the best candidate before the batch too (of none before the first), so that it measures
+            long only what keeps up.
 
     Returns:
         The best candidate and the history, also when Ctrl-C came after the first episode.
@@ -81,7 +83,7 @@ def search(
     seen: set[tuple[int, ...]] = set()
     history: list[Record] = []
     best_kept, best_reward, interrupted = problem.n_units, -np.inf, False
-    best_errors: Errors | None = None  # of the best candidate, where candidates race
+    best_errors: Errors = ()  # of the best candidate, where candidates race
     n_episodes = max(1, min(n_episodes, policy.n_episodes))
     try:
         while len(history) < n_episodes:
@@ -90,8 +92,8 @@ def search(
             proposed = [_met(problem, policy.propose(rng)) for _ in range(size)]
             fresh = {_key(met): met.kept.copy() for met in proposed if _key(met) not in outcomes}
             keys = list(fresh)
-            race = () if best_errors is None else (best_errors,)  # as of the start of the batch, whoever measures it
-            for place, outcome in measure(list(fresh.values()), *race):
+            rival = (best_errors,) if race else ()  # as of the start of the batch, whoever measures it
+            for place, outcome in measure(list(fresh.values()), *rival):
                 outcomes[keys[place]] = outcome
             shared_s = (time.perf_counter() - start) / size
             for met in proposed:

@@ -16,7 +16,8 @@ from agmc_onnx.search.policies.states import GraphStates, States, graph_tensors,
 from agmc_onnx.search.prior import best_curves, unchecked_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
-N_FROM_BEST, N_FROM_ACTOR = 4, 2  # climbs of an episode, from the best one and from what the actor takes
+N_FROM_BEST, N_FROM_ACTOR = 4, 8  # where climbs of an episode start: at means of the best ones, at what the actor takes
+N_CLIMBS = 4  # from each of the former
 
 
 def paper_options() -> AgmcOptions:
@@ -134,13 +135,14 @@ class AgmcPolicy:
 
     @single_thread()
     def _guided(self, guide: Guide) -> FloatArray:
-        """Return the critic's favourite of what the guide finds near the best episode and near the actor's choice."""
+        """Return what critic and guide like best of what the guide finds near the best episodes and the actor's choice."""
         assert self.best is not None
         starts = guide.centres(N_FROM_BEST) if self.options.recombine else self.best[1].expand(N_FROM_BEST, -1)
+        starts = starts.repeat(N_CLIMBS, 1)
         if self.options.n_updates:
             starts = torch.cat([starts, self.agent.rollout(N_FROM_ACTOR, self.agent.sigma)])
         self.agent.decay_noise()
-        return guide.favourite(starts, self.agent.judge)
+        return guide.favourite(starts, self.agent.judge if self.options.n_updates else None)
 
     def _warmup(self) -> Tensor:
         """Return the actions of a random episode (n_groups,)."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from agmc_onnx.search.policies.linear_budget import LinearBudget
 # Grid of the hyperparameters, both in units of the rewards' deviation: what weights that differ explain, and the noise.
 _DEVIATIONS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _NOISES = (0.1, 0.2, 0.4, 0.8)
+# Deviation of what no weights explain, in the same unit, and the distance of keep ratios, root mean square over the groups, at
+# which that is another.
+_RESTS = ((0.0, 1.0), (0.2, 0.05), (0.2, 0.1), (0.5, 0.05), (0.5, 0.1))
 _LEAST_MEAN = 0.05  # of the common mean: errors never do good
 # Of a climb: steps, trials of a step, noise of the first and of the last
 _N_STEPS, _N_TRIALS, _WIDEST, _NARROWEST = 40, 24, 0.15, 0.02
@@ -56,18 +60,50 @@ class Tables:
 
 
 @dataclass(frozen=True, eq=False)
+class Rest:
+    """What the weights leave of the rewards: the mean of a Gaussian process.
+
+    Attributes:
+        actions: float64 (n, n_groups), keep ratios of the episodes.
+        dual: float64 (n,), the inverse of the rewards' covariance times what they differ from the prior's mean.
+        deviation: Of the process.
+        length: Its length, root mean square over the groups.
+    """
+
+    actions: Tensor
+    dual: Tensor
+    deviation: float
+    length: float
+
+    def __call__(self, actions: Tensor) -> Tensor:
+        """Return it (...) at keep ratios (..., n_groups)."""
+        return self.deviation**2 * _closeness(actions.double(), self.actions, self.length) @ self.dual
+
+
+def _closeness(a: Tensor, b: Tensor, length: float) -> Tensor:
+    """Return exp(-d^2 / (2 length^2)) of rows (..., n_groups) and (n, n_groups), d^2 the mean square difference: (..., n)."""
+    square = (a**2).sum(-1, keepdim=True) + (b**2).sum(-1) - 2 * a @ b.T
+    return torch.exp(-square.clamp_min(0.0) / (2 * length**2 * a.shape[-1]))
+
+
+@dataclass(frozen=True, eq=False)
 class ErrorModel:
-    """The posterior of the weights; rewards are -(errors * weights).sum() plus a constant.
+    """The posterior of the weights; rewards are -(errors * weights).sum() plus a constant, and a smooth rest.
+
+    The rest is what no weights explain, since the error of one group depends on the widths of others: a Gaussian process over
+    the keep ratios (Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", 2.7: explicit basis functions).
 
     Attributes:
         tables: The errors.
         mean: float64 (n_kinds * n_groups,), expected weights.
         root: float64 (n_kinds * n_groups, same), R with R R^T the covariance of the weights.
+        rest: What the weights leave, or None where nothing speaks for it.
     """
 
     tables: Tables
     mean: Tensor
     root: Tensor
+    rest: Rest | None = None
 
     @classmethod
     def fit(cls, tables: Tables, actions: Tensor, rewards: Tensor, shapes: Sequence[Tensor] = ()) -> ErrorModel:
@@ -86,31 +122,36 @@ class ErrorModel:
         if len(x) < 2:
             return cls(tables, evens[0] / size**0.5, torch.eye(size, dtype=torch.float64) / size**0.5)
         y = rewards.double()
-        x, y = x - x.mean(0), y - y.mean()
+        x, y, places = x - x.mean(0), y - y.mean(), actions.double()
         gram, sums = x @ x.T, [x @ even for even in evens]
-        best: tuple[float, Tensor, float, Tensor] | None = None
         scale = float(gram.diagonal().mean().clamp_min(1e-12))
-        for deviation in _DEVIATIONS:
-            for noise in _NOISES:
-                v = deviation**2 / scale  # weights ~ N(m shape, v I)
-                covariance = gram * v + noise**2 * torch.eye(len(y), dtype=torch.float64)
-                factor = torch.linalg.cholesky(covariance)
-                solved = torch.cholesky_solve(torch.stack([y, *sums], 1), factor)
-                size_of_factor = float(factor.diagonal().log().sum())
-                for even, summed, of_sum in zip(evens, sums, solved[:, 1:].T, strict=True):
-                    m = max(float(y @ of_sum) / max(float(summed @ of_sum), 1e-12), _LEAST_MEAN / size**0.5)
-                    rest, dual = y - m * summed, solved[:, 0] - m * of_sum
-                    evidence = -0.5 * float(rest @ dual) - size_of_factor
-                    if best is None or evidence > best[0]:
-                        best = evidence, m * even, v, dual
-                        chosen = factor
+        best: tuple[float, Tensor, float, Tensor, Tensor, Rest | None] | None = None
+        rests = [(left, length, left**2 * _closeness(places, places, length)) for left, length in _RESTS]
+        for deviation, noise, (left, length, of_rest) in product(_DEVIATIONS, _NOISES, rests):
+            v = deviation**2 / scale  # weights ~ N(m shape, v I)
+            covariance = gram * v + of_rest + noise**2 * torch.eye(len(y), dtype=torch.float64)
+            factor = torch.linalg.cholesky(covariance)
+            solved = torch.cholesky_solve(torch.stack([y, *sums], 1), factor)
+            size_of_factor = float(factor.diagonal().log().sum())
+            for even, summed, of_sum in zip(evens, sums, solved[:, 1:].T, strict=True):
+                m = max(float(y @ of_sum) / max(float(summed @ of_sum), 1e-12), _LEAST_MEAN / size**0.5)
+                unexplained, dual = y - m * summed, solved[:, 0] - m * of_sum
+                evidence = -0.5 * float(unexplained @ dual) - size_of_factor
+                if best is None or evidence > best[0]:
+                    rest = Rest(places, dual, left, length) if left else None
+                    best = evidence, m * even, v, dual, factor, rest
         assert best is not None
-        _, expected, v, dual = best
+        _, expected, v, dual, factor, rest = best
         mean = expected + v * (x.T @ dual)
-        half = torch.linalg.solve_triangular(chosen, x, upper=False)
+        half = torch.linalg.solve_triangular(factor, x, upper=False)
         covariance = v * torch.eye(size, dtype=torch.float64) - v * v * half.T @ half
         jitter = 1e-9 * v * torch.eye(size, dtype=torch.float64)
-        return cls(tables, mean, torch.linalg.cholesky(covariance + jitter))
+        return cls(tables, mean, torch.linalg.cholesky(covariance + jitter), rest)
+
+    def expected(self, actions: Tensor) -> Tensor:
+        """Return the expected rewards (n,) of keep ratios (n, n_groups), but for a constant."""
+        found = -self.tables.at(actions).flatten(1) @ self.mean
+        return found if self.rest is None else found + self.rest(actions)
 
     def climb(self, starts: Tensor, budget: LinearBudget, generator: torch.Generator, reach: float = 0.3) -> Tensor:
         """Return keep ratios (n, n_groups) that cost the least reward near `starts` (n, n_groups), on the linear budget.
@@ -136,6 +177,8 @@ class ErrorModel:
             below = place.floor().clamp(max=last - 1).long()
             left, right = tables[chain, group, below], tables[chain, group, below + 1]
             lost = (left + (place - below) * (right - left)).sum(dim=2)
+            if self.rest is not None:
+                lost = lost - self.rest(trials).float()
             at = trials[torch.arange(n), lost.argmin(dim=1)][:, None]
         return at[:, 0]
 

@@ -28,6 +28,7 @@ from agmc_onnx.search.prior import unchecked_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
 LEAST_FACTOR = 0.2  # a step keeps at least this share of what was left
+N_FROM_BEST, N_FROM_ACTOR = 4, 8  # climbs from means of the best episodes, and from what the actor does
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ class GnnRlPolicy:
         if self.guide is None or self.guide.best is None:
             return keep.double().numpy()
         # On the way to the budget, which is met for the agent by its environment, the guide improves what it did.
-        return self.guide.first_new(self.guide.climb(torch.stack([keep, self.guide.best[1], keep]))[[2, 1, 0]])
+        return self.guide.favourite(torch.cat([self.guide.centres(N_FROM_BEST), keep.expand(N_FROM_ACTOR, -1)]))
 
     @single_thread()
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:

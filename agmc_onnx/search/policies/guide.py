@@ -92,25 +92,44 @@ class Guide:
         near = FARTHEST + (NEAREST - FARTHEST) * done if reach is None else reach
         return self.model.climb(self.budget.rescale(starts), self.budget, self.generator, near)
 
-    def favourite(self, starts: Tensor, judge: Callable[[Tensor], Tensor]) -> FloatArray:
-        """Return the best new keep ratios (n_groups,) that a climb finds, by `judge`; from farther away where all near are old.
+    def favourite(self, starts: Tensor, judge: Callable[[Tensor], Tensor] | None = None) -> FloatArray:
+        """Return the best new keep ratios (n_groups,) that climbs find; from farther away where all near are old.
+
+        What is judged is what would be executed, brought to the budget in whole channels: a step of few channels is as
+        large as what a climb gains.
 
         Args:
             starts: float (n, n_groups), where climbs begin.
-            judge: Values (n,) of keep ratios (n, n_groups).
+            judge: Another's values (n,) of keep ratios (n, n_groups); they count as much as the error model's, both in units of
+                what they vary.
         """
         for reach in (None, FARTHEST, 2 * FARTHEST):
-            found = self.climb(starts, reach)
-            ordered = found[judge(found).argsort(descending=True, stable=True)]
-            new = self._first_new(ordered[: max(len(ordered) // 2, 1)])  # the rest is no better than chance
-            if new is not None:
-                return new
-        return self.first_new(ordered)
+            fresh = self._fresh(self.climb(starts, reach))
+            if not fresh:
+                continue
+            keys, ratios = list(fresh), torch.as_tensor(np.array(list(fresh.values())))
+            values = self.model.expected(ratios)
+            if judge is not None and len(keys) > 1:
+                values = _standardised(values) + _standardised(judge(ratios.float()).double())
+            chosen = keys[int(values.argmax())]
+            self._seen.add(chosen)  # now, since others of a batch are proposed before this one is observed
+            return fresh[chosen]
+        return self.first_new(starts)
+
+    def _fresh(self, found: Tensor) -> dict[tuple[int, ...], FloatArray]:
+        """Return the keep ratios to be executed for these (n, n_groups) by kept counts, without what was proposed or seen."""
+        executed = [met(self.problem, one) for one in np.clip(found.double().numpy(), SMALLEST, 1.0)]
+        by_key = {tuple(one.kept.tolist()): one.keep_ratio for one in executed}
+        return {key: ratio for key, ratio in by_key.items() if key not in self._seen}
 
     def first_new(self, candidates: Tensor) -> FloatArray:
         """Return the keep ratios (n_groups,) of the first candidate not proposed or seen yet; of the first if all were."""
-        new = self._first_new(candidates)
-        return np.clip(candidates[0].double().numpy(), SMALLEST, 1.0) if new is None else new
+        fresh = self._fresh(candidates)
+        if not fresh:
+            return np.clip(candidates[0].double().numpy(), SMALLEST, 1.0)
+        first = next(iter(fresh))
+        self._seen.add(first)
+        return fresh[first]
 
     def _told(self) -> Tensor | None:
         """Return the generalist's weights (n_kinds, n_groups), or None where it has not what it was trained on."""
@@ -122,15 +141,6 @@ class Guide:
         return generalist.weights_of(
             generalist.sight(self.problem, self.tables.errors, budget.weight, budget.keep_ratio)
         )
-
-    def _first_new(self, candidates: Tensor) -> FloatArray | None:
-        for one in np.clip(candidates.double().numpy(), SMALLEST, 1.0):
-            executed = met(self.problem, one)
-            key = tuple(executed.kept.tolist())
-            if key not in self._seen:
-                self._seen.add(key)  # now, since others of a batch are proposed before this one is observed
-                return executed.keep_ratio
-        return None
 
 
 def error_tables(problem: Problem, around: Tensor) -> Tables:
@@ -155,3 +165,7 @@ def on_grid(curves: Curves, problem: Problem) -> npt.NDArray[np.float64]:
         for counts, error, n in zip(curves.counts, curves.errors, problem.n_units.tolist(), strict=True)
     ]
     return np.array(errors)
+
+
+def _standardised(values: Tensor) -> Tensor:
+    return (values - values.mean()) / values.std().clamp_min(1e-9)
