@@ -23,6 +23,8 @@ from agmc_onnx.measuring.session import Model, Run, opened
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 MAX_ENTRIES = 65536  # of an output, per sample, that agreement compares
+TEMPERATURE = 4.0  # of class scores where outputs are compared, as in distillation
+LEAST_PROBABILITY = 1e-9
 BATCH = 20  # samples per inference: values of CIFAR networks stay in cache; 100 take 5 to 8 % longer
 
 Outputs = list[np.ndarray]
@@ -101,7 +103,8 @@ class Evaluator:
                 outputs are the graph outputs in order, all samples along their first axis.
             batch_size: Samples per inference.
             reference: The original model, for "agreement".
-            original: Model whose outputs the fidelity is measured to; None: fidelity is not measured.
+            original: Model whose outputs the fidelity is measured to, class scores (metrics top1 and top5 say that they are)
+                as `soft_classes`; None: fidelity is not measured.
             n_first: Samples that every model is measured on; None: all.
             stops_early: In a race, stop models that are clearly worse before these too.
             threads: Of onnxruntime.
@@ -126,7 +129,13 @@ class Evaluator:
                     "metric: agreement needs a reference, got none; expected the original. Pass its model."
                 )
             self._reference = self._run(reference)[0]
-        self._original = None if original is None else _thin(self._reference or self._run(original)[0])
+        self._is_soft: list[bool] = []
+        self._original: Outputs | None = None
+        if original is not None:
+            outputs = _thin(self._reference or self._run(original)[0])
+            self._is_soft = [names_classes(metric) and class_scores(value) is not None for value in outputs]
+            self._original = outputs
+            self._original = self._comparable(outputs)
         self.n_first, self._stops_early = min(n_first or samples.n, samples.n), stops_early
         self._first: Evaluator | None = None
 
@@ -154,7 +163,8 @@ class Evaluator:
                 self._first = self._of_first(self.n_first)
             return self._first(model, keep_outputs)
         outputs, inference_s, session_s = self._run(model, best)
-        errors = image_errors(_thin(outputs), self._original) if race and self._original is not None else None
+        close_by = [] if self._original is None else self._comparable(outputs)
+        errors = image_errors(close_by, self._original) if race and self._original is not None else None
         n = self.samples.n if errors is None else len(errors)
         judge = self if n == self.samples.n else self._of_first(n)
         value, interval = self._score(outputs, judge)
@@ -164,10 +174,17 @@ class Evaluator:
             assert errors is not None
             assert best is not None
             return Evaluation(score, inference_s, session_s, kept, estimate(errors, best), None, n)
-        close = None if self._original is None else fidelity(_thin(outputs), self._original)
+        close = None if self._original is None else fidelity(close_by, self._original)
         if errors is not None and best is not None and errors.mean() >= best.mean():
             errors = None
         return Evaluation(score, inference_s, session_s, kept, close, errors)
+
+    def _comparable(self, outputs: Outputs) -> Outputs:
+        """Return outputs as their closeness is measured: class scores as soft probabilities, others thinned."""
+        thin = _thin(outputs)
+        if len(thin) != len(self._is_soft):
+            return thin
+        return [soft_classes(value) if soft else value for value, soft in zip(thin, self._is_soft, strict=True)]
 
     @property
     def _can_race(self) -> bool:
@@ -192,7 +209,7 @@ class Evaluator:
         assert self._original is not None
         rows = valid_rows[: len(per_batch)]
         outputs = [_join(parts, rows) for parts in zip(*per_batch, strict=True)]
-        errors = image_errors(_thin(outputs), self._original)
+        errors = image_errors(self._comparable(outputs), self._original)
         return errors is not None and len(errors) == sum(rows) and is_lost(errors, best, margin)
 
     def _run(self, model: Model | Run, best: NDArray[np.float64] | None = None) -> tuple[Outputs, float, float]:
@@ -305,6 +322,29 @@ def class_scores(output: np.ndarray) -> np.ndarray | None:
     classes = max(output.shape[1:])
     is_scores = classes >= 2 and output[0].size == classes
     return output.reshape(len(output), classes) if is_scores else None
+
+
+def names_classes(metric: str) -> bool:
+    """Return whether a metric says that outputs are class scores."""
+    return metric in ("top1", "top5")
+
+
+def soft_classes(output: np.ndarray) -> np.ndarray:
+    """Return class scores as probabilities softened at `TEMPERATURE`, float64 (n, classes); other outputs as they are.
+
+    Scores that are probabilities already are taken by their logarithm. Softened as in Hinton et al. 2015, arXiv:1503.02531,
+    what two networks differ by is what the likely classes differ by: of 17 good candidates of a network its squared error on
+    500 images says three quarters of the top-1 of the finished models, that of the scores half (docs/results.md).
+    """
+    scores = class_scores(output)
+    if scores is None:
+        return output
+    x = scores.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        if (x >= 0).all() and np.allclose(x.sum(axis=1), 1.0, atol=1e-3):
+            x = np.log(np.maximum(x, LEAST_PROBABILITY))
+        x = np.exp((x - x.max(axis=1, keepdims=True)) / TEMPERATURE)
+        return np.asarray(x / x.sum(axis=1, keepdims=True))
 
 
 def _agreement_of(output: np.ndarray, reference: np.ndarray) -> float:
