@@ -15,8 +15,9 @@ from scipy.stats import binomtest
 
 from agmc_onnx.errors import AgmcError, DataError, ModelError, UsageError
 from agmc_onnx.measuring import session as session_module
-from agmc_onnx.measuring.accuracy import METRICS, Evaluator, agreement, class_scores, wilson
+from agmc_onnx.measuring.accuracy import METRICS, Evaluator, wilson
 from agmc_onnx.measuring.card import NEEDS_LABELS
+from agmc_onnx.measuring.closeness import agreement, class_scores
 from agmc_onnx.measuring.data import InputSpec, Samples, load_card, open_data, synthetic
 from agmc_onnx.measuring.session import make_session, model_inputs, provider_of, run_model
 

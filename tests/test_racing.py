@@ -7,7 +7,8 @@ import pytest
 
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import UsageError
-from agmc_onnx.measuring.accuracy import Evaluator, fidelity
+from agmc_onnx.measuring.accuracy import Evaluator
+from agmc_onnx.measuring.closeness import fidelity
 from agmc_onnx.measuring.data import Samples
 from agmc_onnx.measuring.racing import estimate, image_errors, is_lost
 from agmc_onnx.search.journal import Journal, Recorder

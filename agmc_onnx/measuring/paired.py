@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from agmc_onnx.measuring.accuracy import Evaluator, Outputs, class_scores
+from agmc_onnx.measuring.accuracy import Evaluator, Outputs
+from agmc_onnx.measuring.closeness import class_scores
 
 ONE_SIDED = 1.6448536269514722  # 95 % point of the normal distribution
 _TOP = {"top1": 1, "top5": 5, "agreement": 1}

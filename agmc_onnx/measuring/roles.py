@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 
 from agmc_onnx.config import CompressOptions
-from agmc_onnx.measuring.accuracy import BATCH, MAX_ENTRIES, Evaluator
+from agmc_onnx.measuring.accuracy import BATCH, Evaluator
+from agmc_onnx.measuring.closeness import MAX_ENTRIES
 from agmc_onnx.measuring.data import Dataset, Samples, load_card, open_data
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model

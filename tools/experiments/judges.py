@@ -21,7 +21,8 @@ import numpy.typing as npt
 from scipy.special import log_softmax, softmax
 
 from agmc_onnx.config import CompressOptions
-from agmc_onnx.measuring.accuracy import Evaluator, class_scores
+from agmc_onnx.measuring.accuracy import Evaluator
+from agmc_onnx.measuring.closeness import class_scores
 from agmc_onnx.measuring.racing import is_lost, looks
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of

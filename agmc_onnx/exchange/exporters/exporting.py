@@ -18,7 +18,8 @@ from agmc_onnx.errors import UsageError, VerificationError
 from agmc_onnx.exchange.exporters.plain import converting, write_plain
 from agmc_onnx.exchange.exporters.row import CALIBRATIONS, TARGETS, Exporter, Settings, Source
 from agmc_onnx.exchange.exporters.table import check_installed, exporter_of, missing, versions_of
-from agmc_onnx.measuring.accuracy import Evaluator, Score, class_scores
+from agmc_onnx.measuring.accuracy import Evaluator, Score
+from agmc_onnx.measuring.closeness import class_scores
 from agmc_onnx.measuring.data import Dataset, Feed, Samples, load_card, open_data
 from agmc_onnx.measuring.latency import Latency, compare, ratio
 from agmc_onnx.measuring.random_inputs import runnable

@@ -1,0 +1,152 @@
+"""How close outputs are to the original's: agreement, fidelity, and what of the outputs is compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agmc_onnx.errors import ModelError
+
+MAX_ENTRIES = 65536  # of an output, per sample, that agreement compares
+TEMPERATURE = 4.0  # of class scores where outputs are compared, as in distillation
+LEAST_PROBABILITY = 1e-9
+
+
+def agreement(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
+    """Return how far outputs agree with the original's, 0..100: the mean over the outputs of
+
+      - class scores (`class_scores` knows their form): percent of samples whose highest score is of the same class;
+      - other float outputs: 100 (1 - e), with the normalised error e = E / (E + S), where E is the root mean square of
+        the difference and S that of the original's deviation from its own mean over the samples, entry by entry (from
+        the mean of all entries, where there is one sample). So e = 0 means equal, and an error as large as the
+        original's variation gives 1/2; it never reaches 1, so a search can always tell better from worse. Samples with
+        an infinite or nan entry count as 0;
+      - whole numbers, bools and strings: percent of equal entries.
+    An output whose shape differs from the original's (a varying number of boxes) counts as 0. Of outputs with more than
+    `MAX_ENTRIES` entries per sample, entries at equal distances are compared.
+
+    Args:
+        outputs: Of shape (n, ...) each.
+        reference: The original's, likewise.
+
+    Raises:
+        ModelError: If the number of outputs differs, or there are none.
+    """
+    return _mean_of(_agreement_of, outputs, reference)
+
+
+def _mean_of(
+    score: Callable[[np.ndarray, np.ndarray], float], outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]
+) -> float:
+    """Return the mean score of outputs, 0..100."""
+    if not outputs or len(outputs) != len(reference):
+        raise ModelError(
+            f"model: outputs do not match the original's, got {len(outputs)}; expected {len(reference)}, at least 1. "
+            "Compare a model with the one it was made from."
+        )
+    return 100 * float(np.mean([score(a, b) for a, b in zip(outputs, reference, strict=True)]))
+
+
+def fidelity(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
+    """Return how close outputs are to the original's, 0..100: as `agreement`, but class scores count by their error too.
+
+    Which class comes first says one bit of a sample; the error of its scores says how far it is from changing. So
+    fidelity tells candidates apart with a quarter of the images, and needs no labels (docs/results.md).
+
+    Args:
+        outputs: Of shape (n, ...) each.
+        reference: The original's, likewise.
+
+    Raises:
+        ModelError: As `agreement`.
+    """
+    return _mean_of(_closeness, outputs, reference)
+
+
+def class_scores(output: np.ndarray) -> np.ndarray | None:
+    """Return an output as class scores of shape (n, classes), or None where it is something else.
+
+    Class scores (logits or probabilities alike) are float, and have one dim beside the samples that is not 1: (n, 10),
+    (n, 10, 1, 1), (n, 1, 10); at least 2 classes.
+    """
+    if not np.issubdtype(output.dtype, np.floating) or output.ndim < 2 or not len(output):
+        return None
+    classes = max(output.shape[1:])
+    is_scores = classes >= 2 and output[0].size == classes
+    return output.reshape(len(output), classes) if is_scores else None
+
+
+def names_classes(metric: str) -> bool:
+    """Return whether a metric says that outputs are class scores."""
+    return metric in ("top1", "top5")
+
+
+def soft_classes(output: np.ndarray) -> np.ndarray:
+    """Return class scores as probabilities softened at `TEMPERATURE`, float64 (n, classes); other outputs as they are.
+
+    Scores that are probabilities already are taken by their logarithm. Softened as in Hinton et al. 2015, arXiv:1503.02531,
+    what two networks differ by is what the likely classes differ by: of 17 good candidates of a network its squared error on
+    500 images says three quarters of the top-1 of the finished models, that of the scores half (docs/results.md).
+    """
+    scores = class_scores(output)
+    if scores is None:
+        return output
+    x = scores.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        if (x >= 0).all() and np.allclose(x.sum(axis=1), 1.0, atol=1e-3):
+            x = np.log(np.maximum(x, LEAST_PROBABILITY))
+        x = np.exp((x - x.max(axis=1, keepdims=True)) / TEMPERATURE)
+        return np.asarray(x / x.sum(axis=1, keepdims=True))
+
+
+def _agreement_of(output: np.ndarray, reference: np.ndarray) -> float:
+    """Return the agreement of one output, 0..1."""
+    if output.shape == reference.shape:
+        scores, wanted = class_scores(output), class_scores(reference)
+        if scores is not None and wanted is not None:
+            return float(np.mean(ranks(scores, np.argmax(wanted, axis=1)) == 0))
+    return _closeness(output, reference)
+
+
+def _closeness(output: np.ndarray, reference: np.ndarray) -> float:
+    """Return one minus the normalised error of one output, 0..1; of what is not float the share of equal entries."""
+    if output.shape != reference.shape:
+        return 0.0
+    if not reference.size:
+        return 1.0
+    if not np.issubdtype(reference.dtype, np.floating):
+        return float(np.mean(output == reference))
+    rows = len(reference) if reference.ndim else 1
+    a, b = output.reshape(rows, -1).astype(np.float64), reference.reshape(rows, -1).astype(np.float64)
+    known = np.isfinite(b).all(axis=1)
+    good = known & np.isfinite(a).all(axis=1)
+    if not good.any():
+        return 0.0 if known.any() else 1.0
+    a, b = a[good], b[good]
+    error = math.sqrt(np.mean((a - b) ** 2))
+    spread = math.sqrt(np.mean((b - (b.mean(axis=0) if len(b) > 1 else b.mean())) ** 2))
+    return (1.0 if error == 0 else spread / (error + spread)) * float(good.sum() / known.sum())
+
+
+def ranks(scores: np.ndarray, label: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the place of each label, 0 = best; ties go to the lower class, so equal scores are no way to win.
+
+    A sample with a nan is put last.
+    """
+    own = np.take_along_axis(scores, label[:, None], axis=1)
+    is_before = np.arange(scores.shape[1]) < label[:, None]
+    rank = ((scores > own) | ((scores == own) & is_before)).sum(axis=1)
+    return np.where(np.isnan(scores).any(axis=1), scores.shape[1], rank)
+
+
+def thinned(outputs: list[np.ndarray]) -> list[np.ndarray]:
+    """Return outputs with at most `MAX_ENTRIES` entries per sample, at equal distances."""
+    return [
+        o.reshape(len(o), -1)[:, :: -(-o[0].size // MAX_ENTRIES)].copy()
+        if o.ndim > 2 and len(o) and o[0].size > MAX_ENTRIES
+        else o
+        for o in outputs
+    ]
