@@ -8,7 +8,7 @@ import pytest
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import ModelError, UsageError
 from agmc_onnx.measuring.accuracy import Evaluator
-from agmc_onnx.measuring.closeness import agreement, fidelity, soft_classes
+from agmc_onnx.measuring.closeness import agreement, are_probabilities, fidelity, soft_classes
 from agmc_onnx.measuring.data import Samples
 from agmc_onnx.search.problem import Outcome
 
@@ -48,21 +48,22 @@ def test_unknown_judge():
 
 def test_class_scores_are_compared_as_soft_probabilities():
     scores = np.array([[4.0, 0.0, -4.0], [8.0, 8.0, 0.0]], np.float32)
-    soft = soft_classes(scores)
+    soft = soft_classes(scores, probabilities=False)
     np.testing.assert_allclose(soft.sum(1), 1.0)
     np.testing.assert_allclose(soft[0, 0] / soft[0, 1], np.e)
-    np.testing.assert_allclose(soft_classes(scores + 5.0), soft, rtol=1e-6)  # a shift of all scores is no change
+    np.testing.assert_allclose(soft_classes(scores + 5.0, False), soft, rtol=1e-6)  # a shift of all scores is no change
     hard = np.exp(scores.astype(np.float64))
-    np.testing.assert_allclose(
-        soft_classes(hard / hard.sum(1, keepdims=True)), soft, rtol=1e-6
-    )  # probabilities already
+    hard /= hard.sum(1, keepdims=True)
+    assert are_probabilities(hard.astype(np.float16))
+    assert not are_probabilities(scores)
+    np.testing.assert_allclose(soft_classes(hard, probabilities=True), soft, rtol=1e-6)
     boxes = np.ones((2, 5, 4), np.float32)
-    assert soft_classes(boxes) is boxes
+    assert soft_classes(boxes, False) is boxes
 
 
 def test_scores_that_are_no_numbers_are_not_close():
-    reference = soft_classes(np.array([[4.0, 0.0], [0.0, 4.0]]))
-    broken = soft_classes(np.array([[np.nan, 0.0], [0.0, 4.0]]))
+    reference = soft_classes(np.array([[4.0, 0.0], [0.0, 4.0]]), False)
+    broken = soft_classes(np.array([[np.nan, 0.0], [0.0, 4.0]]), False)
     assert fidelity([broken], [reference]) == pytest.approx(50.0)
 
 

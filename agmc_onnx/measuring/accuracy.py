@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from agmc_onnx.errors import DataError, ModelError, UsageError
 from agmc_onnx.measuring.card import NEEDS_LABELS, shape_text
-from agmc_onnx.measuring.closeness import agreement, class_scores, fidelity, names_classes, ranks, soft_classes, thinned
+from agmc_onnx.measuring.closeness import (
+    agreement,
+    are_probabilities,
+    class_scores,
+    fidelity,
+    names_classes,
+    ranks,
+    soft_classes,
+    thinned,
+)
 from agmc_onnx.measuring.data import Samples
 from agmc_onnx.measuring.racing import estimate, image_errors, is_lost, looks
 from agmc_onnx.measuring.session import Model, Run, opened
@@ -127,12 +136,14 @@ class Evaluator:
                     "metric: agreement needs a reference, got none; expected the original. Pass its model."
                 )
             self._reference = self._run(reference)[0]
-        self._is_soft: list[bool] = []
+        self._kinds: list[
+            bool | None
+        ] = []  # of the original's outputs: class scores, as probabilities or not; None: others
         self._original: Outputs | None = None
         if original is not None:
             outputs = thinned(self._reference or self._run(original)[0])
-            self._is_soft = [names_classes(metric) and class_scores(value) is not None for value in outputs]
-            self._original = outputs
+            if names_classes(metric):
+                self._kinds = [are_probabilities(o) if class_scores(o) is not None else None for o in outputs]
             self._original = self._comparable(outputs)
         self.n_first, self._stops_early = min(n_first or samples.n, samples.n), stops_early
         self._first: Evaluator | None = None
@@ -180,9 +191,10 @@ class Evaluator:
     def _comparable(self, outputs: Outputs) -> Outputs:
         """Return outputs as their closeness is measured: class scores as soft probabilities, others thinned."""
         thin = thinned(outputs)
-        if len(thin) != len(self._is_soft):
+        if len(thin) != len(self._kinds):
             return thin
-        return [soft_classes(value) if soft else value for value, soft in zip(thin, self._is_soft, strict=True)]
+        kinds = zip(thin, self._kinds, strict=True)
+        return [value if kind is None else soft_classes(value, kind) for value, kind in kinds]
 
     @property
     def _can_race(self) -> bool:

@@ -18,13 +18,10 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 LOOKS = (0.25, 0.5)  # shares of the first images after which a candidate may be stopped early
-MARGIN = (
-    3.0  # standard errors that the mean difference must be away from zero there: one in 700 at each look, were it zero
-)
-BEHIND = (
-    0.5  # after the first images: of 21 near-best candidates of a network the winner is then 0.09 worse than the best,
-)
-# with 0 it is 0.19, with 1 it is 0.03 and takes a third more images; by the first images alone it is 0.33
+MARGIN = 3.0  # standard errors that the mean difference must be away from zero there: by chance once in 700 looks
+# After the first images: of 21 near-best candidates of a network the winner is then 0.09 points of fidelity behind the best;
+# with 0 it is 0.19, with 1 it is 0.03 and takes a third more images; by the first images alone it is 0.33.
+BEHIND = 0.5
 LARGEST = 1e6  # stands for an error that is no number
 
 

@@ -22,7 +22,7 @@ from scipy.special import log_softmax, softmax
 
 from agmc_onnx.config import CompressOptions
 from agmc_onnx.measuring.accuracy import Evaluator
-from agmc_onnx.measuring.closeness import class_scores
+from agmc_onnx.measuring.closeness import are_probabilities, class_scores
 from agmc_onnx.measuring.racing import is_lost, looks
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of
@@ -87,8 +87,7 @@ def main() -> None:
         if found is None:
             sys.exit(f"judges: {args.model} has no class scores; expected a classifier.")
         x = found.astype(np.float64)
-        is_probable = bool((x >= 0).all()) and np.allclose(x.sum(1), 1, atol=1e-3)
-        return np.log(np.maximum(x, 1e-9)) if is_probable else x
+        return np.log(np.maximum(x, 1e-9)) if are_probabilities(x) else x
 
     original = scores_of(analysis.file.proto)
     quick, full, top1 = [], [], []
