@@ -166,7 +166,8 @@ class SearchOptions:
     Attributes:
         policy: Row of `agmc_onnx.search.policies.POLICIES`.
         reward: Row of `agmc_onnx.search.rewards.REWARDS`; "err" for a budget (paper, 3.4.3).
-        n_episodes: Candidates evaluated; 400 (paper: 100 random, then 300).
+        n_episodes: Candidates evaluated; 400 (paper: 100 random, then 300). 0: those a policy takes as it is.
+        n_decided: How many these are at most.
         seed: Seed of the one random generator of the search.
         prior: Evaluate the greedy candidates and the uniform one first, whatever the policy that searches (rows of
             `agmc_onnx.search.policies.PRIMED`); they count as episodes. Ours; without it the papers' search is left.
@@ -177,6 +178,7 @@ class SearchOptions:
     policy: str = "agmc"
     reward: str = "err"
     n_episodes: int = 400
+    n_decided: int = 1
     seed: int = 0
     prior: bool = True
     agmc: AgmcOptions = field(default_factory=AgmcOptions)
@@ -197,8 +199,8 @@ class CompressOptions:
         minimise: What is smallest then: the name of a budget.
         stages: Steps in which the budget is reached, each recovered before the next.
         policy: Row of `agmc_onnx.search.policies.POLICIES`.
-        episodes: Candidates evaluated; 0: one, which the policy takes as it is. The paper has 400; 100 find nearly as much here
-            in a quarter of the time (ours).
+        episodes: Candidates evaluated; 0: nothing is searched, the policy takes as many as there are `finalists`. The paper has
+            400; 100 find nearly as much here in a quarter of the time (ours).
         seed: Of every random choice.
         reward: Row of `agmc_onnx.search.rewards.REWARDS`.
         importance: Row of `agmc_onnx.pruning.importance.IMPORTANCE` or, with data, of `agmc_onnx.recover.importances.MEASURED`;
@@ -374,7 +376,9 @@ class CompressOptions:
 
     def search(self) -> SearchOptions:
         """Return the part that concerns the search."""
-        return SearchOptions(policy=self.policy, reward=self.reward, n_episodes=self.episodes, seed=self.seed)
+        return SearchOptions(
+            policy=self.policy, reward=self.reward, n_episodes=self.episodes, n_decided=self.finalists, seed=self.seed
+        )
 
 
 BUDGETS = ("flops", "params")  # the fields that name a share of a cost

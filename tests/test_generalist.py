@@ -23,7 +23,7 @@ from agmc_onnx.search.policies.amc import AmcPolicy
 from agmc_onnx.search.policies.error_model import normalised
 from agmc_onnx.search.policies.guide import Guide, error_tables
 from agmc_onnx.search.policies.linear_budget import linear_budget
-from agmc_onnx.search.prior import prior_candidates
+from agmc_onnx.search.prior import prior_candidates, unchecked_candidates
 from agmc_onnx.search.rewards import err
 from tests.test_agmc import known_answer
 from tools.experiments.generalist import Lesson, taught, values
@@ -110,6 +110,17 @@ def test_no_episodes_is_one_candidate_within_the_budget_and_the_same_every_time(
         found.append(search(problem, policy, err, 0, rng))
     assert found[0].kept.tolist() == found[1].kept.tolist() and len(found[0].history) == 1
     assert problem.cost(found[0].kept) <= problem.budget
+
+
+def test_no_episodes_offer_as_many_candidates_as_asked_for_the_generalists_favourite_first(stored):
+    problem = with_curves(2)
+    options = SearchOptions(policy="agmc", n_episodes=0, n_decided=9)
+    policy, guide = (make(problem, options, np.random.default_rng(0)) for make in (make_policy, AgmcPolicy))
+    offered = unchecked_candidates(problem)
+    assert policy.n_episodes == len(offered) > 1
+    history = search(problem, policy, err, 9, np.random.default_rng(0)).history
+    expected = guide.guide.model.expected(torch.tensor([r["kept"] for r in history]) / torch.as_tensor(problem.n_units))
+    assert len(history) == len(offered) and expected.tolist() == sorted(expected.tolist(), reverse=True)
 
 
 def test_without_it_no_episodes_is_the_first_candidate_of_the_prior(monkeypatch, tmp_path):

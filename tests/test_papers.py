@@ -114,7 +114,18 @@ def test_a_result_that_is_slower_than_its_original_is_kept_as_found():
 
 
 def test_policies_that_share_measurements_find_what_they_find_apart(tmp_path, monkeypatch, capsys):
-    base = ["compare_policies.py", str(DEMO), "--data", "digits", "--seeds", "0", "--episodes", "3", "--reward-samples", "50"]
+    base = [
+        "compare_policies.py",
+        str(DEMO),
+        "--data",
+        "digits",
+        "--seeds",
+        "0",
+        "--episodes",
+        "3",
+        "--reward-samples",
+        "50",
+    ]
     words = ["--flops", "0.5", "--policies", "greedy", "local"]
     found = []
     for name, more in (("apart", []), ("shared", ["--share"])):
@@ -126,6 +137,36 @@ def test_policies_that_share_measurements_find_what_they_find_apart(tmp_path, mo
     apart, shared = ([{k: v for k, v in row.items() if k not in seconds} for row in rows] for rows in found)
     assert len(apart) == 2 and apart == shared
     assert capsys.readouterr().out.count("(n = 1)") == 4
+
+
+def test_a_search_that_is_known_is_not_repeated_for_other_finalists(tmp_path, monkeypatch):
+    base = [
+        "compare_policies.py",
+        str(DEMO),
+        "--data",
+        "digits",
+        "--flops",
+        "0.5",
+        "--policies",
+        "local",
+        "--seeds",
+        "0",
+        "--episodes",
+        "3",
+    ]
+    rows = []
+    for name, words in (("one", ["--finalists", "1"]), ("known", ["--searches", str(tmp_path / "one")]), ("two", [])):
+        out = tmp_path / name
+        finalists = [] if name == "one" else ["--finalists", "2"]
+        monkeypatch.setattr("sys.argv", [*base, "--reward-samples", "50", *finalists, *words, "--out", str(out)])
+        if name == "known":
+            monkeypatch.setattr("agmc_onnx.run.candidates.search", None)
+        compare_policies.main()
+        monkeypatch.undo()
+        rows.append(json.loads(out.read_text()))
+    seconds = {"wall_s", "inference_s", "evaluations"}
+    one, known, two = ({k: v for k, v in row.items() if k not in seconds} for row in rows)
+    assert known == two and one["rewards"] == known["rewards"]
 
 
 def test_a_line_that_was_cut_off_is_replaced(tmp_path):

@@ -565,6 +565,7 @@ def check(ops: list[str], number: int) -> float:
         Surgeon(channels),
         np.random.default_rng(number),
     )
+    tried = []
     for _ in range(2):
         counts = [int(rng.integers(1, g.n_units // g.step + 1)) * g.step for g in channels.groups]
         kept = choose(channels, rng.random(channels.n_units), counts)
@@ -573,6 +574,9 @@ def check(ops: list[str], number: int) -> float:
         assert found.masked_equivalence in (True, None)
         assert sum(count_macs(view(pruned)).values()) == macs(counts)
         assert count_params(view(pruned)) == params(counts)
+        tried.append(counts)
+    if channels.groups:
+        assert macs.of_each(np.array(tried)).tolist() == [macs(counts) for counts in tried]
     return macs.prunable_share([g.n_units for g in channels.groups])
 
 

@@ -8,6 +8,9 @@ the mean and the spread of the test metric over the seeds.
 
 With --share the policies of one seed share what does not depend on them: the analysis, the error curves, and the outcome of a
 candidate that another policy has measured. Results are the same; seconds are then those of what a policy did first.
+
+With --searches RUNS a search that is in that file, with any number of finalists, is not repeated: its finalists are recovered
+in full and measured, as many as --finalists says. So one search tells what a run takes with one finalist and with several.
 """
 
 from __future__ import annotations
@@ -36,10 +39,11 @@ from agmc_onnx.measuring.data import load_card, open_data
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.model.files import read_model
-from agmc_onnx.run import recovering
+from agmc_onnx.run import recovering, stages
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.search import policies
 from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.loop import SearchResult
 from agmc_onnx.search.policies import Policy
 from agmc_onnx.search.problem import IntArray, Problem
 
@@ -170,6 +174,42 @@ def shared() -> Iterator[None]:
         pipeline.analyse_model, pipeline.roles_of, pipeline.environment_of, recovering.recovered = before
 
 
+@contextmanager
+def searched(row: Mapping[str, Any]) -> Iterator[None]:
+    """Let `compress` take the candidates and rewards of a run before, and search no more."""
+    before = stages.search_candidates
+
+    def known(analysis: Analysis, environment: Environment, *more: Any) -> SearchResult:
+        history = [
+            {
+                "episode": episode, "reward": reward, "metric": metric, "fidelity": None, "kept": kept,
+                "macs": int(environment.macs(kept)), "params": int(environment.params(kept)),
+                "inference_s": 0.0, "wall_s": 0.0, "cached": False,
+            }
+            for episode, (reward, metric, kept) in enumerate(
+                zip(row["rewards"], row["metrics"], row["candidates"], strict=True)
+            )
+        ]  # fmt: skip
+        best = max(history, key=lambda record: record["reward"])
+        return SearchResult(np.array(best["kept"], np.int64), best["reward"], history)
+
+    stages.search_candidates = known
+    try:
+        yield
+    finally:
+        stages.search_candidates = before
+
+
+def same(row: Mapping[str, Any], key: Mapping[str, Any], but: Sequence[str] = ()) -> bool:
+    return all(row.get(name) == value for name, value in key.items() if name not in but)
+
+
+def read_rows(path: Path | None) -> list[dict[str, Any]]:
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def main() -> None:
     add_variants()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -184,10 +224,11 @@ def main() -> None:
     parser.add_argument("--judge", default="fidelity")
     parser.add_argument("--finalists", type=int, default=CompressOptions.finalists)
     parser.add_argument("--share", action="store_true", help="share what does not depend on the policy")
+    parser.add_argument("--searches", type=Path, help="runs whose searches are not repeated, but their finalists")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    rows, known = read_rows(args.out), read_rows(args.searches)
     for seed in args.seeds:
         with as_found(), shared() if args.share else nullcontext():
             for flops, policy in product(args.flops, args.policies):
@@ -196,9 +237,11 @@ def main() -> None:
                     "recover": args.recover, "reward_samples": args.reward_samples, "judge": args.judge,
                     "finalists": args.finalists,
                 }  # fmt: skip
-                if any(all(row.get(name) == value for name, value in key.items()) for row in rows):
+                if any(same(row, key) for row in rows):
                     continue
-                rows.append(run(args, key))
+                before = [row for row in known if same(row, key, but=["finalists"])]
+                with searched(before[0]) if before else nullcontext():
+                    rows.append(run(args, key))
                 with args.out.open("a") as out:
                     out.write(json.dumps(rows[-1]) + "\n")
                 sys.stdout.write(

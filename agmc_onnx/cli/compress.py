@@ -62,7 +62,7 @@ BUDGETS = (
 )
 FLAGS = (
     Flag("policy", str, "NAME", "what decides how much of every group to keep", _policies),
-    Flag("episodes", whole, "N", "candidates evaluated; 0 evaluates none but decides"),
+    Flag("episodes", whole, "N", "candidates evaluated; 0 searches nothing, the policy names the finalists"),
     Flag("seed", whole, "S", "of every random choice; the same seed gives the same result"),
     Flag(
         "recover",

@@ -22,6 +22,7 @@ from agmc_onnx.channels.recurrent import GATES
 from agmc_onnx.model.graph import Graph, Node
 
 IntArray = npt.NDArray[np.int64]
+_LARGEST = 1 << 20  # sizes looked up at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,16 @@ class Cost:
     def __call__(self, kept: npt.ArrayLike) -> int:
         """Return the cost at kept counts (n_groups,)."""
         return int(self.terms(kept).sum())
+
+    def of_each(self, kept: IntArray) -> IntArray:
+        """Return the costs (n,) at several kept counts (n, n_groups); far quicker than one after the other."""
+        at_once = max(_LARGEST // max(self.factors.size, 1), 1)
+        parts = [self._of_few(kept[start : start + at_once]) for start in range(0, len(kept), at_once)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def _of_few(self, kept: IntArray) -> IntArray:
+        sizes = (self.base + (self.slope @ kept.T).T) // self.rows
+        return np.asarray(sizes[:, self.factors].prod(axis=2) @ self.coefficient)
 
     def terms(self, kept: npt.ArrayLike) -> IntArray:
         """Return every term's cost at kept counts (n_groups,)."""

@@ -213,7 +213,7 @@ def search_candidates(
     base: Base | None = None,
 ) -> SearchResult:
     """Search for the best candidate within the target; evaluations go to the journal and come from it."""
-    options = replace(settings.search(), n_episodes=settings.episodes)
+    options = settings.search()
     reward = reward_named(options.reward)
 
     def reward_of(kept: IntArray, outcome: Outcome) -> float:
@@ -231,7 +231,7 @@ def search_candidates(
             )
         rng = np.random.default_rng(settings.seed)
         policy = make_policy(problem, options, rng)
-        n_episodes = min(settings.episodes, policy.n_episodes)
+        n_episodes = min(settings.episodes or settings.finalists, policy.n_episodes)
         batch = settings.batch or 1
         if batch > 1 and n_episodes > 1 and settings.policy not in TAKE_BATCHES:
             raise UsageError(

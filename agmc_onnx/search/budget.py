@@ -151,6 +151,12 @@ def meet_target(
     return Rescaled(kept, kept / units, reached, True, floor_cost)
 
 
+def _costs(cost: Callable[[IntArray], int], kept: IntArray) -> IntArray:
+    """Return the costs (n,) of kept counts (n, n_groups), all at once where the cost can (`pruning.cost.Cost`)."""
+    of_each: Callable[[IntArray], IntArray] | None = getattr(cost, "of_each", None)
+    return np.array([int(cost(one)) for one in kept]) if of_each is None else of_each(kept)
+
+
 def _check(ratio: FloatArray, units: IntArray, steps: IntArray, least: IntArray) -> None:
     """Raise if the arguments of `meet_target` do not fit each other."""
     if not ratio.shape == units.shape == least.shape or ratio.ndim != 1:
@@ -191,7 +197,7 @@ class _Path:
         return np.bincount(self.event_group[:n_events], minlength=len(self.units)).astype(np.int64)
 
     def kept_at(self, levels: IntArray) -> IntArray:
-        """Return int64 (n_groups,), kept counts when every group lost that many steps."""
+        """Return int64 (..., n_groups), kept counts when every group lost that many steps (..., n_groups)."""
         return self._level_kept(np.arange(len(self.units)), levels)
 
     def kept_after(self, n_events: int) -> IntArray:
@@ -210,21 +216,22 @@ def _give_back(
     lowest = np.maximum(path.levels_after(start) - MAX_RAISE, 0)
     levels = path.levels_after(start)
     n_ahead = min(max(MAX_FIRST_TRIALS // len(levels), 1), 8)
-    trials = [path.levels_after(after) for after in range(start, min(start + n_ahead, path.n_events + 1))]
+    trials = np.array([path.levels_after(after) for after in range(start, min(start + n_ahead, path.n_events + 1))])
     may_fit = np.ones(len(levels), dtype=bool)
     for _ in range(MAX_REPAIRS):
-        fitted = np.zeros(len(levels), dtype=bool)
-        improved = False
-        for trial in trials:
-            for group in np.flatnonzero((trial > lowest) & may_fit):
-                raised = trial.copy()
-                raised[group] -= 1
-                raised_cost = int(cost(path.kept_at(raised)))
-                fitted[group] |= raised_cost <= budget
-                if reached < raised_cost <= budget:
-                    reached, levels, improved = raised_cost, raised, True
-        may_fit &= fitted
-        if not improved or budget - reached <= close:
+        trial, group = np.nonzero((trials > lowest) & may_fit)
+        if not len(group):
             break
-        trials = [levels]
+        raised = trials[trial]
+        raised[np.arange(len(group)), group] -= 1
+        costs = _costs(cost, path.kept_at(raised))
+        fits = costs <= budget
+        may_fit = np.isin(np.arange(len(levels)), group[fits])
+        best = int(np.where(fits, costs, -1).argmax())
+        if not fits[best] or costs[best] <= reached:
+            break
+        reached, levels = int(costs[best]), raised[best]
+        if budget - reached <= close:
+            break
+        trials = levels[None]
     return path.kept_at(levels), reached

@@ -61,19 +61,20 @@ class PrimedPolicy:
 
 
 class DecidedPolicy:
-    """One proposal and no learning: what a policy takes as it is, or the prior's first candidate where it has to learn."""
+    """No learning: what a policy takes as it is, or the prior's first candidates where it has to learn."""
 
-    n_episodes = 1
-
-    def __init__(self, policy: Policy, problem: Problem, has_prior: bool) -> None:
-        self.policy, self.problem, self.has_prior = policy, problem, has_prior
+    def __init__(self, policy: Policy, problem: Problem, has_prior: bool, n: int, rng: np.random.Generator) -> None:
+        """Decide on at most `n` candidates, of policies that search; of others on the first one."""
+        decide = getattr(policy, "decide", None)
+        if decide is not None:
+            self.waiting: list[FloatArray] = decide()[:n]
+        else:
+            self.waiting = unchecked_candidates(problem)[:n] if has_prior else [policy.propose(rng)]
+        self.n_episodes = len(self.waiting)
 
     def propose(self, rng: np.random.Generator) -> FloatArray:
-        """Return the proposal."""
-        decide = getattr(self.policy, "decide", None)
-        if decide is not None:
-            return decide()  # type: ignore[no-any-return]
-        return unchecked_candidates(self.problem)[0] if self.has_prior else self.policy.propose(rng)
+        """Return the next candidate, the favourite first."""
+        return self.waiting.pop(0)
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
         """Learn nothing."""
@@ -137,7 +138,7 @@ PRIMED = frozenset({"agmc", "amc", "gnn-rl", "local", "tpe", "cmaes"})
 
 
 def make_policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
-    """Return the policy `options.policy` for this problem; with no episodes, what it takes as it is.
+    """Return the policy `options.policy` for this problem; with no episodes, the `n_decided` candidates it takes as it is.
 
     Raises:
         UsageError: If there is no such row in `POLICIES`.
@@ -146,5 +147,5 @@ def make_policy(problem: Problem, options: SearchOptions, rng: np.random.Generat
         raise UsageError(f"policy: unknown name, got {options.policy!r}; expected one of {', '.join(POLICIES)}.")
     policy = POLICIES[options.policy](problem, options, rng)
     if not options.n_episodes:
-        return DecidedPolicy(policy, problem, options.policy in PRIMED)
+        return DecidedPolicy(policy, problem, options.policy in PRIMED, options.n_decided, rng)
     return PrimedPolicy(policy, problem) if options.prior and options.policy in PRIMED else policy

@@ -111,13 +111,13 @@ class AgmcPolicy:
             return self._as_ratio(candidates[0])
         return self._as_ratio(candidates[int(agent.judge(candidates).argmax())])
 
-    def decide(self) -> FloatArray:
-        """Return float64 (n_groups,) keep ratios without any evaluation: which of the prior's blends the generalist takes.
+    def decide(self) -> list[FloatArray]:
+        """Return float64 (n_groups,) keep ratios without any evaluation: the prior's blends as the generalist likes them.
 
-        Without the generalist (no data, or an option says so) it is the first one.
+        Without the generalist (no data, or an option says so) they are in their own order.
         """
         offered = unchecked_candidates(self.problem)
-        return offered[0] if self.guide is None or not self.guide.is_taught else self.guide.choice(offered)
+        return offered if self.guide is None or not self.guide.is_taught else self.guide.ordered(offered)
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
         """Store the episode, and train once the warm-up is over."""

@@ -270,10 +270,10 @@ class GnnRlPolicy:
             self.fresh = []
             self.sigma = max(self.sigma * self.options.sigma_decay, self.options.sigma_floor)
 
-    def decide(self) -> FloatArray:
+    def decide(self) -> list[FloatArray]:
         """Return float64 (n_groups,) keep ratios without any evaluation, as `AgmcPolicy.decide`."""
         offered = unchecked_candidates(self.problem)
-        return offered[0] if self.guide is None or not self.guide.is_taught else self.guide.choice(offered)
+        return offered if self.guide is None or not self.guide.is_taught else self.guide.ordered(offered)
 
     def _centre(self) -> None:
         """Let the untrained actor reach the best candidate observed so far, or half of every group, in two steps."""

@@ -66,12 +66,11 @@ class Guide:
         actions = torch.stack([actions for actions, _ in self._episodes])
         self.model = ErrorModel.fit(self.tables, actions, rewards, self._shapes)
 
-    def choice(self, candidates: list[FloatArray]) -> FloatArray:
-        """Return the one of these keep ratios (n_groups,), brought to the budget, that loses least by the expected weights."""
+    def ordered(self, candidates: list[FloatArray]) -> list[FloatArray]:
+        """Return these keep ratios (n_groups,), brought to the budget, as the model expects them: what loses least first."""
         executed = [met(self.problem, one).keep_ratio for one in candidates]
-        errors = self.tables.at(torch.as_tensor(np.array(executed)))
-        lost = (errors.flatten(1) * self.model.mean).sum(1)
-        return executed[int(lost.argmin())]
+        expected = self.model.expected(torch.as_tensor(np.array(executed)))
+        return [executed[place] for place in expected.argsort(descending=True, stable=True).tolist()]
 
     def centres(self, n: int) -> Tensor:
         """Return keep ratios (n, n_groups) to climb from: the best episode's, and means of the best 2, 4, 8 ... episodes.
