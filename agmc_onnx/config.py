@@ -228,9 +228,10 @@ class CompressOptions:
         floor: Smallest share of a group that is kept, unless the budget needs less; 0.2 is the paper's a_max of 0.8 (code).
         exclude: Groups that stay whole, separated by commas: their names as `inspect` prints them, or names of weights or nodes,
             with * and ?; "residual" stands for all groups that shortcuts join.
-        judge: What a candidate's reward is made of: "fidelity", the closeness of its outputs to the original's (of class scores
-            as soft probabilities, `measuring.closeness.soft_classes`), or "metric", the card's (paper). Ours: on few images it
-            says far more than a count of right answers (docs/results.md, "What a candidate is judged by").
+        judge: What a candidate's reward is made of, and finalists are chosen by: "fidelity", the closeness of its outputs to the
+            original's (of class scores as soft probabilities, `measuring.closeness.soft_classes`), or "metric", the card's
+            (paper). Ours: on few images it says far more than a count of right answers (docs/results.md, "What a candidate is
+            judged by").
         reward_samples: Samples of the reward role that every candidate is measured on, at most. Judged by fidelity, one that is
             not behind the best so far then is measured on more, up to eight times as many: among the best, 500 images tell
             nothing (docs/results.md, "Racing"). Finalists are measured on those too.

@@ -173,13 +173,15 @@ def test_distillation_follows_the_refit():
     assert taught.report["compressed"]["metric"]["value"] >= refitted.report["compressed"]["metric"]["value"]
 
 
-def test_the_best_finalist_is_the_result():
-    report = agmc_onnx.compress(DIGITS, data="digits", flops=0.2, policy="random", episodes=6, latency_seconds=0.1).report
+@pytest.mark.parametrize("judge", ["fidelity", "metric"])
+def test_the_best_finalist_is_the_result(judge):
+    settings = {"data": "digits", "flops": 0.2, "policy": "random", "episodes": 6, "latency_seconds": 0.1}
+    report = agmc_onnx.compress(DIGITS, **settings, judge=judge).report
     finalists = report["finalists"]
     assert len(finalists) == 4
-    best = max(finalists, key=lambda finalist: finalist["metric"])
+    best = max(finalists, key=lambda finalist: finalist[judge])
     kept = [g["kept"] for g in report["groups"] if g["why_frozen"] is None]
-    assert sorted(kept) == sorted(best["kept"])
+    assert sorted(kept) == sorted(best["kept"]) and [one for one in finalists if one["taken"]] == [best]
 
 
 def test_what_is_excluded_stays_whole_and_the_rest_meets_the_budget(tmp_path):

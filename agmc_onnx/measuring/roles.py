@@ -107,14 +107,16 @@ class Roles:
         fitting = int(MOST_BYTES / max(self._sample_bytes, 1))
         return min(self._whole_reward.n, max(min(MOST_FACTOR * n_reward, fitting), n_reward))
 
-    def evaluator(self, role: str, n_reward: int | None = None) -> Evaluator:
+    def evaluator(self, role: str, n_reward: int | None = None, close: bool = False) -> Evaluator:
         """Return what scores models on a role.
 
         Args:
             role: Its name.
             n_reward: Of the reward role, take so many samples instead of as many as a search does.
+            close: Measure how close outputs are to the original's too.
         """
-        return self._evaluator(self._roles[role] if n_reward is None else self._first_rewards(n_reward))
+        samples = self._roles[role] if n_reward is None else self._first_rewards(n_reward)
+        return self._evaluator(samples, original=self._model if close else None)
 
     def race(self) -> Evaluator:
         """Return what scores candidates on the reward role by how close their outputs are to the original's.

@@ -120,22 +120,21 @@ def _metrics(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _finalists(report: Report) -> list[dict[str, Any]]:
-    """Return the finalists with kept shares in percent, and which of them was taken (the best; the first of equals)."""
+    """Return the finalists with kept shares in percent, and which of them was taken."""
     found = report.get("finalists") or []
-    best = max((one["metric"] for one in found), default=None)
     widest = [max(1, *(one["kept"][i] for one in found)) for i in range(len(found[0]["kept"]))] if found else []
     units = [group["units"] for group in report["groups"] if group["why_frozen"] is None]
     full = units if len(units) == len(widest) and all(u >= w for u, w in zip(units, widest, strict=True)) else widest
-    taken = next((i for i, one in enumerate(found) if one["metric"] == best), None)
     name = report["original"]["metric"]
     return [
         {
             "kept": [100 * k / u for k, u in zip(one["kept"], full, strict=True)],
             "reward": one["reward"],
             "metric": text.metric_text(name, one["metric"]),
-            "taken": i == taken,
+            "fidelity": one.get("fidelity"),
+            "taken": one.get("taken", False),
         }
-        for i, one in enumerate(found)
+        for one in found
     ]
 
 
