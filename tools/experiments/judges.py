@@ -6,7 +6,7 @@ Takes the best candidates of the runs (`tools/compare_policies.py`) at that budg
 `greedy`. Each is refitted as in a search and in full. Prints, for several errors of the outputs, the correlation of what the
 quickly refitted models have on few images of the reward role and on all of it with the top-1 that the fully refitted ones have
 on all of it; then, for several margins, the images a candidate that a race takes and what its winner is behind the best. At last,
-of four fully refitted candidates: what a choice by half of the images gains in top-1 on the other half, over the mean of the four.
+of four fully refitted candidates: what a choice by half of the images gains in top-1 on the other half, over their mean.
 """
 
 from __future__ import annotations
