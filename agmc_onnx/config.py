@@ -201,6 +201,8 @@ class CompressOptions:
         policy: Row of `agmc_onnx.search.policies.POLICIES`.
         episodes: Candidates evaluated; 0: nothing is searched, the policy takes as many as there are `finalists`. The paper has
             400; 100 find nearly as much here in a quarter of the time (ours).
+        minutes: A search ends after so many of them, with what it has found by then; the same seed gives the same result only
+            where as many candidates are evaluated. None: it ends after `episodes`.
         seed: Of every random choice.
         reward: Row of `agmc_onnx.search.rewards.REWARDS`.
         importance: Row of `agmc_onnx.pruning.importance.IMPORTANCE` or, with data, of `agmc_onnx.recover.importances.MEASURED`;
@@ -256,6 +258,7 @@ class CompressOptions:
     stages: int = 1
     policy: str = "agmc"
     episodes: int = 100
+    minutes: float | None = None
     seed: int = 0
     reward: str = "err"
     importance: str | None = None
@@ -331,6 +334,8 @@ class CompressOptions:
                 raise UsageError(
                     f"--{name.replace('_', '-')}: too small, got {getattr(made, name)}; expected at least {low}."
                 )
+        if made.minutes is not None and not made.minutes > 0:
+            raise UsageError(f"--minutes: too few, got {made.minutes}; expected more than 0.")
         if (
             made.round_to is None
         ):  # in whole blocks where time is what counts, else in what accuracy has more choice from

@@ -39,7 +39,8 @@ from agmc_onnx.search.journal import Journal, run_folder
 from agmc_onnx.search.policies import LEARNED
 from agmc_onnx.verification import Verification, norms_of, verify
 
-NOT_IN_JOURNAL = ("resume", "workers", "ray", "latency_seconds")  # options that do not change what a search finds
+# options that do not change what a search finds, but when or how far
+NOT_IN_JOURNAL = ("resume", "workers", "ray", "minutes", "latency_seconds")
 
 
 @dataclass(frozen=True)

@@ -357,6 +357,7 @@ def test_usage_errors(capsys, argv, said):
         (["--flops", "1.5"], "--flops: the share to keep is out of range, got 1.5; expected 0 < R < 1"),
         (["--flops", "nan"], "--flops: the share to keep is out of range, got nan"),
         (["--params", "-0.5"], "--params: the share to keep is out of range, got -0.5"),
+        (["--flops", "0.5", "--minutes", "0"], "--minutes: too few, got 0.0; expected more than 0"),
         (["--seed", "1"], "budget: got none; expected exactly one"),
         (["--flops", "0.5", "--params", "0.5"], "budget: got --flops and --params"),
     ],
@@ -477,6 +478,14 @@ def test_interrupted_search_keeps_the_best_so_far(capsys, out, monkeypatch):
     assert main(["compress", str(DIGITS), "-o", str(out / "small.onnx"), *argv]) == 130
     assert "interrupted after 2 of 9 episodes; the best model so far was verified" in capsys.readouterr().err
     assert json.loads((out / "small.report.json").read_text())["interrupted"] is True
+
+
+def test_a_search_that_is_out_of_time_ends_like_any_other(capsys, out):
+    argv = ["--flops", "0.5", "--policy", "random", "--episodes", "9", "--minutes", "1e-6", "--latency-seconds", "0.1"]
+    assert main(["compress", str(DIGITS), "-o", str(out / "small.onnx"), *argv]) == 0
+    assert "search: ended after 1 of 9 candidates by --minutes 1e-06" in capsys.readouterr().out
+    assert json.loads((out / "small.report.json").read_text())["episodes"] == 1
+    assert not (out / "small.run").exists()
 
 
 def test_errors_of_the_system_are_one_line(capsys, out, monkeypatch):

@@ -43,6 +43,11 @@ def run(name, seed=0, n_episodes=8, problem=None, **arguments):
     return search(problem, policy, err, n_episodes, rng, **arguments)
 
 
+def test_a_search_ends_when_its_time_is_up_but_not_before_the_first_candidate():
+    assert len(run("random", seconds=0.0).history) == 1
+    assert len(run("random", seconds=600.0).history) == 8
+
+
 def without_time(result):
     return [{k: v for k, v in record.items() if k != "wall_s"} for record in result.history]
 

@@ -63,6 +63,7 @@ BUDGETS = (
 FLAGS = (
     Flag("policy", str, "NAME", "what decides how much of every group to keep", _policies),
     Flag("episodes", whole, "N", "candidates evaluated; 0 searches nothing, the policy names the finalists"),
+    Flag("minutes", seconds, "M", "end a search after so many minutes, with the best found by then", default="none"),
     Flag("seed", whole, "S", "of every random choice; the same seed gives the same result"),
     Flag(
         "recover",
@@ -215,7 +216,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from agmc_onnx.pipeline import compress, output_files
 
-    with Episodes(quiet=arguments.quiet) as episodes:  # on stderr, beside --json too
+    with Episodes(arguments.quiet, settings.minutes) as episodes:  # on stderr, beside --json too
 
         def progress(stage: str, facts: Mapping[str, Any]) -> None:
             if stage == "journal":
@@ -231,6 +232,9 @@ def run(arguments: argparse.Namespace) -> int:
     for line in summary(result.report):
         say(line)
     say(f"wrote {', '.join(files.values())}")
+    n_done = result.report["episodes"]
+    if settings.minutes is not None and n_done < episodes.n_episodes and not result.report.get("interrupted"):
+        say(f"search: ended after {n_done} of {episodes.n_episodes} candidates by --minutes {settings.minutes:g}")
     if result.report.get("interrupted"):
         say_error(
             f"{PROGRAM}: interrupted after {result.report['episodes']} of {episodes.n_episodes} episodes;"

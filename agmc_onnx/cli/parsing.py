@@ -54,13 +54,13 @@ class Flag:
 
 
 def seconds(text: str) -> float:
-    """Return a time in seconds, at least 0."""
+    """Return a time, at least 0."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"not a time, got {text!r}; expected seconds, such as 5.")
+        raise argparse.ArgumentTypeError(f"not a time, got {text!r}; expected a number, such as 5.")
     return value
 
 

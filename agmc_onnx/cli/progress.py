@@ -67,10 +67,11 @@ class Bar:
 class Episodes(Bar):
     """The progress of a search and of what comes after it."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        """As `Bar`."""
+    def __init__(self, quiet: bool = False, minutes: float | None = None) -> None:
+        """As `Bar`; a search ends after so many minutes."""
         super().__init__(quiet)
         self.n_episodes = 0
+        self._minutes = minutes
         self._best = float("-inf")
         self._metric = 0.0
         self._start = time.monotonic()
@@ -88,10 +89,14 @@ class Episodes(Bar):
                 self._best, self._metric = facts["reward"], facts["metric"]
             done = facts["episode"] + 1
             best = f"best reward {self._best:.2f}, metric {self._metric:.2f}"
-            self.update(f"episode {done}/{self.n_episodes}", done, self.n_episodes, best)
-            left = (time.monotonic() - self._start) / done * (self.n_episodes - done)
+            gone = time.monotonic() - self._start
+            n = self.n_episodes
+            if self._minutes is not None:  # as many as there will be time for
+                n = max(done, min(n, round(done * 60 * self._minutes / max(gone, 1e-3))))
+            self.update(f"episode {done}/{n}", done, n, best)
+            left = gone / done * (n - done)
             note(
-                f"episode {done}/{self.n_episodes}: reward {facts['reward']:.2f}, metric {facts['metric']:.2f}; {best};"
+                f"episode {done}/{n}: reward {facts['reward']:.2f}, metric {facts['metric']:.2f}; {best};"
                 f" about {_duration(left)} left"
             )
         elif stage == "analysed":

@@ -245,7 +245,8 @@ def search_candidates(
         race = (
             settings.judge == "fidelity" and options.reward == "err"
         )  # by other rewards the smaller may win, if worse
-        return search(problem, policy, reward, n_episodes, rng, on_episode, None, batch, recorder.all, race)
+        seconds = None if settings.minutes is None else 60 * settings.minutes
+        return search(problem, policy, reward, n_episodes, rng, on_episode, None, batch, recorder.all, race, seconds)
 
 
 @contextmanager

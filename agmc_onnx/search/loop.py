@@ -52,6 +52,7 @@ def search(
     batch: int = 1,
     evaluate_all: EvaluateAll | None = None,
     race: bool = False,
+    seconds: float | None = None,
 ) -> SearchResult:
     """Return the best candidate of a search; the same seed and batch give the same candidates.
 
@@ -71,6 +72,7 @@ def search(
         evaluate_all: Evaluates different candidates, in any order; default: `problem.evaluate`, one after the other.
         race: Give it the errors of the best candidate before the batch too (of none before the first), so that it measures
             long only what keeps up.
+        seconds: Propose nothing more after so many, but at least once.
 
     Returns:
         The best candidate and the history, also when Ctrl-C came after the first episode.
@@ -85,9 +87,12 @@ def search(
     best_kept, best_reward, interrupted = problem.n_units, -np.inf, False
     best_errors: Errors = ()  # of the best candidate, where candidates race
     n_episodes = max(1, min(n_episodes, policy.n_episodes))
+    begun = time.perf_counter()
     try:
         while len(history) < n_episodes:
             start = time.perf_counter()
+            if seconds is not None and history and start - begun >= seconds:
+                break
             size = min(batch, n_episodes - len(history)) if history else 1
             proposed = [_met(problem, policy.propose(rng)) for _ in range(size)]
             fresh = {_key(met): met.kept.copy() for met in proposed if _key(met) not in outcomes}
