@@ -44,16 +44,17 @@ def best_finalist(
         chosen[-1] = first
     evaluator = data.evaluator("reward", data.n_most, close=True) if n_finalists > 1 else None
     finalists: list[dict[str, Any]] = []
-    best: tuple[float, onnx.ModelProto, IntArray] | None = None
+    best: tuple[tuple[float, float], onnx.ModelProto, IntArray] | None = None
     for kept in chosen:
         n_kept = np.array(kept, np.int64)
         units = environment.kept(n_kept)
         shares = environment.shares(n_kept) if isinstance(environment, JointEnvironment) else {}
         model = recovered(analysis, units, environment.candidate(n_kept), data, settings, shares)
-        judged = 0.0
+        judged = 0.0, 0.0
         if evaluator is not None:
             told = evaluator(model)
-            judged = told.fidelity if settings.judge == "fidelity" and told.fidelity is not None else told.score.value
+            close = told.fidelity if settings.judge == "fidelity" and told.fidelity is not None else 0.0
+            judged = close, told.score.value  # the metric where outputs cannot be compared
             finalists.append(
                 {"kept": list(kept), "reward": rewarded[kept], "metric": told.score.value, "fidelity": told.fidelity}
             )
