@@ -6,7 +6,7 @@ The runs are those of `tools/compare_policies.py` or `tools/experiments/papers.p
 belong into one figure.
 
 A panel for each model and budget; a line for each policy that searches, the mean over its seeds, with the span from the worst to
-the best seed; what takes no more than a handful of evaluations is a level line. Needs matplotlib.
+the best seed; what takes no more than a handful of evaluations is a level line, if it is not far below. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+COLUMNS = 4
 FEW = 10  # evaluations, up to which a policy is drawn as a level
 COLOURS = {
     "agmc": "#0072b2", "gnn-rl": "#d55e00", "amc": "#cc79a7", "local": "#009e73", "random": "#999999", "tpe": "#e69f00",
@@ -48,13 +49,23 @@ def main() -> None:
             row: dict[str, Any] = json.loads(line)
             if "rewards" in row and row.get("weights") != "random" and row.get("episodes") != 0:
                 panels[row["model"], row["flops"]][row["policy"]].append(row["rewards"])
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False, layout="constrained")
-    for ax, ((model, share), policies) in zip(axes[0], sorted(panels.items()), strict=True):
+    n_columns = min(COLUMNS, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    size = (4.6 * n_columns, 3.6 * n_rows)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    for ax, ((model, share), policies) in zip(axes.flat, sorted(panels.items()), strict=False):
+        searches = [r for policy, runs in policies.items() for r in runs if len(r) > FEW and policy != "random"]
+        low = min((float(max(r[:5])) for r in searches), default=-np.inf)
+        low -= 0.4 * (max((float(max(r)) for r in searches), default=0.0) - low)  # room for the legend
         for policy, runs in policies.items():
             best = [np.maximum.accumulate(rewards) for rewards in runs]
             colour = COLOURS.get(policy)
             if len(best[0]) <= FEW:
-                ax.axhline(float(np.mean([b[-1] for b in best])), color=colour, ls=":", lw=1.2, label=policy)
+                level = float(np.mean([b[-1] for b in best]))
+                if level >= low:
+                    ax.axhline(level, color=colour, ls=":", lw=1.2, label=policy)
                 continue
             rows = np.array([b[: min(map(len, best))] for b in best])
             x = np.arange(1, rows.shape[1] + 1)
@@ -63,13 +74,8 @@ def main() -> None:
         ax.set_title(f"{model.removesuffix('.onnx')}, {share:g} of the multiply-adds", fontsize=9)
         ax.set_xlabel("evaluations")
         ax.set_ylabel("best reward so far")
-        low = min(
-            float(np.maximum.accumulate(r)[min(4, len(r) - 1)])
-            for p, rs in policies.items()
-            if p != "random"
-            for r in rs
-        )
-        ax.set_ylim(bottom=low - 0.3)
+        if np.isfinite(low):
+            ax.set_ylim(bottom=low)
         ax.legend(fontsize=7, ncols=2, loc="lower right", frameon=False)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, metadata={"Date": None} if args.out.suffix == ".svg" else None)
