@@ -86,6 +86,13 @@ def test_page_escapes_what_it_shows(report):
     assert details["boxes"][0]["ops"][0][1] == "</script><b>&"
 
 
+def test_page_of_a_report_that_does_not_say_which_finalist_was_taken(report):
+    kept = [group["kept"] for group in report["groups"] if group["why_frozen"] is None]
+    found = [{"kept": kept, "reward": -1.0, "metric": metric} for metric in (97.0, 99.0)]
+    rows = re.findall(r"<td>([^<]*)</td><td></td><td>(taken)?</td></tr>", render(report | {"finalists": found}))
+    assert [taken for _, taken in rows] == ["", "taken"]
+
+
 def test_page_of_a_report_without_network_and_rounds(report):
     """As older versions wrote them."""
     old = {key: value for key, value in report.items() if key not in ("network", "finalists", "resumed")}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agmc_onnx import CompressOptions
+from agmc_onnx import CompressOptions, compress
 from agmc_onnx.cli import main
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search.problem import Outcome
@@ -109,6 +109,13 @@ def test_a_policy_that_learns_one_by_one_takes_no_batch(tmp_path, capsys, monkey
         " Leave out --batch and --workers, or take a policy of uniform.\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_taken_without_a_search_may_come_in_batches(monkeypatch):
+    monkeypatch.setattr("agmc_onnx.run.candidates.TAKE_BATCHES", frozenset({"uniform"}))
+    options = {"data": "digits", "flops": 0.5, "policy": "local", "episodes": 0, "finalists": 2, "latency_seconds": 0.1}
+    report = compress(DIGITS, **options, batch=2).report
+    assert report["episodes"] == len(report["finalists"]) == 2
 
 
 def arguments(folder, name, *more):

@@ -122,6 +122,7 @@ def _metrics(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
 def _finalists(report: Report) -> list[dict[str, Any]]:
     """Return the finalists with kept shares in percent, and which of them was taken."""
     found = report.get("finalists") or []
+    best = max((one["metric"] for one in found), default=None)  # of reports that do not say which was taken
     widest = [max(1, *(one["kept"][i] for one in found)) for i in range(len(found[0]["kept"]))] if found else []
     units = [group["units"] for group in report["groups"] if group["why_frozen"] is None]
     full = units if len(units) == len(widest) and all(u >= w for u, w in zip(units, widest, strict=True)) else widest
@@ -132,7 +133,7 @@ def _finalists(report: Report) -> list[dict[str, Any]]:
             "reward": one["reward"],
             "metric": text.metric_text(name, one["metric"]),
             "fidelity": one.get("fidelity"),
-            "taken": one.get("taken", False),
+            "taken": one.get("taken", one["metric"] == best),
         }
         for one in found
     ]

@@ -233,7 +233,7 @@ def search_candidates(
         policy = make_policy(problem, options, rng)
         n_episodes = min(settings.episodes or settings.finalists, policy.n_episodes)
         batch = settings.batch or 1
-        if batch > 1 and n_episodes > 1 and settings.policy not in TAKE_BATCHES:
+        if batch > 1 and settings.episodes > 1 and n_episodes > 1 and settings.policy not in TAKE_BATCHES:
             raise UsageError(
                 f"--batch: policy {settings.policy} learns from every candidate before it proposes the next, got {batch};"
                 f" expected 1. Leave out --batch and --workers, or take a policy of {', '.join(sorted(TAKE_BATCHES))}."
