@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -213,6 +214,7 @@ def search_candidates(
     base: Base | None = None,
 ) -> SearchResult:
     """Search for the best candidate within the target; evaluations go to the journal and come from it."""
+    begun = time.perf_counter()
     options = settings.search()
     reward = reward_named(options.reward)
 
@@ -245,7 +247,8 @@ def search_candidates(
         race = (
             settings.judge == "fidelity" and options.reward == "err"
         )  # by other rewards the smaller may win, if worse
-        seconds = None if settings.minutes is None else 60 * settings.minutes
+        gone = time.perf_counter() - begun  # error curves and the policy's networks count too
+        seconds = None if settings.minutes is None else 60 * settings.minutes - gone
         return search(problem, policy, reward, n_episodes, rng, on_episode, None, batch, recorder.all, race, seconds)
 
 
