@@ -197,7 +197,9 @@ def test_ctrl_c_reaches_the_run_and_not_its_workers(tmp_path, n_evaluations):
     """Before the first evaluation, while the workers start, and after it."""
     argv = arguments(tmp_path, "x", "--workers", "2", *PLAIN, "--episodes", "999")
     command = [sys.executable, "-m", "agmc_onnx", *argv]
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, and inherited, in a background job of a shell
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     journal, end = tmp_path / "x.run" / "journal.jsonl", time.monotonic() + 60
     while time.monotonic() < end and process.poll() is None:
         n_lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
