@@ -147,7 +147,7 @@ def lesson_of(seed, n):
     ratios = torch.rand(30, n, generator=torch.Generator().manual_seed(seed))
     errors = tables.at(ratios).float()
     rewards = normalised(-(errors[:, 0] * torch.tensor(np.where(odd, 3.0, 1.0))).sum(1).float())
-    return Lesson(str(seed), 0.5, sight, errors, -errors[:, 0].sum(1), rewards)
+    return Lesson(str(seed), 0.5, sight, errors, -errors[:, 0].sum(1), rewards, rewards, torch.zeros(30, dtype=bool))
 
 
 def test_what_it_learns_on_some_networks_orders_the_candidates_of_others():
@@ -156,6 +156,15 @@ def test_what_it_learns_on_some_networks_orders_the_candidates_of_others():
         with torch.no_grad():
             ours = spearmanr(values(lesson, made([lesson.sight])[0]), lesson.rewards)[0]
         assert ours > 0.95 > spearmanr(lesson.plain, lesson.rewards)[0]
+
+
+@pytest.mark.parametrize("encoder", ["frozen", "none"])
+def test_for_comparison_the_encoder_stays_as_initialised_or_says_nothing(encoder):
+    lessons = [lesson_of(seed, 8) for seed in range(3)]
+    first, last = (taught(lessons, steps, 0, encoder) for steps in (0, 5))
+    pairs = list(zip(first.encoder.parameters(), last.encoder.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs) and any(a.any() for a, _ in pairs) == (encoder == "frozen")
+    assert not torch.equal(first.critic[0].weight, last.critic[0].weight)
 
 
 def test_the_one_that_ships_fits_the_networks_of_today():

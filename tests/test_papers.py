@@ -17,7 +17,7 @@ from agmc_onnx.config import SearchOptions
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search import policies
 from tests.test_agmc import known_answer
-from tools import compare_policies
+from tools import compare_policies, policy_tables
 from tools.compare_policies import add_variants, as_found
 from tools.experiments import paper_runs, papers
 from tools.experiments.paper_rows import DEMO, ROOT, Row, chosen, commands, read_rows
@@ -167,6 +167,27 @@ def test_a_search_that_is_known_is_not_repeated_for_other_finalists(tmp_path, mo
     seconds = {"wall_s", "inference_s", "evaluations"}
     one, known, two = ({k: v for k, v in row.items() if k not in seconds} for row in rows)
     assert known == two and one["rewards"] == known["rewards"]
+
+
+def test_runs_are_kept_and_told_in_tables(tmp_path, monkeypatch, capsys):
+    def row(policy, seed, test, episodes=30):
+        made = {"model": "net.onnx", "flops": 0.5, "policy": policy, "seed": seed, "episodes": episodes, "finalists": 4}
+        return {**made, "rewards": [-9.0, -7.123 - seed], "test": test, "test_fidelity": 80.0, "candidates": [[1], [2]]}
+
+    runs, kept = tmp_path / "runs.jsonl", tmp_path / "kept.jsonl"
+    first = [row("agmc", 0, 90.0), row("agmc", 1, 91.0), row("greedy", 0, 88.0, episodes=100), row("tpe", 0, 87, 100)]
+    for rows in (first, [row("agmc", 1, 92.0)]):
+        runs.write_text("".join(json.dumps(one) + "\n" for one in rows))
+        monkeypatch.setattr("sys.argv", ["policy_tables.py", str(runs), "--keep", str(kept)])
+        policy_tables.main()
+    rows = policy_tables.read([kept])
+    assert len(rows) == 4 and not any("candidates" in one for one in rows)
+    monkeypatch.setattr("sys.argv", ["policy_tables.py", str(kept)])
+    policy_tables.main()
+    told = capsys.readouterr().out
+    assert "| agmc | -7.62 ± 0.71 (2) |" in told and "| agmc | 91.00 ± 1.41 (2); 80.00 |" in told
+    assert "| greedy | -7.12 |" in told  # needs no more evaluations than it has
+    assert "tpe" not in told  # had a hundred
 
 
 def test_a_line_that_was_cut_off_is_replaced(tmp_path):

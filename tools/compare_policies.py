@@ -49,7 +49,7 @@ from agmc_onnx.search.problem import IntArray, Problem
 
 # Ablations of AGMC, as policies of their own: what its options are set to.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "agmc-frozen": {"frozen_encoder": True},  # the encoder as initialised, as in the published code
+    "agmc-frozen": {"frozen_encoder": True},  # encoders as initialised, as in the published code, the generalist's too
     "agmc-linear": {"n_updates": 0},  # the error model alone: actor, critic and encoder learn nothing
     "agmc-unfitted": {"fitted": False},  # without the error model
     "agmc-untaught": {"generalist": False},  # the error model starts from a rule instead of what the generalist says
@@ -66,6 +66,8 @@ STATES: dict[str, list[int] | None] = {
     "state-agmc": None,
     "state-frozen": None,
 }
+# A generalist whose critic alone was trained (`tools/experiments/generalist.py train --encoder frozen`), for agmc-frozen.
+FROZEN = Path(__file__).parent / "experiments" / "frozen_generalist.safetensors"
 PLAIN: dict[str, Any] = {"known": False, "fitted": False, "generalist": False}
 
 
@@ -80,7 +82,8 @@ def add_variants() -> None:
             agmc = paper_options() if changes is None else replace(options.agmc, **changes)
             options = replace(options, agmc=agmc)
             if columns is None:
-                return AgmcPolicy(problem, options, rng)
+                with frozen_generalist() if agmc.frozen_encoder else nullcontext():
+                    return AgmcPolicy(problem, options, rng)
             assert problem.layers is not None
             return AmcPolicy(replace(problem, layers=problem.layers[:, columns]), options, rng)
 
@@ -91,6 +94,19 @@ def add_variants() -> None:
     for name, columns in STATES.items():
         policies.POLICIES[name] = made(columns, {**PLAIN, "frozen_encoder": name == "state-frozen"})
     policies.POLICIES["agmc-paper"] = made(None, None)  # nothing of ours
+
+
+@contextmanager
+def frozen_generalist() -> Iterator[None]:
+    """Let policies made inside start from the generalist whose encoder is as initialised."""
+    from agmc_onnx.search.policies import generalist
+
+    before = generalist.FILE
+    generalist.FILE = FROZEN
+    try:
+        yield
+    finally:
+        generalist.FILE = before
 
 
 @contextmanager

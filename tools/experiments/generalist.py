@@ -7,7 +7,7 @@
 `collect` measures candidates at three budgets (the greedy ones, the uniform one, and noise around them) as a search does: quick
 refit, fidelity; with --generalist what that one would choose, for the next one to learn from. `train` fits an ensemble to all of
 them but those of networks that are left out, and prints how it ranks the candidates of these, beside the sum of their refit
-errors. With --folds it first does that for every part of the rest.
+errors. With --folds it first does that for every part of the rest; with --encoder it leaves the encoder as initialised, or out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from agmc_onnx.search.problem import Problem
 
 BUDGETS = (0.3, 0.5, 0.7)
 REACHES = (0.1, 0.2, 0.3)  # of climbs
+ENCODERS = ("trained", "frozen", "none")  # frozen: as initialised; none: its embeddings are zero, the graph is not seen
 
 
 KINDS = ("residual", "plain", "separable", "inverted")
@@ -101,28 +104,30 @@ def make_zoo(folder: Path, n: int, seed: int) -> None:
         sys.stdout.flush()
 
 
-def problem_of(model: Path, data: str, share: float) -> Problem:
-    settings = CompressOptions.of(flops=share).with_data(True)
+def problems_of(model: Path, data: str, shares: Sequence[float]) -> Iterator[tuple[float, Problem]]:
+    """Return the problem of every share of the multiply-adds; their error curves are made once."""
+    settings = CompressOptions.of(flops=shares[0]).with_data(True)
     analysis = analyse_model(model)
     roles = Roles(analysis.file.proto, data, settings)
     environment = environment_of(analysis, roles, settings)
-    target = target_of(settings, analysis.channels)
-    return environment.problem(target.cost, target.budget)
+    for share in shares:
+        target = target_of(replace(settings, flops=share), analysis.channels)
+        yield share, environment.problem(target.cost, target.budget)
 
 
 def collect(args: argparse.Namespace) -> None:
     """Measure candidates and write one line each."""
     rng = np.random.default_rng(args.seed)
-    for share in BUDGETS:
-        problem = problem_of(args.model, args.data, share)
+    for share, problem in problems_of(args.model, args.data, BUDGETS):
         wanted = climbed(problem, args) if args.generalist else scattered(problem, args.candidates, rng)
-        for one in wanted:
+        n_prior = 0 if args.generalist else len(prior_candidates(problem))
+        for number, one in enumerate(wanted):
             met = meet_target(one, problem.cost, problem.n_units, problem.step, problem.min_keep, problem.budget)
             if not met.feasible:
                 break
             outcome = problem.evaluate(met.kept)
             row = {"model": str(args.model.resolve()), "data": args.data, "share": share, "kept": met.kept.tolist(),
-                   "metric": outcome.metric, "fidelity": outcome.fidelity}  # fmt: skip
+                   "metric": outcome.metric, "fidelity": outcome.fidelity, "prior": number < n_prior}  # fmt: skip
             with args.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         sys.stdout.write(f"{args.model.name} {share}: {len(wanted)} candidates\n")
@@ -161,6 +166,8 @@ class Lesson:
         errors: float32 (n, N_KINDS, n_groups), of the candidates.
         plain: float32 (n,), minus the sum of their refit errors: what is known without a generalist.
         rewards: float32 (n,), normalised.
+        fidelity: float32 (n,), what the rewards are of.
+        prior: bool (n,), which are the prior's own candidates, those that `--episodes 0` chooses from.
     """
 
     network: str
@@ -169,20 +176,27 @@ class Lesson:
     errors: torch.Tensor
     plain: torch.Tensor
     rewards: torch.Tensor
+    fidelity: torch.Tensor
+    prior: torch.Tensor
 
 
 def lessons_of(rows: list[dict[str, Any]]) -> list[Lesson]:
     """Return a lesson for every network and budget."""
     found = []
+    shares: dict[tuple[str, str], list[float]] = defaultdict(list)
     for model, data, share in sorted({(row["model"], row["data"], row["share"]) for row in rows}):
+        shares[model, data].append(share)
+    problems = ((model, *one) for (model, data), own in shares.items() for one in problems_of(Path(model), data, own))
+    for model, share, problem in problems:
         own = [row for row in rows if (row["model"], row["share"]) == (model, share)]
-        problem = problem_of(Path(model), data, share)
         budget = linear_budget(problem)
         tables = error_tables(problem, budget.keep_ratio)
         seen = generalist.sight(problem, tables.errors, budget.weight, budget.keep_ratio)
         errors = tables.at(torch.tensor(np.array([row["kept"] for row in own]) / problem.n_units)).float()
-        rewards = normalised(torch.tensor([row["fidelity"] for row in own], dtype=torch.float32))
-        found.append(Lesson(Path(model).stem, share, seen, errors, -errors[:, 0].sum(1), rewards))
+        fidelity = torch.tensor([row["fidelity"] for row in own], dtype=torch.float32)
+        prior = torch.tensor([row.get("prior", False) for row in own])
+        plain = -errors[:, 0].sum(1)
+        found.append(Lesson(Path(model).stem, share, seen, errors, plain, normalised(fidelity), fidelity, prior))
         sys.stdout.write(f"read {found[-1].network} {share}: {len(own)} candidates\n")
         sys.stdout.flush()
     return found
@@ -198,13 +212,25 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a * b).sum() / (a.norm() * b.norm() + 1e-6)
 
 
-def taught(lessons: list[Lesson], steps: int, seed: int) -> generalist.Generalist:
-    """Return one member: on every step it sees half of the lessons; their order is what counts, so correlations."""
+def taught(lessons: list[Lesson], steps: int, seed: int, encoder: str = "trained") -> generalist.Generalist:
+    """Return one member: on every step it sees half of the lessons; their order is what counts, so correlations.
+
+    Args:
+        lessons: What it learns from.
+        steps: Of the optimizer.
+        seed: Of the first weights and the order of the lessons.
+        encoder: One of ENCODERS.
+    """
     torch.manual_seed(seed)
     order = np.random.default_rng(seed)
     graph, features = lessons[0].sight.graph, lessons[0].sight.features
     made = generalist.Generalist(graph.x.shape[1], graph.n_edge_types, features.shape[1])
-    optimizer = torch.optim.AdamW(made.parameters(), lr=3e-3, weight_decay=1e-2)
+    made.encoder.requires_grad_(encoder == "trained")
+    if encoder == "none":
+        for weight in made.encoder.parameters():
+            weight.zero_()
+    optimizer = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=3e-3, weight_decay=1e-2)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     for _ in range(steps):
         chosen = [lessons[i] for i in order.permutation(len(lessons))[: -(-len(lessons) // 2)]]
         weights = made([lesson.sight for lesson in chosen])
@@ -213,11 +239,12 @@ def taught(lessons: list[Lesson], steps: int, seed: int) -> generalist.Generalis
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        rate.step()
     return made.eval()
 
 
 def ensemble(lessons: list[Lesson], args: argparse.Namespace) -> list[generalist.Generalist]:
-    return [taught(lessons, args.steps, args.seed + member) for member in range(args.members)]
+    return [taught(lessons, args.steps, args.seed + member, args.encoder) for member in range(args.members)]
 
 
 def told(members: list[generalist.Generalist], lesson: Lesson) -> torch.Tensor:
@@ -230,26 +257,44 @@ def fit(args: argparse.Namespace) -> None:
     lessons = lessons_of([json.loads(line) for path in args.rows for line in path.read_text().splitlines()])
     left_out = [lesson for lesson in lessons if any(part in lesson.network for part in args.leave_out)]
     networks = sorted({lesson.network for lesson in lessons if lesson not in left_out})
-    correlations: list[tuple[float, float]] = []
+    judged: list[tuple[float, ...]] = []
     for fold in range(args.folds):
         outside = networks[fold :: args.folds]
         members = ensemble([one for one in lessons if one not in left_out and one.network not in outside], args)
-        correlations += [_ranked(members, one) for one in lessons if one.network in outside]
-    if correlations:
-        ours, plain = np.mean(correlations, axis=0)
-        sys.stdout.write(f"{args.folds} folds, mean rank correlation {ours:.3f}, refit errors alone {plain:.3f}\n")
+        judged += [_ranked(members, one) for one in lessons if one.network in outside]
+    if judged:
+        _say(f"{args.folds} folds, mean of {len(judged)}", tuple(np.nanmean(judged, axis=0)))
     members = ensemble([lesson for lesson in lessons if lesson not in left_out], args)
     for lesson in left_out:
         _ranked(members, lesson)
     generalist.save(members, args.out)
 
 
-def _ranked(members: list[generalist.Generalist], lesson: Lesson) -> tuple[float, float]:
-    """Write and return the rank correlations with the rewards: the ensemble's, and that of the refit errors."""
-    found = [float(spearmanr(v, lesson.rewards)[0]) for v in (values(lesson, told(members, lesson)), lesson.plain)]
-    sys.stdout.write(f"{lesson.network} {lesson.share}: {found[0]:.2f}, refit errors alone {found[1]:.2f}\n")
+def _ranked(members: list[generalist.Generalist], lesson: Lesson) -> tuple[float, ...]:
+    """Write and return how an ensemble orders candidates.
+
+    Returns:
+        Rank correlations with the rewards, of the ensemble and of the refit errors; then, in points of fidelity above the mean of
+        the prior's candidates, which one of these the ensemble chooses, the refit errors choose, and the best. NaN where no
+        candidate is the prior's.
+    """
+    valued = [values(lesson, told(members, lesson)), lesson.plain]
+    own = lesson.fidelity[lesson.prior]
+    gains = [float("nan")] * 3
+    if len(own):
+        chosen = [int(v[lesson.prior].argmax()) for v in valued] + [int(own.argmax())]
+        gains = [float(own[one] - own.mean()) for one in chosen]
+    found = (*(float(spearmanr(v, lesson.rewards)[0]) for v in valued), *gains)
+    _say(f"{lesson.network} {lesson.share}", found)
+    return found
+
+
+def _say(what: str, found: tuple[float, ...]) -> None:
+    sys.stdout.write(
+        "{}: rank correlation {:.3f}, refit errors alone {:.3f}; chosen of the prior's {:+.2f}, by refit errors alone {:+.2f},"
+        " best {:+.2f}\n".format(what, *found)
+    )
     sys.stdout.flush()
-    return found[0], found[1]
 
 
 def main() -> None:
@@ -272,6 +317,9 @@ def main() -> None:
     one.add_argument("--steps", type=int, default=400)
     one.add_argument("--members", type=int, default=3)
     one.add_argument("--folds", type=int, default=0)
+    one.add_argument(
+        "--encoder", choices=ENCODERS, default="trained", help="what of the encoder learns, for comparison"
+    )
     one.add_argument("--out", type=Path, default=generalist.FILE)
     one.set_defaults(run=fit)
     for one in verbs.choices.values():
