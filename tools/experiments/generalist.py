@@ -247,26 +247,19 @@ def ensemble(lessons: list[Lesson], args: argparse.Namespace) -> list[generalist
     return [taught(lessons, args.steps, args.seed + member, args.encoder) for member in range(args.members)]
 
 
-def told(members: list[generalist.Generalist], lesson: Lesson) -> torch.Tensor:
-    with torch.no_grad():
-        return torch.stack([one([lesson.sight])[0] for one in members]).mean(0)
-
-
 def fit(args: argparse.Namespace) -> None:
     """Train an ensemble on all networks but those left out, and say how it ranks the candidates of these."""
     lessons = lessons_of([json.loads(line) for path in args.rows for line in path.read_text().splitlines()])
     left_out = [lesson for lesson in lessons if any(part in lesson.network for part in args.leave_out)]
     networks = sorted({lesson.network for lesson in lessons if lesson not in left_out})
-    judged: list[tuple[float, ...]] = []
+    judged = []
     for fold in range(args.folds):
         outside = networks[fold :: args.folds]
         members = ensemble([one for one in lessons if one not in left_out and one.network not in outside], args)
         judged += [_ranked(members, one) for one in lessons if one.network in outside]
-    if judged:
-        _say(f"{args.folds} folds, mean of {len(judged)}", tuple(np.nanmean(judged, axis=0)))
+    _say_mean(f"{args.folds} folds", judged)
     members = ensemble([lesson for lesson in lessons if lesson not in left_out], args)
-    for lesson in left_out:
-        _ranked(members, lesson)
+    _say_mean("left out", [_ranked(members, lesson) for lesson in left_out])
     generalist.save(members, args.out)
 
 
@@ -278,7 +271,7 @@ def _ranked(members: list[generalist.Generalist], lesson: Lesson) -> tuple[float
         the prior's candidates, which one of these the ensemble chooses, the refit errors choose, and the best. NaN where no
         candidate is the prior's.
     """
-    valued = [values(lesson, told(members, lesson)), lesson.plain]
+    valued = [values(lesson, generalist.consensus(members, lesson.sight)), lesson.plain]
     own = lesson.fidelity[lesson.prior]
     gains = [float("nan")] * 3
     if len(own):
@@ -287,6 +280,11 @@ def _ranked(members: list[generalist.Generalist], lesson: Lesson) -> tuple[float
     found = (*(float(spearmanr(v, lesson.rewards)[0]) for v in valued), *gains)
     _say(f"{lesson.network} {lesson.share}", found)
     return found
+
+
+def _say_mean(what: str, judged: list[tuple[float, ...]]) -> None:
+    if judged:
+        _say(f"{what}, mean of {len(judged)}", tuple(np.nanmean(judged, axis=0)))
 
 
 def _say(what: str, found: tuple[float, ...]) -> None:
