@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from agmc_onnx.search.prior import prior_candidates, unchecked_candidates
 from agmc_onnx.search.rewards import err
 from tests.test_agmc import known_answer
 from tools.compare_policies import FROZEN
+from tools.experiments import generalist as experiment
 from tools.experiments.generalist import Lesson, taught, values
 
 DIGITS = Path(__file__).parents[1] / "models" / "digits" / "digits_resnet.onnx"
@@ -167,6 +169,25 @@ def test_for_comparison_the_encoder_stays_as_initialised_or_says_nothing(encoder
     pairs = list(zip(first.encoder.parameters(), last.encoder.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs) and any(a.any() for a, _ in pairs) == (encoder == "frozen")
     assert not torch.equal(first.critic[0].weight, last.critic[0].weight)
+
+
+def test_the_command_that_trains_one_says_how_it_orders_candidates_it_has_not_seen(tmp_path, monkeypatch, capsys):
+    rows, made = tmp_path / "rows.jsonl", tmp_path / "made.safetensors"
+    monkeypatch.setattr(experiment, "BUDGETS", (0.5,))
+    monkeypatch.setattr(generalist, "SHRUNK", generalist.SHRUNK)
+    for name in ("one", "other"):
+        model = tmp_path / f"{name}.onnx"
+        model.write_bytes(DIGITS.read_bytes())
+        words = ["collect", str(model), "--data", "digits", "--out", str(rows), "--candidates", "14"]
+        monkeypatch.setattr("sys.argv", ["generalist.py", *words])
+        experiment.main()
+    words = ["train", str(rows), "--leave-out", "other", "--steps", "3", "--members", "1", "--shrunk", "1"]
+    monkeypatch.setattr("sys.argv", ["generalist.py", *words, "--out", str(made)])
+    experiment.main()
+    told = capsys.readouterr().out.splitlines()[-1]
+    ours, plain, chosen, by_plain, best = (float(number) for number in re.findall(r"[+-]?\d+\.\d+", told))
+    assert told.startswith("left out, mean of 1") and generalist.load(made)
+    assert ours == plain and chosen == by_plain <= best and best > 0  # shrunk by 1 it is the sum of the refit errors
 
 
 @pytest.mark.parametrize("file", [generalist.FILE, FROZEN])

@@ -7,7 +7,8 @@
 `collect` measures candidates at three budgets (the greedy ones, the uniform one, and noise around them) as a search does: quick
 refit, fidelity; with --generalist what that one would choose, for the next one to learn from. `train` fits an ensemble to all of
 them but those of networks that are left out, and prints how it ranks the candidates of these, beside the sum of their refit
-errors. With --folds it first does that for every part of the rest; with --encoder it leaves the encoder as initialised, or out.
+errors. With --folds it first does that for every part of the rest. For comparison it leaves the encoder as initialised, or out
+(--encoder), or says more or less than what ships (--shrunk).
 """
 
 from __future__ import annotations
@@ -249,6 +250,7 @@ def ensemble(lessons: list[Lesson], args: argparse.Namespace) -> list[generalist
 
 def fit(args: argparse.Namespace) -> None:
     """Train an ensemble on all networks but those left out, and say how it ranks the candidates of these."""
+    generalist.SHRUNK = args.shrunk
     lessons = lessons_of([json.loads(line) for path in args.rows for line in path.read_text().splitlines()])
     left_out = [lesson for lesson in lessons if any(part in lesson.network for part in args.leave_out)]
     networks = sorted({lesson.network for lesson in lessons if lesson not in left_out})
@@ -315,6 +317,7 @@ def main() -> None:
     one.add_argument("--steps", type=int, default=400)
     one.add_argument("--members", type=int, default=3)
     one.add_argument("--folds", type=int, default=0)
+    one.add_argument("--shrunk", type=float, default=generalist.SHRUNK, help="how far towards plain refit errors, 0..1")
     one.add_argument(
         "--encoder", choices=ENCODERS, default="trained", help="what of the encoder learns, for comparison"
     )
