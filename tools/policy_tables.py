@@ -5,7 +5,7 @@
 
 Writes two tables in Markdown, a column for each model and budget and a row for each policy: the best reward of the search, and
 the metric on the test role with the fidelity there; means and, over several seeds, their deviation, with the number of seeds.
-Policies that need no more than a handful of evaluations are in the tables of every number of episodes.
+Policies that need no more than a handful of evaluations are in the tables of every number of episodes that others were run with.
 
 With --keep the runs are put into a file instead, without their candidates and with rewards of two digits: enough for these
 tables and for `tools/plot_rewards.py`. A run of the same setting that is there already gives way.
@@ -117,7 +117,8 @@ def main() -> None:
         and row["finalists"] == args.finalists
         and (args.seeds is None or row["seed"] in args.seeds)
     }
-    chosen = list(unique.values())
+    searched = {(row["model"], row["flops"]) for row in unique.values() if row["policy"] not in FEW}
+    chosen = [row for row in unique.values() if (row["model"], row["flops"]) in searched]
     if not chosen:
         sys.exit(f"policy_tables: no run has {args.episodes} episodes and {args.finalists} finalists.")
     sys.stdout.write(f"Best reward, {args.episodes} evaluations\n\n{table(chosen, reward_of)}\n")
