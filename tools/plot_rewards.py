@@ -40,7 +40,7 @@ def main() -> None:
     except ImportError:
         sys.exit("plot_rewards: matplotlib is not installed; expected it. Run pip install matplotlib.")
     matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "agmc", "font.size": 9})
+    matplotlib.rcParams.update({"svg.hashsalt": "agmc", "svg.fonttype": "none", "font.size": 9})
     import matplotlib.pyplot as plt
 
     panels: dict[tuple[str, float], dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
