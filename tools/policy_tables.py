@@ -22,14 +22,9 @@ from pathlib import Path
 from typing import Any
 
 SETTING = ("model", "flops", "policy", "seed", "episodes", "recover", "reward_samples", "judge", "finalists")
+MEASURED = ("recover", "reward_samples", "judge")  # runs that differ in these cannot be compared
 KEPT = (*SETTING, "evaluations", "reached", "original", "test", "test_fidelity", "as_cut", "rewards", "kept")
-FEW = (
-    "greedy",
-    "uniform",
-    "shallow",
-    "deep",
-    "sensitivity",
-)  # as many evaluations as they need, whatever --episodes says
+FEW = ("greedy", "uniform", "shallow", "deep", "sensitivity")  # need few evaluations, whatever --episodes says
 ORDER = (
     "agmc", "gnn-rl", "amc", "agmc-frozen", "tpe", "cmaes", "local", "greedy", "random", "sensitivity", "uniform",
     "shallow", "deep",
@@ -121,6 +116,10 @@ def main() -> None:
     chosen = [row for row in unique.values() if (row["model"], row["flops"]) in searched]
     if not chosen:
         sys.exit(f"policy_tables: no run has {args.episodes} episodes and {args.finalists} finalists.")
+    for model in {row["model"] for row in chosen}:
+        measured = {tuple(row.get(name) for name in MEASURED) for row in chosen if row["model"] == model}
+        if len(measured) > 1:
+            sys.exit(f"policy_tables: runs of {model} differ in {', '.join(MEASURED)}; expected one setting a model.")
     sys.stdout.write(f"Best reward, {args.episodes} evaluations\n\n{table(chosen, reward_of)}\n")
     sys.stdout.write(f"Test; fidelity, {args.finalists} finalists\n\n{table(chosen, test_of)}")
 
