@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from agmc_onnx.search.budget import met
-from agmc_onnx.search.policies.guide import FARTHEST, NEAREST, Guide
+from agmc_onnx.search.policies.error_model import ErrorModel
+from agmc_onnx.search.policies.guide import FARTHEST, N_CENTRES, N_NEIGHBOURS, NEAREST, Guide
 from tests.test_agmc import known_answer
 
 
@@ -66,25 +67,71 @@ def test_where_all_near_are_old_it_looks_farther_away():
         watch(guide, problem, metric, ratios)
     for _ in range(4):
         before = set(guide._seen)
-        proposal = guide.favourite(guide.best[1].expand(2, -1), lambda found: -(found - 0.5).abs().sum(1))
+        proposal = guide.favourite(guide.best[1].expand(2, -1))
         assert tuple(met(problem, proposal).kept.tolist()) not in before
         watch(guide, problem, metric, proposal)
 
 
-def test_what_is_judged_is_what_would_be_executed():
+def test_what_is_judged_is_what_would_be_executed(monkeypatch):
     problem, metric, guide = guided()
     watch(guide, problem, metric, np.full(12, 0.5))
     judged = []
 
-    def judge(ratios):
+    def expected(self, ratios, generator=None):
         judged.append(ratios.double().numpy())
         return -ratios[:, 0]
 
-    found = guide.favourite(guide.best[1].expand(6, -1), judge)
+    monkeypatch.setattr(ErrorModel, "expected", expected)
+    found = guide.favourite(guide.best[1].expand(6, -1))
     assert len(judged) == 1 and len(judged[0]) > 1
-    for ratios in judged[0]:
-        np.testing.assert_allclose(met(problem, ratios).keep_ratio, ratios, atol=1e-6)
-    assert any(np.allclose(found, ratios, atol=1e-6) for ratios in judged[0])
+    costs = [problem.cost(np.rint(ratios * problem.n_units).astype(int)) for ratios in judged[0]]
+    assert max(costs) <= problem.budget
+    executed = met(problem, found).keep_ratio
+    assert any(np.allclose(executed, ratios, atol=1e-12) for ratios in judged[0])
+    assert executed[0] == min(ratios[0] for ratios in judged[0])
+
+
+def test_neighbours_are_whole_steps_away_from_one_of_the_best_episodes():
+    problem, metric, guide = guided()
+    rng = np.random.default_rng(0)
+    executed = [watch(guide, problem, metric, rng.uniform(0.2, 1, 12)) for _ in range(8)]
+    best = sorted(executed, key=lambda one: -metric(one.kept))[:N_CENTRES]
+    found = guide.neighbours().numpy() * problem.n_units
+    assert found.shape == (N_NEIGHBOURS, 12)
+    moves = found[:, None] - np.array([one.kept for one in best])
+    steps = moves / problem.step
+    near = np.abs(steps - np.rint(steps)).max(-1) + 10 * (np.abs(steps).max(-1) > 2 + 1e-6)
+    assert (near.min(1) < 1e-4).all()
+    assert 1 < np.mean([np.abs(steps[i, near[i].argmin()]).round(3).astype(bool).sum() for i in range(96)]) < 5
+
+
+def test_with_few_widths_there_is_still_something_new_beside_the_best():
+    problem, metric = known_answer(0)
+    coarse = dataclasses.replace(
+        problem, step=np.maximum(problem.n_units // 4, 1), min_keep=np.maximum(problem.n_units // 4, 1)
+    )
+    guide = Guide(coarse, 60, torch.Generator().manual_seed(0))
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        watch(guide, coarse, metric, rng.uniform(0.2, 1, 12))
+    for _ in range(40):
+        watch(guide, coarse, metric, guide.favourite(guide.centres(4)))
+    assert len(guide._seen) >= 45
+
+
+def test_every_second_proposal_is_chosen_by_drawn_weights(monkeypatch):
+    problem, metric, guide = guided()
+    watch(guide, problem, metric, np.full(12, 0.5))
+    drawn, plain = [], ErrorModel.expected
+
+    def expected(self, ratios, generator=None):
+        drawn.append(generator is not None)
+        return plain(self, ratios, generator)
+
+    monkeypatch.setattr(ErrorModel, "expected", expected)
+    for _ in range(6):
+        guide.favourite(guide.best[1].expand(2, -1))
+    assert drawn == [False, True, False, True, False, True]
 
 
 def test_without_data_there_are_errors_of_two_kinds():

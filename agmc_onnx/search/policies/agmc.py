@@ -135,14 +135,14 @@ class AgmcPolicy:
 
     @single_thread()
     def _guided(self, guide: Guide) -> FloatArray:
-        """Return what critic and guide like best of what the guide finds near the best episodes and the actor's choice."""
+        """Return what the guide likes best of what it finds near the best episodes and the actor's choice."""
         assert self.best is not None
         starts = guide.centres(N_FROM_BEST) if self.options.recombine else self.best[1].expand(N_FROM_BEST, -1)
         starts = starts.repeat(N_CLIMBS, 1)
         if self.options.n_updates:
             starts = torch.cat([starts, self.agent.rollout(N_FROM_ACTOR, self.agent.sigma)])
         self.agent.decay_noise()
-        return guide.favourite(starts, self.agent.judge if self.options.n_updates else None)
+        return guide.favourite(starts)
 
     def _warmup(self) -> Tensor:
         """Return the actions of a random episode (n_groups,)."""

@@ -23,11 +23,11 @@ _DEVIATIONS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _NOISES = (0.1, 0.2, 0.4, 0.8)
 # Deviation of what no weights explain, in the same unit, and the distance of keep ratios, root mean square over the groups, at
 # which that is another.
-_RESTS = ((0.0, 1.0), (0.2, 0.05), (0.2, 0.1), (0.5, 0.05), (0.5, 0.1))
+_RESTS = ((0.0, 1.0), (0.2, 0.05), (0.2, 0.1), (0.5, 0.05), (0.5, 0.1), (0.5, 0.2), (1.0, 0.1), (1.0, 0.2))
 _LEAST_MEAN = 0.05  # of the common mean: errors never do good
 # Of a climb: steps, trials of a step, noise of the first and of the last
 _N_STEPS, _N_TRIALS, _WIDEST, _NARROWEST = 40, 24, 0.15, 0.02
-REWARD_CLIP = 3.0  # normalised rewards are cut here: one collapsed candidate must not decide
+REWARD_CLIP = 6.0  # normalised rewards are cut here: one collapsed candidate must not decide
 _SPREAD = 0.1  # of keep ratios, by which the size of an error counts as one
 
 
@@ -148,9 +148,14 @@ class ErrorModel:
         jitter = 1e-9 * v * torch.eye(size, dtype=torch.float64)
         return cls(tables, mean, torch.linalg.cholesky(covariance + jitter), rest)
 
-    def expected(self, actions: Tensor) -> Tensor:
-        """Return the expected rewards (n,) of keep ratios (n, n_groups), but for a constant."""
-        found = -self.tables.at(actions).flatten(1) @ self.mean
+    def expected(self, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the rewards (n,) of keep ratios (n, n_groups), but for a constant.
+
+        Args:
+            actions: The keep ratios.
+            generator: Draws weights, as in `table`; None takes the expected ones.
+        """
+        found = -self.tables.at(actions).flatten(1) @ self._weights(generator)
         return found if self.rest is None else found + self.rest(actions)
 
     def climb(self, starts: Tensor, budget: LinearBudget, generator: torch.Generator, reach: float = 0.3) -> Tensor:
@@ -188,12 +193,16 @@ class ErrorModel:
         Args:
             generator: Draws weights from the posterior (Thompson 1933); None takes the expected ones.
         """
-        weights = self.mean
-        if generator is not None:
-            weights = weights + self.root @ torch.randn(len(weights), generator=generator, dtype=torch.float64)
+        weights = self._weights(generator)
         errors = self.tables.errors
         summed = (weights.reshape(*errors.shape[:2], 1) * errors).sum(0)
         return summed.flip(1).cummax(1).values.flip(1)
+
+    def _weights(self, generator: torch.Generator | None) -> Tensor:
+        """Return weights drawn from the posterior, or the expected ones."""
+        if generator is None:
+            return self.mean
+        return self.mean + self.root @ torch.randn(len(self.mean), generator=generator, dtype=torch.float64)
 
 
 def normalised(rewards: Tensor) -> Tensor:

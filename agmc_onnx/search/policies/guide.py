@@ -6,8 +6,6 @@ not learn again what the error curves and a linear model of them say already.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,6 +21,9 @@ from agmc_onnx.search.problem import Curves, FloatArray, Problem
 N_GRID = 33  # keep ratios at which an error curve is read
 SMALLEST = 0.01  # smallest keep ratio proposed
 FARTHEST, NEAREST = 0.3, 0.15  # how far a climb may move a keep ratio, in the first and in the last episode
+N_NEIGHBOURS, N_CENTRES = 96, 8  # plans tried beside the best episodes, and how many of those
+N_MOVED = 3  # groups in which a neighbour differs, on average
+DRAWN_EVERY = 2  # one proposal of so many is chosen by drawn weights
 
 
 class Guide:
@@ -53,6 +54,7 @@ class Guide:
         self.best: tuple[float, Tensor] | None = None
         self._episodes: list[tuple[Tensor, float]] = []
         self._seen: set[tuple[int, ...]] = set()
+        self._n_favourites = 0
 
     def observe(self, actions: Tensor, reward: float) -> None:
         """Learn from an episode: executed keep ratios (n_groups,) and the reward."""
@@ -67,10 +69,10 @@ class Guide:
         self.model = ErrorModel.fit(self.tables, actions, rewards, self._shapes)
 
     def ordered(self, candidates: list[FloatArray]) -> list[FloatArray]:
-        """Return these keep ratios (n_groups,), brought to the budget, as the model expects them: what loses least first."""
+        """Return these keep ratios (n_groups,), what the model expects to lose least as it is executed first."""
         executed = [met(self.problem, one).keep_ratio for one in candidates]
         expected = self.model.expected(torch.as_tensor(np.array(executed)))
-        return [executed[place] for place in expected.argsort(descending=True, stable=True).tolist()]
+        return [candidates[place] for place in expected.argsort(descending=True, stable=True).tolist()]
 
     def centres(self, n: int) -> Tensor:
         """Return keep ratios (n, n_groups) to climb from: the best episode's, and means of the best 2, 4, 8 ... episodes.
@@ -91,44 +93,60 @@ class Guide:
         near = FARTHEST + (NEAREST - FARTHEST) * done if reach is None else reach
         return self.model.climb(self.budget.rescale(starts), self.budget, self.generator, near)
 
-    def favourite(self, starts: Tensor, judge: Callable[[Tensor], Tensor] | None = None) -> FloatArray:
-        """Return the best new keep ratios (n_groups,) that climbs find; from farther away where all near are old.
+    def neighbours(self) -> Tensor:
+        """Return keep ratios (N_NEIGHBOURS, n_groups) a step or two away, in a few groups, from one of the best episodes.
 
-        What is judged is what would be executed, brought to the budget in whole channels: a step of few channels is as
-        large as what a climb gains.
+        Where steps are large, all climbs end at the same few plans, and those are old soon; what is a step away need not be.
+        """
+        best = sorted(self._episodes, key=lambda episode: -episode[1])[:N_CENTRES]
+        shape = (N_NEIGHBOURS, self.problem.n_groups)
+        centre = torch.randint(len(best), shape[:1], generator=self.generator)
+        moved = torch.rand(shape, generator=self.generator) < N_MOVED / self.problem.n_groups
+        steps = torch.tensor([-2, -1, 1, 2])[torch.randint(4, shape, generator=self.generator)]
+        step = torch.as_tensor(np.asarray(self.problem.step) / np.asarray(self.problem.n_units))
+        return torch.stack([actions for actions, _ in best]).double()[centre] + moved * steps * step
+
+    def favourite(self, starts: Tensor) -> FloatArray:
+        """Return the best new keep ratios (n_groups,) of climbs and neighbours; from farther away where all near are old.
+
+        What is judged is what they are executed as, brought to the budget in whole channels: a step of few channels is as
+        large as what a climb gains. One of `DRAWN_EVERY` is chosen by weights drawn from what they may be, so that what the model
+        is wrong about is tried too.
 
         Args:
             starts: float (n, n_groups), where climbs begin.
-            judge: Another's values (n,) of keep ratios (n, n_groups); they count as much as the error model's, both in units of
-                what they vary.
         """
+        self._n_favourites += 1
+        is_drawn = self._n_favourites % DRAWN_EVERY == 0
         for reach in (None, FARTHEST, 2 * FARTHEST):
-            fresh = self._fresh(self.climb(starts, reach))
-            if not fresh:
-                continue
-            keys, ratios = list(fresh), torch.as_tensor(np.array(list(fresh.values())))
-            values = self.model.expected(ratios)
-            if judge is not None and len(keys) > 1:
-                values = _standardised(values) + _standardised(judge(ratios.float()).double())
-            chosen = keys[int(values.argmax())]
-            self._seen.add(chosen)  # now, since others of a batch are proposed before this one is observed
-            return fresh[chosen]
+            fresh = self._fresh(torch.cat([self.climb(starts, reach).double(), self.neighbours()]))
+            if fresh:
+                executed = torch.as_tensor(np.array(list(fresh)) / self.problem.n_units)
+                values = self.model.expected(executed, self.generator if is_drawn else None)
+                return self._taken(fresh, int(values.argmax()))
         return self.first_new(starts)
-
-    def _fresh(self, found: Tensor) -> dict[tuple[int, ...], FloatArray]:
-        """Return the keep ratios to be executed for these (n, n_groups) by kept counts, without what was proposed or seen."""
-        executed = [met(self.problem, one) for one in np.clip(found.double().numpy(), SMALLEST, 1.0)]
-        by_key = {tuple(one.kept.tolist()): one.keep_ratio for one in executed}
-        return {key: ratio for key, ratio in by_key.items() if key not in self._seen}
 
     def first_new(self, candidates: Tensor) -> FloatArray:
         """Return the keep ratios (n_groups,) of the first candidate not proposed or seen yet; of the first if all were."""
         fresh = self._fresh(candidates)
-        if not fresh:
-            return np.clip(candidates[0].double().numpy(), SMALLEST, 1.0)
-        first = next(iter(fresh))
-        self._seen.add(first)
-        return fresh[first]
+        return self._taken(fresh, 0) if fresh else np.clip(candidates[0].double().numpy(), SMALLEST, 1.0)
+
+    def _fresh(self, found: Tensor) -> dict[tuple[int, ...], FloatArray]:
+        """Return these keep ratios (n, n_groups) by the kept counts they are executed as, without what was proposed or seen.
+
+        Executed counts are no proposal for themselves: what is left of the budget may be spent otherwise the second time.
+        """
+        ratios = np.clip(found.double().numpy(), SMALLEST, 1.0)
+        by_key: dict[tuple[int, ...], FloatArray] = {}
+        for one in ratios:
+            by_key.setdefault(tuple(met(self.problem, one).kept.tolist()), one)
+        return {key: ratio for key, ratio in by_key.items() if key not in self._seen}
+
+    def _taken(self, fresh: dict[tuple[int, ...], FloatArray], place: int) -> FloatArray:
+        """Return one of them, which is seen from now on: others of a batch are proposed before it is observed."""
+        key = list(fresh)[place]
+        self._seen.add(key)
+        return fresh[key]
 
     def _told(self) -> Tensor | None:
         """Return the generalist's weights (n_kinds, n_groups), or None where it has not what it was trained on."""
@@ -164,7 +182,3 @@ def on_grid(curves: Curves, problem: Problem) -> npt.NDArray[np.float64]:
         for counts, error, n in zip(curves.counts, curves.errors, problem.n_units.tolist(), strict=True)
     ]
     return np.array(errors)
-
-
-def _standardised(values: Tensor) -> Tensor:
-    return (values - values.mean()) / values.std().clamp_min(1e-9)
