@@ -9,7 +9,7 @@ import torch
 
 from agmc_onnx.search.budget import met
 from agmc_onnx.search.policies.error_model import ErrorModel
-from agmc_onnx.search.policies.guide import FARTHEST, N_CENTRES, N_NEIGHBOURS, NEAREST, Guide
+from agmc_onnx.search.policies.guide import FARTHEST, N_CENTRES, N_NEIGHBOURS, NEAREST, PATIENCE, Guide
 from tests.test_agmc import known_answer
 from tools.experiments import surrogates
 
@@ -124,19 +124,24 @@ def test_with_few_widths_there_is_still_something_new_beside_the_best():
     assert len(guide._seen) >= 20
 
 
-def test_every_second_proposal_is_chosen_by_drawn_weights(monkeypatch):
+def test_once_nothing_better_is_found_it_looks_beside_the_best_and_draws_every_second_time(monkeypatch):
     problem, metric, guide = guided()
     watch(guide, problem, metric, np.full(12, 0.5))
-    drawn, plain = [], ErrorModel.expected
+    drawn, beside, plain, neighbours = [], [], ErrorModel.expected, guide.neighbours
 
     def expected(self, ratios, generator=None):
         drawn.append(generator is not None)
         return plain(self, ratios, generator)
 
     monkeypatch.setattr(ErrorModel, "expected", expected)
-    for _ in range(6):
-        guide.favourite(guide.best[1].expand(2, -1))
-    assert drawn == [False, True, False, True, False, True]
+    monkeypatch.setattr(guide, "neighbours", lambda: (beside.append(len(drawn)), neighbours())[1])
+    for _ in range(PATIENCE + 4):
+        watch(guide, problem, lambda kept: -1e3, guide.favourite(guide.best[1].expand(2, -1)))
+    assert drawn == [False] * PATIENCE + [False, True, False, True]
+    assert beside == [PATIENCE + i for i in range(4)]
+    watch(guide, problem, lambda kept: 1e3, np.linspace(0.3, 0.9, 12))
+    guide.favourite(guide.best[1].expand(2, -1))
+    assert len(beside) == 4 and drawn[-1] is False
 
 
 def test_without_data_there_are_errors_of_two_kinds():

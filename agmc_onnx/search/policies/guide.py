@@ -23,7 +23,8 @@ SMALLEST = 0.01  # smallest keep ratio proposed
 FARTHEST, NEAREST = 0.3, 0.15  # how far a climb may move a keep ratio, in the first and in the last episode
 N_NEIGHBOURS, N_CENTRES = 96, 8  # plans tried beside the best episodes, and how many of those
 N_MOVED = 3  # groups in which a neighbour differs, on average
-DRAWN_EVERY = 2  # one proposal of so many is chosen by drawn weights
+PATIENCE = 6  # episodes without a better one after which it looks there, too
+DRAWN_EVERY = 2  # from then on one proposal of so many is chosen by drawn weights
 
 
 class Guide:
@@ -54,15 +55,16 @@ class Guide:
         self.best: tuple[float, Tensor] | None = None
         self._episodes: list[tuple[Tensor, float]] = []
         self._seen: set[tuple[int, ...]] = set()
-        self._n_favourites = 0
+        self._n_favourites = self._n_stale = 0
 
     def observe(self, actions: Tensor, reward: float) -> None:
         """Learn from an episode: executed keep ratios (n_groups,) and the reward."""
         kept = np.rint(actions.double().numpy() * self.problem.n_units).astype(np.int64)
         self._seen.add(tuple(kept.tolist()))
         self._episodes.append((actions, reward))
+        self._n_stale += 1
         if self.best is None or reward > self.best[0]:
-            self.best = reward, actions
+            self.best, self._n_stale = (reward, actions), 0
             self.budget = linear_budget(self.problem, kept)
         rewards = normalised(torch.tensor([reward for _, reward in self._episodes]))
         actions = torch.stack([actions for actions, _ in self._episodes])
@@ -96,7 +98,8 @@ class Guide:
     def neighbours(self) -> Tensor:
         """Return keep ratios (N_NEIGHBOURS, n_groups) a step or two away, in a few groups, from one of the best episodes.
 
-        Where steps are large, all climbs end at the same few plans, and those are old soon; what is a step away need not be.
+        Where steps are large, all climbs end at the same few plans, and those are old soon; what is a step away need not be. As
+        long as climbs find better plans they are the better proposals, most of all among many groups.
         """
         best = sorted(self._episodes, key=lambda episode: -episode[1])[:N_CENTRES]
         shape = (N_NEIGHBOURS, self.problem.n_groups)
@@ -107,19 +110,21 @@ class Guide:
         return torch.stack([actions for actions, _ in best]).double()[centre] + moved * steps * step
 
     def favourite(self, starts: Tensor) -> FloatArray:
-        """Return the best new keep ratios (n_groups,) of climbs and neighbours; from farther away where all near are old.
+        """Return the best new keep ratios (n_groups,) that climbs find; from farther away where all near are old.
 
         What is judged is what they are executed as, brought to the budget in whole channels: a step of few channels is as
-        large as what a climb gains. One of `DRAWN_EVERY` is chosen by weights drawn from what they may be, so that what the model
-        is wrong about is tried too.
+        large as what a climb gains. When the best episode is `PATIENCE` old, neighbours are judged too, and one of
+        `DRAWN_EVERY` proposals is chosen by weights drawn from what they may be, so that what the model is wrong about is tried.
 
         Args:
             starts: float (n, n_groups), where climbs begin.
         """
         self._n_favourites += 1
-        is_drawn = self._n_favourites % DRAWN_EVERY == 0
+        is_stuck = self._n_stale >= PATIENCE
+        is_drawn = is_stuck and self._n_favourites % DRAWN_EVERY == 0
         for reach in (None, FARTHEST, 2 * FARTHEST):
-            fresh = self._fresh(torch.cat([self.climb(starts, reach).double(), self.neighbours()]))
+            found = self.climb(starts, reach).double()
+            fresh = self._fresh(torch.cat([found, self.neighbours()]) if is_stuck else found)
             if fresh:
                 executed = torch.as_tensor(np.array(list(fresh)) / self.problem.n_units)
                 values = self.model.expected(executed, self.generator if is_drawn else None)
