@@ -10,7 +10,9 @@ from agmc_onnx.errors import UsageError
 from agmc_onnx.search.loop import search
 from agmc_onnx.search.policies import make_policy
 from agmc_onnx.search.policies.linear_budget import LinearBudget
+from agmc_onnx.search.policies.searching import CMAES_WIDTH, OptunaPolicy
 from agmc_onnx.search.policies.states import FeatureStates
+from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.rewards import err
 from tests.test_agmc import known_answer
 
@@ -68,6 +70,19 @@ def test_optuna_finds_more_than_its_first_points(name):
     result, _, _ = run(name, n_episodes=40, n=5)
     rewards = [record["reward"] for record in result.history]
     assert len(rewards) == 40 and max(rewards[10:]) >= max(rewards[:10])
+
+
+def test_cmaes_begins_at_the_best_candidate_observed():
+    pytest.importorskip("cmaes")
+    problem, _ = known_answer(0, 6)
+    policy = OptunaPolicy(problem, SearchOptions(policy="cmaes", n_episodes=40), "cmaes", np.random.default_rng(0))
+    good = np.linspace(0.2, 0.9, problem.n_groups)
+    for ratios, reward in ((good, -1.0), (np.full(problem.n_groups, 0.5), -2.0)):
+        policy.observe(ratios, reward, Outcome(0.0, 0.0))
+    far = [np.abs(policy.propose(np.random.default_rng(0)) - good).mean()]
+    policy.observe(good, -3.0, Outcome(0.0, 0.0))
+    far.append(np.abs(policy.propose(np.random.default_rng(0)) - good).mean())
+    assert max(far) < 3 * CMAES_WIDTH
 
 
 def test_amc_states_are_the_eleven_features_and_a_walk_gives_the_same():

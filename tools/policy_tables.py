@@ -1,11 +1,13 @@
 """Tables of policies from runs of `tools/compare_policies.py`, and the file of runs that the tables of the documentation are of.
 
     python tools/policy_tables.py docs/measured/policies.jsonl --episodes 30 --finalists 4
+    python tools/policy_tables.py docs/measured/policies.jsonl --episodes 100 --after 30
     python tools/policy_tables.py runs/*.jsonl --keep docs/measured/policies.jsonl
 
 Writes two tables in Markdown, a column for each model and budget and a row for each policy: the best reward of the search, and
 the metric on the test role with the fidelity there; means and, over several seeds, their deviation, with the number of seeds.
 Policies that need no more than a handful of evaluations are in the tables of every number of episodes that others were run with.
+With --after the first table is that of the best reward so far after so many evaluations, and the only one.
 
 With --keep the runs are put into a file instead, without their candidates and with rewards of two digits: enough for these
 tables and for `tools/plot_rewards.py`. A run of the same setting that is there already gives way.
@@ -66,8 +68,8 @@ def told(values: Sequence[float], digits: int = 2) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f} ({len(values)})"
 
 
-def reward_of(runs: Sequence[Row]) -> str:
-    return told([max(row["rewards"]) for row in runs])
+def reward_of(runs: Sequence[Row], after: int | None = None) -> str:
+    return told([max(row["rewards"][:after]) for row in runs])
 
 
 def test_of(runs: Sequence[Row]) -> str:
@@ -99,6 +101,9 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=30)
     parser.add_argument("--finalists", type=int, default=4)
     parser.add_argument("--seeds", nargs="+", type=int, help="default: all that are there")
+    parser.add_argument(
+        "--after", type=int, metavar="N", help="best reward after N of the evaluations; default: after all"
+    )
     parser.add_argument("--keep", type=Path, metavar="FILE", help="put the runs into this file, and write no tables")
     args = parser.parse_args()
     rows = read(args.runs)
@@ -120,6 +125,10 @@ def main() -> None:
         measured = {tuple(row.get(name) for name in MEASURED) for row in chosen if row["model"] == model}
         if len(measured) > 1:
             sys.exit(f"policy_tables: runs of {model} differ in {', '.join(MEASURED)}; expected one setting a model.")
+    if args.after is not None:
+        so_far = table(chosen, lambda runs: reward_of(runs, args.after))
+        sys.stdout.write(f"Best reward after {args.after} of {args.episodes} evaluations\n\n{so_far}")
+        return
     sys.stdout.write(f"Best reward, {args.episodes} evaluations\n\n{table(chosen, reward_of)}\n")
     sys.stdout.write(f"Test; fidelity, {args.finalists} finalists\n\n{table(chosen, test_of)}")
 

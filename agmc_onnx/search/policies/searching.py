@@ -14,6 +14,7 @@ from agmc_onnx.search.problem import FloatArray, IntArray, Outcome, Problem
 
 RATIOS = (0.5, 0.25, 0.75)  # keep ratios at which sensitivity is measured, in this order
 SMALLEST = 0.01  # smallest keep ratio proposed
+CMAES_WIDTH = 0.05  # deviation of keep ratios with which CMA-ES begins
 
 
 def global_ranking(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> ListPolicy:
@@ -150,18 +151,22 @@ class OptunaPolicy:
         self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
         uniform = self.optuna.distributions.FloatDistribution(0.05, 1.0)
         self.space = {f"keep_{group}": uniform for group in range(problem.n_groups)}
-        seed = int(rng.integers(2**31))
-        samplers = self.optuna.samplers
-        made = (
-            samplers.TPESampler(seed=seed, multivariate=True) if sampler == "tpe" else samplers.CmaEsSampler(seed=seed)
-        )
+        self.seed, self.starts_at_best = int(rng.integers(2**31)), sampler == "cmaes"
+        made = self.optuna.samplers.TPESampler(seed=self.seed, multivariate=True) if sampler == "tpe" else None
         self.study = self.optuna.create_study(direction="maximize", sampler=made)
         self.trial: Any = None
 
     def propose(self, rng: np.random.Generator) -> FloatArray:
-        """Return the sampler's next point."""
+        """Return the sampler's next point; CMA-ES, which learns from no candidates but its own, begins at the best so far."""
+        if self.starts_at_best:
+            self.study.sampler, self.starts_at_best = self._around_best(), False
         self.trial = self.study.ask(self.space)
         return np.array([self.trial.params[name] for name in self.space])
+
+    def _around_best(self) -> Any:
+        """Return CMA-ES around the best candidate observed; around the middle of the space if there is none."""
+        best = {"x0": self.study.best_params, "sigma0": CMAES_WIDTH} if self.study.trials else {}
+        return self.optuna.samplers.CmaEsSampler(seed=self.seed, **best)
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
         """Tell the study; a candidate it did not ask for is added at the ratios executed."""
