@@ -10,7 +10,7 @@ from agmc_onnx.errors import UsageError
 from agmc_onnx.search.loop import search
 from agmc_onnx.search.policies import make_policy
 from agmc_onnx.search.policies.linear_budget import LinearBudget
-from agmc_onnx.search.policies.searching import CMAES_WIDTH, OptunaPolicy
+from agmc_onnx.search.policies.searching import CMAES_WIDTH, CmaesPolicy
 from agmc_onnx.search.policies.states import FeatureStates
 from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.rewards import err
@@ -56,10 +56,10 @@ def test_local_search_stays_at_the_best():
     assert max(rewards) > rewards[0] + 0.3
 
 
-@pytest.mark.parametrize("name", ["tpe", "cmaes"])
-def test_without_optuna_the_message_says_what_to_install(name, monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UsageError, match=f"policy: {name} needs a package that is not installed, got optuna; .*pip"):
+@pytest.mark.parametrize(("name", "package"), [("tpe", "optuna"), ("cmaes", "cmaes")])
+def test_without_the_package_the_message_says_what_to_install(name, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=f"policy: {name} needs a package that is not installed, got {package}; .*pip"):
         run(name, n_episodes=2)
 
 
@@ -75,14 +75,26 @@ def test_optuna_finds_more_than_its_first_points(name):
 def test_cmaes_begins_at_the_best_candidate_observed():
     pytest.importorskip("cmaes")
     problem, _ = known_answer(0, 6)
-    policy = OptunaPolicy(problem, SearchOptions(policy="cmaes", n_episodes=40), "cmaes", np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    policy = CmaesPolicy(problem, SearchOptions(policy="cmaes", n_episodes=40), rng)
     good = np.linspace(0.2, 0.9, problem.n_groups)
     for ratios, reward in ((good, -1.0), (np.full(problem.n_groups, 0.5), -2.0)):
         policy.observe(ratios, reward, Outcome(0.0, 0.0))
-    far = [np.abs(policy.propose(np.random.default_rng(0)) - good).mean()]
-    policy.observe(good, -3.0, Outcome(0.0, 0.0))
-    far.append(np.abs(policy.propose(np.random.default_rng(0)) - good).mean())
-    assert max(far) < 3 * CMAES_WIDTH
+    for _ in range(5):
+        assert np.abs(policy.propose(rng) - good).mean() < 3 * CMAES_WIDTH
+        policy.observe(good, -3.0, Outcome(0.0, 0.0))
+
+
+def test_cmaes_goes_where_rewards_are_higher():
+    pytest.importorskip("cmaes")
+    problem, _ = known_answer(0, 6)
+    rng = np.random.default_rng(0)
+    policy = CmaesPolicy(problem, SearchOptions(policy="cmaes", n_episodes=400), rng)
+    found = []
+    for _ in range(400):
+        found.append(policy.propose(rng))
+        policy.observe(found[-1], -float(((found[-1] - 0.7) ** 2).sum()), Outcome(0.0, 0.0))
+    assert np.abs(np.array(found[-20:]) - 0.7).max() < 0.05
 
 
 def test_amc_states_are_the_eleven_features_and_a_walk_gives_the_same():

@@ -1,7 +1,8 @@
-"""Searches without networks: per-layer sensitivity (FP), global ranking, local search, and Optuna's samplers."""
+"""Searches without networks: per-layer sensitivity (FP), global ranking, local search, Optuna's TPE, and CMA-ES."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from agmc_onnx.search.problem import FloatArray, IntArray, Outcome, Problem
 
 RATIOS = (0.5, 0.25, 0.75)  # keep ratios at which sensitivity is measured, in this order
 SMALLEST = 0.01  # smallest keep ratio proposed
+LEAST = 0.05  # smallest keep ratio that TPE and CMA-ES propose
 CMAES_WIDTH = 0.05  # deviation of keep ratios with which CMA-ES begins
 
 
@@ -137,36 +139,28 @@ class LocalPolicy:
             self.width = max(self.width * 0.96, 0.08)
 
 
-class OptunaPolicy:
-    """A sampler of Optuna (Akiba et al. 2019, arXiv:1907.10902) through its ask-and-tell interface."""
+class TpePolicy:
+    """Optuna's tree-structured Parzen estimator (Akiba et al. 2019, arXiv:1907.10902) through its ask-and-tell interface."""
 
-    def __init__(self, problem: Problem, options: SearchOptions, sampler: str, rng: np.random.Generator) -> None:
+    def __init__(self, problem: Problem, options: SearchOptions, rng: np.random.Generator) -> None:
         """Make the study.
 
         Raises:
-            UsageError: If Optuna is not installed, or what the sampler needs.
+            UsageError: If Optuna is not installed.
         """
         self.n_episodes = options.n_episodes
-        self.optuna = _optuna(sampler)
+        self.optuna = _package("optuna", "tpe")
         self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
-        uniform = self.optuna.distributions.FloatDistribution(0.05, 1.0)
+        uniform = self.optuna.distributions.FloatDistribution(LEAST, 1.0)
         self.space = {f"keep_{group}": uniform for group in range(problem.n_groups)}
-        self.seed, self.starts_at_best = int(rng.integers(2**31)), sampler == "cmaes"
-        made = self.optuna.samplers.TPESampler(seed=self.seed, multivariate=True) if sampler == "tpe" else None
-        self.study = self.optuna.create_study(direction="maximize", sampler=made)
+        sampler = self.optuna.samplers.TPESampler(seed=int(rng.integers(2**31)), multivariate=True)
+        self.study = self.optuna.create_study(direction="maximize", sampler=sampler)
         self.trial: Any = None
 
     def propose(self, rng: np.random.Generator) -> FloatArray:
-        """Return the sampler's next point; CMA-ES, which learns from no candidates but its own, begins at the best so far."""
-        if self.starts_at_best:
-            self.study.sampler, self.starts_at_best = self._around_best(), False
+        """Return the sampler's next point."""
         self.trial = self.study.ask(self.space)
         return np.array([self.trial.params[name] for name in self.space])
-
-    def _around_best(self) -> Any:
-        """Return CMA-ES around the best candidate observed; around the middle of the space if there is none."""
-        best = {"x0": self.study.best_params, "sigma0": CMAES_WIDTH} if self.study.trials else {}
-        return self.optuna.samplers.CmaEsSampler(seed=self.seed, **best)
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
         """Tell the study; a candidate it did not ask for is added at the ratios executed."""
@@ -174,24 +168,64 @@ class OptunaPolicy:
             self.study.tell(self.trial, reward)
             self.trial = None
             return
-        ratios = np.clip(keep_ratio_executed, 0.05, 1.0).tolist()
+        ratios = np.clip(keep_ratio_executed, LEAST, 1.0).tolist()
         params = dict(zip(self.space, ratios, strict=True))
         self.study.add_trial(self.optuna.trial.create_trial(params=params, distributions=self.space, value=reward))
 
 
-def _optuna(sampler: str) -> Any:
-    """Return the module, or raise with what to install."""
-    try:
-        import optuna
+class CmaesPolicy:
+    """CMA-ES (Hansen 2016, arXiv:1604.00772) as in the package cmaes, which Optuna uses too.
 
-        if sampler == "cmaes":
-            import cmaes  # noqa: F401
+    It learns from no candidates but its own, so it begins at the best one observed before: Optuna's sampler would begin in the
+    middle of the space.
+    """
+
+    def __init__(self, problem: Problem, options: SearchOptions, rng: np.random.Generator) -> None:
+        """Find the package.
+
+        Raises:
+            UsageError: If it is not installed.
+        """
+        self.n_episodes, self.n_groups = options.n_episodes, problem.n_groups
+        self.cmaes, self.seed = _package("cmaes", "cmaes"), int(rng.integers(2**31))
+        self.best: tuple[float, FloatArray] | None = None
+        self.optimizer: Any = None
+        self.asked: FloatArray | None = None
+        self.told: list[tuple[FloatArray, float]] = []
+
+    def propose(self, rng: np.random.Generator) -> FloatArray:
+        """Return the next point of a generation."""
+        start = np.full(self.n_groups, 0.5) if self.best is None else self.best[1]
+        if self.n_groups == 1:  # the budget decides; and a covariance needs two
+            return start
+        if self.optimizer is None:
+            bounds = np.tile([LEAST, 1.0], (self.n_groups, 1))
+            self.optimizer = self.cmaes.CMA(mean=start, sigma=CMAES_WIDTH, bounds=bounds, seed=self.seed)
+        self.asked = np.asarray(self.optimizer.ask(), np.float64)
+        return self.asked
+
+    def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
+        """Keep the best, and tell whole generations, at the ratios asked for."""
+        if self.best is None or reward > self.best[0]:
+            self.best = reward, np.clip(keep_ratio_executed, LEAST, 1.0)
+        if self.asked is None:
+            return
+        self.told.append((self.asked, -reward))
+        self.asked = None
+        if len(self.told) == self.optimizer.population_size:
+            self.optimizer.tell(self.told)
+            self.told = []
+
+
+def _package(name: str, policy: str) -> Any:
+    """Return a module, or raise with what to install."""
+    try:
+        return importlib.import_module(name)
     except ImportError as missing:
         raise UsageError(
-            f"policy: {sampler} needs a package that is not installed, got {missing.name}; expected optuna"
-            f"{' and cmaes' if sampler == 'cmaes' else ''}. Run pip install 'agmc-onnx[search]'."
+            f"policy: {policy} needs a package that is not installed, got {missing.name}; expected {name}."
+            " Run pip install 'agmc-onnx[search]'."
         ) from missing
-    return optuna
 
 
 def sensitivity(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> SensitivityPolicy:
@@ -204,11 +238,11 @@ def local(problem: Problem, options: SearchOptions, rng: np.random.Generator) ->
     return LocalPolicy(problem, options.n_episodes)
 
 
-def tpe(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> OptunaPolicy:
+def tpe(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> TpePolicy:
     """Return Optuna's tree-structured Parzen estimator."""
-    return OptunaPolicy(problem, options, "tpe", rng)
+    return TpePolicy(problem, options, rng)
 
 
-def cmaes(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> OptunaPolicy:
-    """Return Optuna's CMA-ES."""
-    return OptunaPolicy(problem, options, "cmaes", rng)
+def cmaes(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> CmaesPolicy:
+    """Return CMA-ES."""
+    return CmaesPolicy(problem, options, rng)
