@@ -188,6 +188,10 @@ def test_runs_are_kept_and_told_in_tables(tmp_path, monkeypatch, capsys):
     assert "| agmc | -7.62 ± 0.71 (2) |" in told and "| agmc | 91.00 ± 1.41 (2); 80.00 |" in told
     assert "| greedy | -7.12 |" in told  # needs no more evaluations than it has
     assert "tpe" not in told  # had a hundred
+    monkeypatch.setattr("sys.argv", ["policy_tables.py", str(kept), "--after", "1"])
+    policy_tables.main()
+    assert "| agmc | -9.00 ± 0.00 (2) |" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["policy_tables.py", str(kept)])
     kept.write_text(kept.read_text() + json.dumps({**row("amc", 0, 90.0), "judge": "metric"}) + "\n")
     with pytest.raises(SystemExit, match="differ in"):
         policy_tables.main()
