@@ -26,7 +26,14 @@ from typing import Any
 SETTING = ("model", "flops", "policy", "seed", "episodes", "recover", "reward_samples", "judge", "finalists")
 MEASURED = ("recover", "reward_samples", "judge")  # runs that differ in these cannot be compared
 KEPT = (*SETTING, "evaluations", "reached", "original", "test", "test_fidelity", "as_cut", "rewards", "kept")
-FEW = ("greedy", "uniform", "shallow", "deep", "sensitivity", "global")  # need few evaluations, whatever --episodes says
+FEW = (
+    "greedy",
+    "uniform",
+    "shallow",
+    "deep",
+    "sensitivity",
+    "global",
+)  # need few evaluations, whatever --episodes says
 ORDER = (
     "agmc", "gnn-rl", "amc", "agmc-frozen", "tpe", "cmaes", "local", "greedy", "random", "sensitivity", "uniform",
     "shallow", "deep", "global",
@@ -99,7 +106,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--episodes", type=int, default=30)
-    parser.add_argument("--finalists", type=int, default=4)
+    parser.add_argument(
+        "--finalists", nargs="+", type=int, default=[4], help="of several, a run with the most is shown"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, help="default: all that are there")
     parser.add_argument(
         "--after", type=int, metavar="N", help="best reward after N of the evaluations; default: after all"
@@ -112,15 +121,16 @@ def main() -> None:
         return
     unique = {
         (row["model"], row["flops"], row["policy"], row["seed"]): row
-        for row in sorted(rows, key=lambda row: row["episodes"] == args.episodes)
+        for row in sorted(rows, key=lambda row: (row["episodes"] == args.episodes, row["finalists"]))
         if (row["episodes"] == args.episodes or row["policy"] in FEW)
-        and row["finalists"] == args.finalists
+        and row["finalists"] in args.finalists
         and (args.seeds is None or row["seed"] in args.seeds)
     }
     searched = {(row["model"], row["flops"]) for row in unique.values() if row["policy"] not in FEW}
     chosen = [row for row in unique.values() if (row["model"], row["flops"]) in searched]
+    finalists = " or ".join(map(str, args.finalists))
     if not chosen:
-        sys.exit(f"policy_tables: no run has {args.episodes} episodes and {args.finalists} finalists.")
+        sys.exit(f"policy_tables: no run has {args.episodes} episodes and {finalists} finalists.")
     for model in {row["model"] for row in chosen}:
         measured = {tuple(row.get(name) for name in MEASURED) for row in chosen if row["model"] == model}
         if len(measured) > 1:
@@ -130,7 +140,7 @@ def main() -> None:
         sys.stdout.write(f"Best reward after {args.after} of {args.episodes} evaluations\n\n{so_far}")
         return
     sys.stdout.write(f"Best reward, {args.episodes} evaluations\n\n{table(chosen, reward_of)}\n")
-    sys.stdout.write(f"Test; fidelity, {args.finalists} finalists\n\n{table(chosen, test_of)}")
+    sys.stdout.write(f"Test; fidelity, {finalists} finalists\n\n{table(chosen, test_of)}")
 
 
 if __name__ == "__main__":
