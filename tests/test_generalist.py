@@ -17,14 +17,16 @@ from agmc_onnx.recover.curves import Curves
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of
 from agmc_onnx.run.target import target_of
+from agmc_onnx.search.budget import met
 from agmc_onnx.search.loop import search
-from agmc_onnx.search.policies import generalist, make_policy
+from agmc_onnx.search.policies import N_PREFERRED, generalist, make_policy
 from agmc_onnx.search.policies.agmc import AgmcPolicy
 from agmc_onnx.search.policies.amc import AmcPolicy
 from agmc_onnx.search.policies.error_model import normalised
 from agmc_onnx.search.policies.guide import Guide, error_tables
 from agmc_onnx.search.policies.linear_budget import linear_budget
 from agmc_onnx.search.prior import prior_candidates, unchecked_candidates
+from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.rewards import err
 from tests.test_agmc import known_answer
 from tools.compare_policies import FROZEN
@@ -125,6 +127,30 @@ def test_no_episodes_offer_as_many_candidates_as_asked_for_the_generalists_favou
     history = search(problem, policy, err, 9, np.random.default_rng(0)).history
     expected = guide.guide.model.expected(torch.tensor([r["kept"] for r in history]) / torch.as_tensor(problem.n_units))
     assert len(history) == len(offered) and expected.tolist() == sorted(expected.tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("name", ["agmc", "gnn-rl"])
+def test_a_search_measures_what_the_generalist_prefers_of_the_priors_candidates_and_then_its_own(stored, name):
+    problem = with_curves(2)
+    every, rng = prior_candidates(problem), np.random.default_rng(0)
+    policy = make_policy(problem, SearchOptions(policy=name, n_episodes=30), rng)
+    guide = AgmcPolicy(problem, SearchOptions(), np.random.default_rng(0)).guide
+    preferred = guide.preferred(every, N_PREFERRED)
+    assert len(every) > N_PREFERRED
+    for one in preferred:
+        proposed = policy.propose(rng)
+        assert proposed.tolist() == one.tolist()
+        policy.observe(met(problem, proposed).keep_ratio, -30.0, Outcome(70.0, 0.0))
+    own = policy.propose(rng)
+    assert not any(np.allclose(own, one) for one in every)
+
+
+def test_without_the_generalist_a_search_measures_all_of_the_priors_candidates(stored):
+    problem, rng = with_curves(2), np.random.default_rng(0)
+    policy = make_policy(problem, SearchOptions(policy="amc", n_episodes=30), rng)
+    for one in prior_candidates(problem):
+        assert policy.propose(rng).tolist() == one.tolist()
+        policy.observe(met(problem, one).keep_ratio, -30.0, Outcome(70.0, 0.0))
 
 
 def test_without_it_no_episodes_is_the_first_candidate_of_the_prior(monkeypatch, tmp_path):

@@ -16,6 +16,8 @@ from agmc_onnx.search.policies import handcrafted, searching
 from agmc_onnx.search.prior import prior_candidates, unchecked_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
+N_PREFERRED = 4  # of the prior's candidates, which a search measures if the generalist chooses them
+
 
 class Policy(Protocol):
     """Proposes keep ratios and learns from what came of them.
@@ -42,7 +44,11 @@ class Policy(Protocol):
 
 
 class PrimedPolicy:
-    """A policy that searches, with the prior's candidates before its own; it observes them as its own."""
+    """A policy that searches, with the prior's candidates before its own; it observes them as its own.
+
+    Of a policy that has the generalist only the `N_PREFERRED` that it likes best: what is measured of the others would be told by
+    the first of its own candidates too, which are better (docs/results.md).
+    """
 
     def __init__(self, policy: Policy, problem: Problem) -> None:
         self.policy, self.problem = policy, problem
@@ -52,7 +58,7 @@ class PrimedPolicy:
     def propose(self, rng: np.random.Generator) -> FloatArray:
         """Return the prior's next candidate, then the policy's."""
         if self.waiting is None:
-            self.waiting = prior_candidates(self.problem)
+            self.waiting = _preferred(self.policy, prior_candidates(self.problem), N_PREFERRED)
         return self.waiting.pop(0) if self.waiting else self.policy.propose(rng)
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
@@ -65,11 +71,8 @@ class DecidedPolicy:
 
     def __init__(self, policy: Policy, problem: Problem, has_prior: bool, n: int, rng: np.random.Generator) -> None:
         """Decide on at most `n` candidates, of policies that search; of others on the first one."""
-        decide = getattr(policy, "decide", None)
-        if decide is not None:
-            self.waiting: list[FloatArray] = decide()[:n]
-        else:
-            self.waiting = unchecked_candidates(problem)[:n] if has_prior else [policy.propose(rng)]
+        offered = unchecked_candidates(problem) if has_prior else [policy.propose(rng)]
+        self.waiting = _preferred(policy, offered, n)[:n]
         self.n_episodes = len(self.waiting)
 
     def propose(self, rng: np.random.Generator) -> FloatArray:
@@ -78,6 +81,12 @@ class DecidedPolicy:
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
         """Learn nothing."""
+
+
+def _preferred(policy: Policy, candidates: list[FloatArray], n: int) -> list[FloatArray]:
+    """Return the n candidates that a policy likes best, or all where it has no opinion without an evaluation."""
+    preferred = getattr(policy, "preferred", None)
+    return candidates if preferred is None else preferred(candidates, n)
 
 
 PolicyFactory = Callable[[Problem, SearchOptions, np.random.Generator], Policy]

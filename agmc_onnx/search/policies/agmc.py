@@ -13,7 +13,7 @@ from agmc_onnx.search.policies.ddpg import DdpgAgent, Known, single_thread, trun
 from agmc_onnx.search.policies.guide import N_GRID, SMALLEST, Guide, on_grid
 from agmc_onnx.search.policies.linear_budget import LinearBudget, linear_budget
 from agmc_onnx.search.policies.states import GraphStates, States, graph_tensors, standardised
-from agmc_onnx.search.prior import best_curves, unchecked_candidates
+from agmc_onnx.search.prior import best_curves
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
 N_FROM_BEST, N_FROM_ACTOR = 4, 8  # where climbs of an episode start: at means of the best ones, at what the actor takes
@@ -111,13 +111,12 @@ class AgmcPolicy:
             return self._as_ratio(candidates[0])
         return self._as_ratio(candidates[int(agent.judge(candidates).argmax())])
 
-    def decide(self) -> list[FloatArray]:
-        """Return float64 (n_groups,) keep ratios without any evaluation: the prior's blends as the generalist likes them.
+    def preferred(self, candidates: list[FloatArray], n: int) -> list[FloatArray]:
+        """Return the n of these keep ratios (n_groups,) that the generalist likes best, its favourite first.
 
-        Without the generalist (no data, or an option says so) they are in their own order.
+        Without the generalist (no data, or an option says so) all of them, in their own order.
         """
-        offered = unchecked_candidates(self.problem)
-        return offered if self.guide is None or not self.guide.is_taught else self.guide.ordered(offered)
+        return candidates if self.guide is None else self.guide.preferred(candidates, n)
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
         """Store the episode, and train once the warm-up is over."""

@@ -24,7 +24,6 @@ from agmc_onnx.search.policies import ppo
 from agmc_onnx.search.policies.ddpg import single_thread
 from agmc_onnx.search.policies.guide import SMALLEST, Guide
 from agmc_onnx.search.policies.states import standardised
-from agmc_onnx.search.prior import unchecked_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
 LEAST_FACTOR = 0.2  # a step keeps at least this share of what was left
@@ -270,10 +269,9 @@ class GnnRlPolicy:
             self.fresh = []
             self.sigma = max(self.sigma * self.options.sigma_decay, self.options.sigma_floor)
 
-    def decide(self) -> list[FloatArray]:
-        """Return float64 (n_groups,) keep ratios without any evaluation, as `AgmcPolicy.decide`."""
-        offered = unchecked_candidates(self.problem)
-        return offered if self.guide is None or not self.guide.is_taught else self.guide.ordered(offered)
+    def preferred(self, candidates: list[FloatArray], n: int) -> list[FloatArray]:
+        """Return the n of these keep ratios that the generalist likes best, as `AgmcPolicy.preferred`."""
+        return candidates if self.guide is None else self.guide.preferred(candidates, n)
 
     def _centre(self) -> None:
         """Let the untrained actor reach the best candidate observed so far, or half of every group, in two steps."""

@@ -70,11 +70,16 @@ class Guide:
         actions = torch.stack([actions for actions, _ in self._episodes])
         self.model = ErrorModel.fit(self.tables, actions, rewards, self._shapes)
 
-    def ordered(self, candidates: list[FloatArray]) -> list[FloatArray]:
-        """Return these keep ratios (n_groups,), what the model expects to lose least as it is executed first."""
+    def preferred(self, candidates: list[FloatArray], n: int) -> list[FloatArray]:
+        """Return the n of these keep ratios (n_groups,) that the generalist expects to lose least, its favourite first.
+
+        What is judged is what they are executed as. Where it says nothing all of them, as they are.
+        """
+        if not self.is_taught:
+            return candidates
         executed = [met(self.problem, one).keep_ratio for one in candidates]
         expected = self.model.expected(torch.as_tensor(np.array(executed)))
-        return [candidates[place] for place in expected.argsort(descending=True, stable=True).tolist()]
+        return [candidates[place] for place in expected.argsort(descending=True, stable=True)[:n].tolist()]
 
     def centres(self, n: int) -> Tensor:
         """Return keep ratios (n, n_groups) to climb from: the best episode's, and means of the best 2, 4, 8 ... episodes.
