@@ -70,9 +70,10 @@ class AgmcOptions:
         known: Give the decoder the static features of the groups, and the critic the refit error of every action where there
             are error curves (ours).
         fitted: Learn from the episodes what each group's known errors cost in reward (a weight a group, `error_model`), and
-            let the critic choose among what that model finds; only with `known` (ours).
+            take what that model finds; only with `known` (ours).
         generalist: Let the error model start from what a network trained beforehand over many others says, where there is data
             (`search.policies.generalist`; ours).
+        n_preferred: How many of the prior's candidates a search measures where the generalist chooses them (ours).
         recombine: Let climbs begin at means of the best episodes too, not at the best one alone (`Guide.centres`; ours).
     """
 
@@ -113,6 +114,7 @@ class AgmcOptions:
     known: bool = True
     fitted: bool = True
     generalist: bool = True
+    n_preferred: int = 4
     recombine: bool = True
 
 
@@ -138,6 +140,7 @@ class GnnRlOptions:
         n_best: Best episodes kept for it.
         max_gradient: Largest norm of the gradient (ours).
         fitted: Improve every proposal on the error model, as `AgmcOptions.fitted` (ours).
+        n_preferred: As `AgmcOptions.n_preferred` (ours).
     """
 
     edge_size: int = 20
@@ -157,6 +160,7 @@ class GnnRlOptions:
     n_best: int = 5
     max_gradient: float = 1.0
     fitted: bool = True
+    n_preferred: int = 4
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,8 @@ class SearchOptions:
         n_decided: How many these are at most.
         seed: Seed of the one random generator of the search.
         prior: Evaluate the greedy candidates and the uniform one first, whatever the policy that searches (rows of
-            `agmc_onnx.search.policies.PRIMED`); they count as episodes. Ours; without it the papers' search is left.
+            `agmc_onnx.search.policies.PRIMED`), or those of them that it prefers beforehand (`AgmcOptions.n_preferred`); they
+            count as episodes. Ours; without it the papers' search is left.
         agmc: Options of the AGMC policy, and of AMC, which has the same agent.
         gnn_rl: Options of the GNN-RL policy.
     """

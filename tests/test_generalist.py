@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from agmc_onnx.config import AgmcOptions, CompressOptions, SearchOptions
+from agmc_onnx.config import AgmcOptions, CompressOptions, GnnRlOptions, SearchOptions
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.recover.curves import Curves
 from agmc_onnx.run.analysis import analyse_model
@@ -19,7 +19,7 @@ from agmc_onnx.run.candidates import environment_of
 from agmc_onnx.run.target import target_of
 from agmc_onnx.search.budget import met
 from agmc_onnx.search.loop import search
-from agmc_onnx.search.policies import N_PREFERRED, generalist, make_policy
+from agmc_onnx.search.policies import generalist, make_policy
 from agmc_onnx.search.policies.agmc import AgmcPolicy
 from agmc_onnx.search.policies.amc import AmcPolicy
 from agmc_onnx.search.policies.error_model import normalised
@@ -135,9 +135,8 @@ def test_a_search_measures_what_the_generalist_prefers_of_the_priors_candidates_
     every, rng = prior_candidates(problem), np.random.default_rng(0)
     policy = make_policy(problem, SearchOptions(policy=name, n_episodes=30), rng)
     guide = AgmcPolicy(problem, SearchOptions(), np.random.default_rng(0)).guide
-    preferred = guide.preferred(every, N_PREFERRED)
-    assert len(every) > N_PREFERRED
-    for one in preferred:
+    assert len(every) > AgmcOptions().n_preferred == GnnRlOptions().n_preferred
+    for one in guide.preferred(every, AgmcOptions().n_preferred):
         proposed = policy.propose(rng)
         assert proposed.tolist() == one.tolist()
         policy.observe(met(problem, proposed).keep_ratio, -30.0, Outcome(70.0, 0.0))

@@ -53,6 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "agmc-linear": {"n_updates": 0},  # the error model alone: actor, critic and encoder learn nothing
     "agmc-unfitted": {"fitted": False},  # without the error model
     "agmc-untaught": {"generalist": False},  # the error model starts from a rule instead of what the generalist says
+    "agmc-all": {"n_preferred": 99},  # measures all of the prior's candidates
     "agmc-single": {"recombine": False},  # climbs from the best episode alone
     "agmc-blind": {"known": False},  # no static features, no error curves: only what the encoder sees
     "agmc-features": {"known": True, "frozen_encoder": True, "group_embedding": False},

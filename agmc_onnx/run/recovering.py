@@ -27,10 +27,10 @@ def best_finalist(
 ) -> tuple[onnx.ModelProto, IntArray, list[dict[str, Any]]]:
     """Recover the candidates with the highest rewards in full, and take the best one by all samples of the reward role.
 
-    Rewards of a search are measured after a quick refit; among the best of many its noise decides. So the first candidate, a
-    mean of greedy ones for every policy that begins with the prior's, is one of the finalists too. They are judged as candidates
-    are: by fidelity unless `judge` says otherwise. What finalists differ by in accuracy is less than what some thousand
-    images can tell; half of them choose twice as well by fidelity (docs/results.md).
+    Rewards of a search are measured after a quick refit; among the best of many its noise decides. So the first candidate is one
+    of the finalists too: of policies that begin with the prior's a mean of greedy ones, or what the generalist likes best. They
+    are judged as candidates are: by fidelity unless `judge` says otherwise. What finalists differ by in accuracy is less than
+    what some thousand images can tell; half of them choose twice as well by fidelity (docs/results.md).
 
     Returns:
         The best finalist's model and kept counts, and what was measured of each.

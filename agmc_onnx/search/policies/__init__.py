@@ -16,8 +16,6 @@ from agmc_onnx.search.policies import handcrafted, searching
 from agmc_onnx.search.prior import prior_candidates, unchecked_candidates
 from agmc_onnx.search.problem import FloatArray, Outcome, Problem
 
-N_PREFERRED = 4  # of the prior's candidates, which a search measures if the generalist chooses them
-
 
 class Policy(Protocol):
     """Proposes keep ratios and learns from what came of them.
@@ -46,8 +44,7 @@ class Policy(Protocol):
 class PrimedPolicy:
     """A policy that searches, with the prior's candidates before its own; it observes them as its own.
 
-    Of a policy that has the generalist only the `N_PREFERRED` that it likes best: what is measured of the others would be told by
-    the first of its own candidates too, which are better (docs/results.md).
+    If the policy has an opinion beforehand, only those it prefers: evaluations are better spent on its own (docs/results.md).
     """
 
     def __init__(self, policy: Policy, problem: Problem) -> None:
@@ -58,7 +55,7 @@ class PrimedPolicy:
     def propose(self, rng: np.random.Generator) -> FloatArray:
         """Return the prior's next candidate, then the policy's."""
         if self.waiting is None:
-            self.waiting = _preferred(self.policy, prior_candidates(self.problem), N_PREFERRED)
+            self.waiting = _preferred(self.policy, prior_candidates(self.problem))
         return self.waiting.pop(0) if self.waiting else self.policy.propose(rng)
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
@@ -83,8 +80,8 @@ class DecidedPolicy:
         """Learn nothing."""
 
 
-def _preferred(policy: Policy, candidates: list[FloatArray], n: int) -> list[FloatArray]:
-    """Return the n candidates that a policy likes best, or all where it has no opinion without an evaluation."""
+def _preferred(policy: Policy, candidates: list[FloatArray], n: int | None = None) -> list[FloatArray]:
+    """Return the candidates that a policy likes best, or all where it has no opinion before an evaluation."""
     preferred = getattr(policy, "preferred", None)
     return candidates if preferred is None else preferred(candidates, n)
 

@@ -269,9 +269,9 @@ class GnnRlPolicy:
             self.fresh = []
             self.sigma = max(self.sigma * self.options.sigma_decay, self.options.sigma_floor)
 
-    def preferred(self, candidates: list[FloatArray], n: int) -> list[FloatArray]:
-        """Return the n of these keep ratios that the generalist likes best, as `AgmcPolicy.preferred`."""
-        return candidates if self.guide is None else self.guide.preferred(candidates, n)
+    def preferred(self, candidates: list[FloatArray], n: int | None = None) -> list[FloatArray]:
+        """Return what the generalist likes best of these keep ratios, as `AgmcPolicy.preferred`."""
+        return candidates if self.guide is None else self.guide.preferred(candidates, n or self.options.n_preferred)
 
     def _centre(self) -> None:
         """Let the untrained actor reach the best candidate observed so far, or half of every group, in two steps."""
