@@ -44,7 +44,8 @@ class Policy(Protocol):
 class PrimedPolicy:
     """A policy that searches, with the prior's candidates before its own; it observes them as its own.
 
-    If the policy has an opinion beforehand, only those it prefers: evaluations are better spent on its own (docs/results.md).
+    If the policy has an opinion beforehand, only those it prefers: where groups are few, evaluations are better spent on its own
+    (docs/results.md).
     """
 
     def __init__(self, policy: Policy, problem: Problem) -> None:
