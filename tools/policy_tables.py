@@ -26,14 +26,8 @@ from typing import Any
 SETTING = ("model", "flops", "policy", "seed", "episodes", "recover", "reward_samples", "judge", "finalists")
 MEASURED = ("recover", "reward_samples", "judge")  # runs that differ in these cannot be compared
 KEPT = (*SETTING, "evaluations", "reached", "original", "test", "test_fidelity", "as_cut", "rewards", "kept")
-FEW = (
-    "greedy",
-    "uniform",
-    "shallow",
-    "deep",
-    "sensitivity",
-    "global",
-)  # need few evaluations, whatever --episodes says
+# need few evaluations, whatever --episodes says
+FEW = ("greedy", "uniform", "shallow", "deep", "sensitivity", "global")
 ORDER = (
     "agmc", "gnn-rl", "amc", "agmc-frozen", "tpe", "cmaes", "local", "greedy", "random", "sensitivity", "uniform",
     "shallow", "deep", "global",
