@@ -73,7 +73,8 @@ class AgmcOptions:
             take what that model finds; only with `known` (ours).
         generalist: Let the error model start from what a network trained beforehand over many others says, where there is data
             (`search.policies.generalist`; ours).
-        n_preferred: How many of the prior's candidates a search measures where the generalist chooses them (ours).
+        n_preferred: How many of the prior's candidates a search measures where the generalist chooses them; one for every three
+            groups where that is more (ours).
         recombine: Let climbs begin at means of the best episodes too, not at the best one alone (`Guide.centres`; ours).
     """
 

@@ -129,19 +129,31 @@ def test_no_episodes_offer_as_many_candidates_as_asked_for_the_generalists_favou
     assert len(history) == len(offered) and expected.tolist() == sorted(expected.tolist(), reverse=True)
 
 
-@pytest.mark.parametrize("name", ["agmc", "gnn-rl"])
-def test_a_search_measures_what_the_generalist_prefers_of_the_priors_candidates_and_then_its_own(stored, name):
-    problem = with_curves(2)
+@pytest.mark.parametrize(
+    ("name", "n_groups", "n"), [("agmc", 12, 4), ("gnn-rl", 12, 4), ("agmc", 15, 5), ("gnn-rl", 15, 5)]
+)
+def test_a_search_measures_what_the_generalist_prefers_of_the_priors_candidates_and_then_its_own(
+    stored, name, n_groups, n
+):
+    problem = with_curves(2, n_groups)
     every, rng = prior_candidates(problem), np.random.default_rng(0)
     policy = make_policy(problem, SearchOptions(policy=name, n_episodes=30), rng)
     guide = AgmcPolicy(problem, SearchOptions(), np.random.default_rng(0)).guide
-    assert len(every) > AgmcOptions().n_preferred == GnnRlOptions().n_preferred
-    for one in guide.preferred(every, AgmcOptions().n_preferred):
+    assert len(every) > n and AgmcOptions().n_preferred == GnnRlOptions().n_preferred == 4
+    for one in guide.preferred(every, 0, n):
         proposed = policy.propose(rng)
         assert proposed.tolist() == one.tolist()
         policy.observe(met(problem, proposed).keep_ratio, -30.0, Outcome(70.0, 0.0))
     own = policy.propose(rng)
     assert not any(np.allclose(own, one) for one in every)
+
+
+def test_where_there_are_many_groups_all_of_the_priors_candidates_are_preferred_in_the_generalists_order(stored):
+    problem = with_curves(2, 30)
+    guide, every = AgmcPolicy(problem, SearchOptions(), np.random.default_rng(0)).guide, prior_candidates(problem)
+    preferred = guide.preferred(every, 4)
+    assert sorted(map(tuple, preferred)) == sorted(map(tuple, every))
+    assert [one.tolist() for one in guide.preferred(every, 4, 3)] == [one.tolist() for one in preferred[:3]]
 
 
 def test_without_the_generalist_a_search_measures_all_of_the_priors_candidates(stored):

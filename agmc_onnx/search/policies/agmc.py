@@ -112,11 +112,12 @@ class AgmcPolicy:
         return self._as_ratio(candidates[int(agent.judge(candidates).argmax())])
 
     def preferred(self, candidates: list[FloatArray], n: int | None = None) -> list[FloatArray]:
-        """Return the n (default: `n_preferred`) of these keep ratios (n_groups,) that the generalist likes best, the first most.
+        """Return the n of these keep ratios (n_groups,) that the generalist likes best, the first most (`Guide.preferred`).
 
-        Without the generalist (no data, or an option says so) all of them, in their own order.
+        By default `n_preferred`, or more where there are many groups. Without the generalist (no data, or an option says so) all
+        of them, in their own order.
         """
-        return candidates if self.guide is None else self.guide.preferred(candidates, n or self.options.n_preferred)
+        return candidates if self.guide is None else self.guide.preferred(candidates, self.options.n_preferred, n)
 
     def observe(self, keep_ratio_executed: FloatArray, reward: float, outcome: Outcome) -> None:
         """Store the episode, and train once the warm-up is over."""

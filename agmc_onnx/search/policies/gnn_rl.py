@@ -271,7 +271,7 @@ class GnnRlPolicy:
 
     def preferred(self, candidates: list[FloatArray], n: int | None = None) -> list[FloatArray]:
         """Return what the generalist likes best of these keep ratios, as `AgmcPolicy.preferred`."""
-        return candidates if self.guide is None else self.guide.preferred(candidates, n or self.options.n_preferred)
+        return candidates if self.guide is None else self.guide.preferred(candidates, self.options.n_preferred, n)
 
     def _centre(self) -> None:
         """Let the untrained actor reach the best candidate observed so far, or half of every group, in two steps."""

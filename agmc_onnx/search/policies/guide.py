@@ -24,6 +24,7 @@ FARTHEST, NEAREST = 0.3, 0.15  # how far a climb may move a keep ratio, in the f
 N_NEIGHBOURS, N_CENTRES = 96, 8  # plans tried beside the best episodes, and how many of those
 N_MOVED = 3  # groups in which a neighbour differs, on average
 PATIENCE = 6  # episodes without a better one after which it looks there, too
+PER_PREFERRED = 3  # groups for each of the prior's candidates that a search measures
 DRAWN_EVERY = 2  # from then on one proposal of so many is chosen by drawn weights
 
 
@@ -70,13 +71,15 @@ class Guide:
         actions = torch.stack([actions for actions, _ in self._episodes])
         self.model = ErrorModel.fit(self.tables, actions, rewards, self._shapes)
 
-    def preferred(self, candidates: list[FloatArray], n: int) -> list[FloatArray]:
+    def preferred(self, candidates: list[FloatArray], least: int, n: int | None = None) -> list[FloatArray]:
         """Return the n of these keep ratios (n_groups,) that the generalist expects to lose least, its favourite first.
 
-        What is judged is what they are executed as. Where it says nothing all of them, as they are.
+        What is judged is what they are executed as. Where it says nothing all of them, as they are. By default one for every
+        `PER_PREFERRED` groups, at least `least`: the more groups, the more weights there are to learn before own plans are better.
         """
         if not self.is_taught:
             return candidates
+        n = n or max(least, self.problem.n_groups // PER_PREFERRED)
         executed = [met(self.problem, one).keep_ratio for one in candidates]
         expected = self.model.expected(torch.as_tensor(np.array(executed)))
         return [candidates[place] for place in expected.argsort(descending=True, stable=True)[:n].tolist()]
