@@ -75,7 +75,7 @@ class Guide:
         """Return the n of these keep ratios (n_groups,) that the generalist expects to lose least, its favourite first.
 
         What is judged is what they are executed as. Where it says nothing all of them, as they are. By default one for every
-        `PER_PREFERRED` groups, at least `least`: the more groups, the more weights there are to learn before own plans are better.
+        `PER_PREFERRED` groups, at least `least`: the more groups, the more weights to learn before own plans are better.
         """
         if not self.is_taught:
             return candidates
