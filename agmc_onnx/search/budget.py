@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,15 @@ CLOSE_ENOUGH = 5e-4  # share of the full cost; a result this close below the bud
 MAX_REPAIRS = 12  # repair rounds; each tries one step up of every group that may still fit
 MAX_FIRST_TRIALS = 240  # cost calls of the first repair round, which also looks further along the path
 MAX_RAISE = 2  # steps a group may be raised above the common scaling
+
+
+@runtime_checkable
+class ManyCosts(Protocol):
+    """A cost that counts several candidates at once, far quicker than one after the other."""
+
+    def of_each(self, kept: IntArray) -> IntArray:
+        """Return the costs (n,) at kept counts (n, n_groups)."""
+        ...
 
 
 def algorithm1_literal(
@@ -153,8 +163,7 @@ def meet_target(
 
 def _costs(cost: Callable[[IntArray], int], kept: IntArray) -> IntArray:
     """Return the costs (n,) of kept counts (n, n_groups), all at once where the cost can (`pruning.cost.Cost`)."""
-    of_each: Callable[[IntArray], IntArray] | None = getattr(cost, "of_each", None)
-    return np.array([int(cost(one)) for one in kept]) if of_each is None else of_each(kept)
+    return cost.of_each(kept) if isinstance(cost, ManyCosts) else np.array([int(cost(one)) for one in kept])
 
 
 def _check(ratio: FloatArray, units: IntArray, steps: IntArray, least: IntArray) -> None:

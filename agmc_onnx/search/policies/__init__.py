@@ -6,7 +6,7 @@ torch is imported by the learned ones only, and only when one is made.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -37,6 +37,18 @@ class Policy(Protocol):
             keep_ratio_executed: float (n_groups,), kept units / units after the budget was met.
             reward: Its reward.
             outcome: Its evaluation.
+        """
+        ...
+
+
+@runtime_checkable
+class TaughtPolicy(Policy, Protocol):
+    """A policy that may have an opinion before any evaluation."""
+
+    def preferred(self, candidates: list[FloatArray], n: int | None = None) -> list[FloatArray]:
+        """Return the n of these keep ratios (n_groups,) that it likes best, its favourite first; all if it has no opinion.
+
+        By default as many as it wants measured.
         """
         ...
 
@@ -83,8 +95,7 @@ class DecidedPolicy:
 
 def _preferred(policy: Policy, candidates: list[FloatArray], n: int | None = None) -> list[FloatArray]:
     """Return the candidates that a policy likes best, or all where it has no opinion before an evaluation."""
-    preferred = getattr(policy, "preferred", None)
-    return candidates if preferred is None else preferred(candidates, n)
+    return policy.preferred(candidates, n) if isinstance(policy, TaughtPolicy) else candidates
 
 
 PolicyFactory = Callable[[Problem, SearchOptions, np.random.Generator], Policy]
