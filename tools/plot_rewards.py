@@ -68,9 +68,10 @@ def main() -> None:
                     ax.axhline(level, color=colour, ls=":", lw=1.2, label=policy)
                 continue
             rows = np.array([b[: min(map(len, best))] for b in best])
-            x = np.arange(1, rows.shape[1] + 1)
-            ax.plot(x, rows.mean(0), color=colour, lw=1.4, label=policy)
-            ax.fill_between(x, rows.min(0), rows.max(0), color=colour, alpha=0.12, lw=0)
+            steps = np.flatnonzero(np.r_[True, (np.diff(rows) > 0).any(0)[:-1], True])  # nothing is new between them
+            x, rows = steps + 1, rows[:, steps]
+            ax.plot(x, rows.mean(0), color=colour, lw=1.4, label=policy, drawstyle="steps-post")
+            ax.fill_between(x, rows.min(0), rows.max(0), color=colour, alpha=0.12, lw=0, step="post")
         ax.set_title(f"{model.removesuffix('.onnx')}, {share:g} of the multiply-adds", fontsize=9)
         ax.set_xlabel("evaluations")
         ax.set_ylabel("best reward so far")
