@@ -373,7 +373,7 @@ def test_files_that_are_no_models(capsys, out, tmp_path):
     assert "text.onnx: not a" in compress_fails(capsys, out, tmp_path / "text.onnx")
     assert "empty.onnx: not an ONNX model" in compress_fails(capsys, out, tmp_path / "empty.onnx")
     assert "Is it truncated" in compress_fails(capsys, out, tmp_path / "half.onnx")
-    assert "cannot be read (Is a directory)" in compress_fails(capsys, out, tmp_path)
+    assert "is a folder; expected an .onnx file" in compress_fails(capsys, out, tmp_path)
 
 
 def test_missing_external_data(capsys, out, tmp_path):

@@ -64,7 +64,16 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_folder_instead_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as error:
         read_model(tmp_path)
-    assert str(error.value) == f"{tmp_path}: cannot be read (Is a directory). Check the path and its permissions."
+    assert str(error.value) == (
+        f"{tmp_path}: is a folder; expected an .onnx file. Name one of its models, or compress all of them with agmc-onnx batch."
+    )
+
+
+def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
+    path = tmp_path / ("long" * 100)
+    with pytest.raises(ModelError) as error:
+        read_model(path)
+    assert str(error.value) == f"{path}: cannot be read (File name too long). Check the path and its permissions."
 
 
 def test_truncated_file(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def read_model(path: str | Path) -> ModelFile:
         with absolute locations, so that `read_array` needs no folder for them.
 
     Raises:
-        ModelError: If the file is missing, is no ONNX model, is truncated, or lacks its external data.
+        ModelError: If the file is missing, is a folder, is no ONNX model, is truncated, or lacks its external data.
     """
     path = Path(path)
     try:
@@ -68,6 +68,11 @@ def read_model(path: str | Path) -> ModelFile:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file. Check the path of the model.") from None
     except OSError as error:
+        if os.path.isdir(path):
+            raise ModelError(
+                f"{path}: is a folder; expected an .onnx file. Name one of its models, "
+                "or compress all of them with agmc-onnx batch."
+            ) from None
         raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
     proto = onnx.ModelProto()
     try:
