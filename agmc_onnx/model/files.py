@@ -68,7 +68,7 @@ def read_model(path: str | Path) -> ModelFile:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file. Check the path of the model.") from None
     except OSError as error:
-        if os.path.isdir(path):
+        if os.path.isdir(path):  # Path.is_dir raises where a name is too long
             raise ModelError(
                 f"{path}: is a folder; expected an .onnx file. Name one of its models, "
                 "or compress all of them with agmc-onnx batch."
