@@ -10,20 +10,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from agmc_onnx import _moved
 from agmc_onnx.errors import AgmcError, BudgetError, DataError, ModelError, PlanError, UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from agmc_onnx.config import CompressOptions
-    from agmc_onnx.diagnosis import doctor
-    from agmc_onnx.exchange.exporters.exporting import export
-    from agmc_onnx.exchange.importers.importing import Imported, import_model
-    from agmc_onnx.finetuning import finetune
-    from agmc_onnx.folder import compress_folder
-    from agmc_onnx.inspection import inspect, measure
-    from agmc_onnx.pipeline import Result, apply, compress
-    from agmc_onnx.pipeline import verify_files as verify
-    from agmc_onnx.report.pages import write_report
-    from agmc_onnx.verification import Verification
+    from agmc_onnx.options import CompressOptions
+    from agmc_onnx.pruning.verify import Verification
+    from agmc_onnx.verbs.batch import compress_folder
+    from agmc_onnx.verbs.compress import Result, apply, compress
+    from agmc_onnx.verbs.compress import verify_files as verify
+    from agmc_onnx.verbs.doctor import doctor
+    from agmc_onnx.verbs.export import export
+    from agmc_onnx.verbs.finetune import finetune
+    from agmc_onnx.verbs.import_ import Imported, import_model
+    from agmc_onnx.verbs.inspect import inspect, measure
+    from agmc_onnx.verbs.report import write_report
 
 __version__ = "0.1.0"
 
@@ -34,22 +35,25 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "CompressOptions": ("agmc_onnx.config", "CompressOptions"),
-    "Result": ("agmc_onnx.pipeline", "Result"),
-    "Verification": ("agmc_onnx.verification", "Verification"),
-    "Imported": ("agmc_onnx.exchange.importers.importing", "Imported"),
-    "import_model": ("agmc_onnx.exchange.importers.importing", "import_model"),
-    "export": ("agmc_onnx.exchange.exporters.exporting", "export"),
-    "finetune": ("agmc_onnx.finetuning", "finetune"),
-    "apply": ("agmc_onnx.pipeline", "apply"),
-    "compress": ("agmc_onnx.pipeline", "compress"),
-    "compress_folder": ("agmc_onnx.folder", "compress_folder"),
-    "inspect": ("agmc_onnx.inspection", "inspect"),
-    "measure": ("agmc_onnx.inspection", "measure"),
-    "verify": ("agmc_onnx.pipeline", "verify_files"),
-    "doctor": ("agmc_onnx.diagnosis", "doctor"),
-    "write_report": ("agmc_onnx.report.pages", "write_report"),
+    "CompressOptions": ("agmc_onnx.options", "CompressOptions"),
+    "Result": ("agmc_onnx.verbs.compress", "Result"),
+    "Verification": ("agmc_onnx.pruning.verify", "Verification"),
+    "Imported": ("agmc_onnx.verbs.import_", "Imported"),
+    "import_model": ("agmc_onnx.verbs.import_", "import_model"),
+    "export": ("agmc_onnx.verbs.export", "export"),
+    "finetune": ("agmc_onnx.verbs.finetune", "finetune"),
+    "apply": ("agmc_onnx.verbs.compress", "apply"),
+    "compress": ("agmc_onnx.verbs.compress", "compress"),
+    "compress_folder": ("agmc_onnx.verbs.batch", "compress_folder"),
+    "inspect": ("agmc_onnx.verbs.inspect", "inspect"),
+    "measure": ("agmc_onnx.verbs.inspect", "measure"),
+    "verify": ("agmc_onnx.verbs.compress", "verify_files"),
+    "doctor": ("agmc_onnx.verbs.doctor", "doctor"),
+    "write_report": ("agmc_onnx.verbs.report", "write_report"),
 }
+
+_moved.install()
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import agmc_onnx
 
-MODEL = Path(__file__).parents[1] / "models" / "digits" / "digits_resnet.onnx"
+MODEL = Path(__file__).parents[1] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
 
 if __name__ == "__main__":
     outputs = []

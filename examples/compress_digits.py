@@ -4,7 +4,7 @@ from pathlib import Path
 
 import agmc_onnx
 
-MODEL = Path(__file__).parents[1] / "models" / "digits" / "digits_resnet.onnx"
+MODEL = Path(__file__).parents[1] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
 
 if __name__ == "__main__":
     result = agmc_onnx.compress(MODEL, flops=0.3, data="digits", output="digits_small.onnx", episodes=10)

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 import agmc_onnx
-from agmc_onnx.measuring import card
+from agmc_onnx.data import card
 
-MODEL = Path(__file__).parents[1] / "models" / "digits" / "digits_resnet.onnx"
+MODEL = Path(__file__).parents[1] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
 CARD = """
 images = "photos"
 color  = "L"
@@ -26,7 +26,7 @@ test        = "250:450"
 
 def write_photos(folder: Path, n: int = 450) -> None:
     """Write the images of the digits' own roles as PNG files, a folder for each class."""
-    digits = np.load(Path(card.__file__).with_name("digits.npz"))
+    digits = np.load(Path(card.__file__).parent / "digits" / "digits.npz")
     for i, (pixels, label) in enumerate(zip(digits["x"][:n], digits["y"][:n], strict=True)):
         place = folder / f"{label}"
         place.mkdir(parents=True, exist_ok=True)

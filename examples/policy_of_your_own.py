@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 import agmc_onnx
-from agmc_onnx.search.policies import POLICIES
+from agmc_onnx.policies import POLICIES
 
-MODEL = Path(__file__).parents[1] / "models" / "digits" / "digits_resnet.onnx"
+MODEL = Path(__file__).parents[1] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
 
 
 class Narrow:

@@ -6,7 +6,7 @@ from pathlib import Path
 import agmc_onnx
 from agmc_onnx.run.analysis import analyse_model
 
-MODEL = Path(__file__).parents[1] / "models" / "digits" / "digits_resnet.onnx"
+MODEL = Path(__file__).parents[1] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
 
 if __name__ == "__main__":
     path = sys.argv[1] if len(sys.argv) > 1 else MODEL

@@ -8,9 +8,7 @@ import numpy as np
 import onnx
 
 
-def model(
-    text: str, weights: Mapping[str, Sequence[int] | np.ndarray] | None = None, seed: int = 0
-) -> onnx.ModelProto:
+def model(text: str, weights: Mapping[str, Sequence[int] | np.ndarray] | None = None, seed: int = 0) -> onnx.ModelProto:
     """Return the model of a piece of ONNX text (https://onnx.ai/onnx/repo-docs/Syntax.html).
 
     Args:

@@ -1,4 +1,4 @@
-"""Compare the differentiable view of a graph (`recover.torch_graph`) with onnxruntime, network by network.
+"""Compare the differentiable view of a graph (`torch_view.module`) with onnxruntime, network by network.
 
     python tools/check_torch_view.py [MODEL.onnx ...] [--exporters torchscript dynamo] [--only NAME ...]
 
@@ -19,12 +19,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.errors import AgmcError
-from agmc_onnx.measuring.random_inputs import runnable
+from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.view import view
 from agmc_onnx.measuring.session import make_session, run_model
-from agmc_onnx.model.graph import view
-from agmc_onnx.model.normalize import normalize
-from agmc_onnx.recover.torch_graph import TorchGraph, to_tensor
+from agmc_onnx.torch_view.module import TorchGraph, to_tensor
 from models.export import to_onnx
 from models.zoo import BUILDERS, build
 

@@ -32,20 +32,20 @@ from typing import Any, cast
 import numpy as np
 import onnx
 
-from agmc_onnx import pipeline
-from agmc_onnx.config import CompressOptions, SearchOptions
+from agmc_onnx import policies
+from agmc_onnx.data.roles import Roles
+from agmc_onnx.data.samples import load_card, open_data
+from agmc_onnx.graph.files import read_model
 from agmc_onnx.measuring.accuracy import Evaluation, Evaluator
-from agmc_onnx.measuring.data import load_card, open_data
-from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import model_inputs
-from agmc_onnx.model.files import read_model
+from agmc_onnx.options import CompressOptions, SearchOptions
+from agmc_onnx.policies import Policy
 from agmc_onnx.run import recovering, stages
 from agmc_onnx.run.analysis import Analysis
-from agmc_onnx.search import policies
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.loop import SearchResult
-from agmc_onnx.search.policies import Policy
 from agmc_onnx.search.problem import IntArray, Problem
+from agmc_onnx.verbs import compress as pipeline
 
 # Ablations of AGMC, as policies of their own: what its options are set to.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -77,8 +77,8 @@ def add_variants() -> None:
 
     def made(columns: list[int] | None, changes: Mapping[str, Any] | None) -> policies.PolicyFactory:
         def policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
-            from agmc_onnx.search.policies.agmc import AgmcPolicy, paper_options
-            from agmc_onnx.search.policies.amc import AmcPolicy
+            from agmc_onnx.policies.agmc.policy import AgmcPolicy, paper_options
+            from agmc_onnx.policies.amc import AmcPolicy
 
             agmc = paper_options() if changes is None else replace(options.agmc, **changes)
             options = replace(options, agmc=agmc)
@@ -100,7 +100,7 @@ def add_variants() -> None:
 @contextmanager
 def frozen_generalist() -> Iterator[None]:
     """Let policies made inside start from the generalist whose encoder is as initialised."""
-    from agmc_onnx.search.policies import generalist
+    from agmc_onnx.policies.guide import generalist
 
     before = generalist.FILE
     generalist.FILE = FROZEN

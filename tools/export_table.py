@@ -15,14 +15,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.errors import AgmcError
-from agmc_onnx.exchange.exporters.exporting import export, open_exported
 from agmc_onnx.exchange.exporters.plain import converting
 from agmc_onnx.exchange.exporters.table import EXPORTERS
-from agmc_onnx.measuring.data import load_card, open_data
-from agmc_onnx.measuring.latency import compare
+from agmc_onnx.graph.files import read_model
+from agmc_onnx.latency.timing import compare
 from agmc_onnx.measuring.session import model_inputs
-from agmc_onnx.model.files import read_model
+from agmc_onnx.verbs.export import export, open_exported
 
 
 def main() -> None:

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from agmc_onnx.config import CompressOptions
+from agmc_onnx.data.roles import Roles
 from agmc_onnx.errors import AgmcError
-from agmc_onnx.measuring import time_ops
-from agmc_onnx.measuring.roles import Roles
-from agmc_onnx.model.files import write_atomically, write_model
+from agmc_onnx.graph.files import write_atomically, write_model
+from agmc_onnx.latency import op_times as time_ops
+from agmc_onnx.options import CompressOptions
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of
 from agmc_onnx.run.latency import laid_out, samples_of

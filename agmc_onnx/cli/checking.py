@@ -6,7 +6,7 @@ import argparse
 
 from agmc_onnx.cli.parsing import Parser, Verb, seconds, whole
 from agmc_onnx.cli.words import no_card, tell, tell_json
-from agmc_onnx.config import CompressOptions
+from agmc_onnx.options import CompressOptions
 
 
 def _add_inspect(one: Parser) -> None:
@@ -45,13 +45,13 @@ def _add_measure(one: Parser) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from agmc_onnx.inspection import inspect
+    from agmc_onnx.verbs.inspect import inspect
 
     found = inspect(arguments.model)
     if arguments.json:
         tell_json(found)
         return 0
-    from agmc_onnx.report.text import inspection
+    from agmc_onnx.reporting.text import inspection
 
     for line in inspection(found):
         tell(line)
@@ -59,8 +59,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _apply(arguments: argparse.Namespace) -> int:
-    from agmc_onnx.pipeline import apply
-    from agmc_onnx.report.text import applied
+    from agmc_onnx.reporting.text import applied
+    from agmc_onnx.verbs.compress import apply
 
     report = apply(arguments.model, arguments.plan, arguments.output).report
     if arguments.json:
@@ -75,8 +75,8 @@ def _apply(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from agmc_onnx.pipeline import verify_files
-    from agmc_onnx.report.text import verified_line
+    from agmc_onnx.reporting.text import verified_line
+    from agmc_onnx.verbs.compress import verify_files
 
     found = asdict(verify_files(arguments.model, arguments.compressed, arguments.plan))
     if arguments.json:
@@ -87,7 +87,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    from agmc_onnx.inspection import measure
+    from agmc_onnx.verbs.inspect import measure
 
     found = measure(
         *arguments.models,
@@ -100,7 +100,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     if arguments.json:
         tell_json(found)
         return 0
-    from agmc_onnx.report.text import measurement
+    from agmc_onnx.reporting.text import measurement
 
     for line in [*measurement(found), *no_card(arguments.data)]:
         tell(line)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agmc_onnx.cli.importing import add_options, as_onnx
+from agmc_onnx.cli.import_ import add_options, as_onnx
 from agmc_onnx.cli.parsing import Flag, Parser, Verb, points, seconds, share, whole
 from agmc_onnx.cli.progress import Episodes
 from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, no_card, tell, tell_json
 from agmc_onnx.cli.words import say as say_error
-from agmc_onnx.config import BUDGETS as COSTS
-from agmc_onnx.config import (
+from agmc_onnx.options import BUDGETS as COSTS
+from agmc_onnx.options import (
     JUDGES,
     RECOVER,
     SPARSE_DECIDE,
@@ -28,7 +28,7 @@ LONG = ("history", "network")  # parts of the report that --json leaves to the f
 
 
 def _policies() -> Iterable[str]:
-    from agmc_onnx.search.policies import POLICIES
+    from agmc_onnx.policies import POLICIES
 
     return POLICIES
 
@@ -202,7 +202,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = arguments.output or default_output(arguments.model)
     say: Callable[[str], None] = (lambda line: None) if arguments.json else tell
 
-    from agmc_onnx.report.text import budget_line, summary
+    from agmc_onnx.reporting.text import budget_line, summary
 
     for flag in BUDGETS:
         if getattr(settings, flag.field) is not None:
@@ -214,7 +214,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = as_onnx(arguments, output, say)
     sys.stdout.flush()
 
-    from agmc_onnx.pipeline import compress, output_files
+    from agmc_onnx.verbs.compress import compress, output_files
 
     with Episodes(arguments.quiet, settings.minutes) as episodes:  # on stderr, beside --json too
 

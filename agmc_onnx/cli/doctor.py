@@ -19,7 +19,7 @@ def add(one: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what was found; 2 where something must be mended."""
-    from agmc_onnx.diagnosis import doctor
+    from agmc_onnx.verbs.doctor import doctor
 
     found = doctor()
     if arguments.json:

@@ -8,7 +8,7 @@ from pathlib import Path
 from agmc_onnx.cli.parsing import Parser, Verb, points, seconds, whole
 from agmc_onnx.cli.progress import Steps
 from agmc_onnx.cli.words import tell, tell_json
-from agmc_onnx.recover.options import RecoverOptions
+from agmc_onnx.refit.options import RecoverOptions
 
 
 def add(one: Parser) -> None:
@@ -32,8 +32,8 @@ def add(one: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fine-tune a compressed model and write it beside."""
-    from agmc_onnx.finetuning import finetune
-    from agmc_onnx.report.text import finetuned
+    from agmc_onnx.reporting.text import finetuned
+    from agmc_onnx.verbs.finetune import finetune
 
     path = Path(arguments.model)
     output = arguments.output or str(path.with_name(f"{path.name.removesuffix('.onnx')}.tuned.onnx"))

@@ -23,7 +23,7 @@ def add(one: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make a page and say where it lies."""
-    from agmc_onnx.report.pages import write_report
+    from agmc_onnx.verbs.report import write_report
 
     tell(f"wrote {write_report(*arguments.runs, output=arguments.output)}")
     return 0

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agmc_onnx.data.card import NEEDS_LABELS, shape_text
+from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import DataError, ModelError, UsageError
-from agmc_onnx.measuring.card import NEEDS_LABELS, shape_text
 from agmc_onnx.measuring.closeness import (
     agreement,
     are_probabilities,
@@ -27,7 +28,6 @@ from agmc_onnx.measuring.closeness import (
     soft_classes,
     thinned,
 )
-from agmc_onnx.measuring.data import Samples
 from agmc_onnx.measuring.racing import estimate, image_errors, is_lost, looks
 from agmc_onnx.measuring.session import Model, Run, opened
 

@@ -21,9 +21,9 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import TensorProto, helper, numpy_helper
 
+from agmc_onnx.data.card import InputSpec
 from agmc_onnx.errors import ModelError, UsageError
-from agmc_onnx.measuring.card import InputSpec
-from agmc_onnx.model.files import external_tensors, relative_to_folder, write_model
+from agmc_onnx.graph.files import external_tensors, relative_to_folder, write_model
 
 ort.set_default_logger_severity(4)  # asking for CUDA where there is none prints two lines and goes on without it
 

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from agmc_onnx.channels.axes import Axis
-from agmc_onnx.channels.convolutions import slides
-from agmc_onnx.channels.groups import Channels
-from agmc_onnx.channels.recurrent import GATES
-from agmc_onnx.model.graph import Graph, Node
+from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ops.conv import slides
+from agmc_onnx.ops.recurrent import GATES
+from agmc_onnx.ties.groups import Channels
+from agmc_onnx.ties.ledger import Axis
 
 IntArray = npt.NDArray[np.int64]
 _LARGEST = 1 << 20  # sizes looked up at once

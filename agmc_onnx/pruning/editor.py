@@ -11,10 +11,10 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from agmc_onnx.channels.groups import Channels
-from agmc_onnx.channels.sizes import SHAPE_INPUTS
-from agmc_onnx.model.graph import Graph
-from agmc_onnx.model.graph import Node as GraphNode
+from agmc_onnx.graph.view import Graph
+from agmc_onnx.graph.view import Node as GraphNode
+from agmc_onnx.ops.sizes import SHAPE_INPUTS
+from agmc_onnx.ties.groups import Channels
 
 IntArray = npt.NDArray[np.int64]
 _PADS_ARE_AN_INPUT = 11  # since this opset

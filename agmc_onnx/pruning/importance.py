@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linprog
 
-from agmc_onnx.channels.groups import Channels, Group
 from agmc_onnx.errors import UsageError
+from agmc_onnx.ties.groups import Channels, Group
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -116,7 +116,7 @@ def median_distance(channels: Channels) -> FloatArray:
 
 
 IMPORTANCE: dict[str, Importance] = {"l2": l2_norm, "l1": l1_norm, "median": median_distance}
-NEED_DATA = ("moments", "activations", "taylor")  # rows of `agmc_onnx.recover.importances.MEASURED`
+NEED_DATA = ("moments", "activations", "taylor")  # rows of `agmc_onnx.refit.importance.MEASURED`
 
 
 def importance_of(name: str) -> Importance:

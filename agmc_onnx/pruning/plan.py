@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agmc_onnx.channels.groups import Channels
 from agmc_onnx.errors import PlanError
 from agmc_onnx.pruning.editor import Cut, Mask
+from agmc_onnx.ties.groups import Channels
 
 IntArray = npt.NDArray[np.int64]
 FORMAT = "agmc-onnx/plan@1"

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from agmc_onnx.config import CompressOptions, pattern_of
 from agmc_onnx.errors import ModelError, PlanError, VerificationError
-from agmc_onnx.model.files import read_sparse
-from agmc_onnx.model.graph import Graph, view
+from agmc_onnx.graph.files import read_sparse
+from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.options import CompressOptions, pattern_of
 from agmc_onnx.pruning.plan import Plan
 
 FloatArray = npt.NDArray[np.float64]
@@ -32,7 +32,7 @@ class Sparsity:
 
     Attributes:
         share: Share of zeros of all the tensors together, 0..1.
-        method: Row of `agmc_onnx.recover.sparse.METHODS`, or "magnitude" where nothing is recovered.
+        method: Row of `agmc_onnx.refit.thin.METHODS`, or "magnitude" where nothing is recovered.
         pattern: (n, m): of m weights one after the other along the inputs at most n are kept; None for any places.
         names: The tensors.
         shares: Share of zeros of each tensor; all have `share` unless a policy decided.

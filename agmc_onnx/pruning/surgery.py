@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from agmc_onnx.channels.groups import Channels
-from agmc_onnx.model.files import write_array
-from agmc_onnx.model.graph import Graph
-from agmc_onnx.model.parts import Mask, is_external, part_of, take
-from agmc_onnx.model.protobuf import without_initializers
+from agmc_onnx.graph.external import Mask, is_external, part_of, take
+from agmc_onnx.graph.files import write_array
+from agmc_onnx.graph.protobuf import without_initializers
+from agmc_onnx.graph.view import Graph
+from agmc_onnx.ops.repairs import REPAIRS
 from agmc_onnx.pruning.editor import Cut, Editor
-from agmc_onnx.pruning.repairs import REPAIRS
+from agmc_onnx.ties.groups import Channels
 
 IntArray = npt.NDArray[np.int64]
 _PREPARED_BYTES = 64_000_000  # of weights that are kept as arrays between cuts

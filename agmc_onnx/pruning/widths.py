@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from agmc_onnx.channels.groups import Channels
-from agmc_onnx.measuring.op_times import layout_block
+from agmc_onnx.latency.tables import layout_block
+from agmc_onnx.ties.groups import Channels
 
 AUTO = "auto"
 FINE = 4  # onnxruntime's blocked layout takes no other widths: 17 channels take 1.9 times as long as 16

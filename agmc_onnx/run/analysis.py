@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from agmc_onnx.channels.groups import Channels, analyse
-from agmc_onnx.model.files import ModelFile, read_model
-from agmc_onnx.model.graph import Graph, view
-from agmc_onnx.model.normalize import normalize
+from agmc_onnx.graph.files import ModelFile, read_model
+from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.ties.groups import Channels, analyse
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from agmc_onnx.channels.groups import Channels
-from agmc_onnx.config import CompressOptions
+from agmc_onnx.data.roles import Roles
 from agmc_onnx.errors import BudgetError, ModelError, UsageError
-from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.options import CompressOptions
+from agmc_onnx.policies import TAKE_BATCHES, make_policy
 from agmc_onnx.pruning.importance import NEED_DATA, importance_of
 from agmc_onnx.pruning.sparsity import Sparsity, sparsity_of, thin_by_magnitude
 from agmc_onnx.pruning.widths import AUTO, FINE, rounding
@@ -30,14 +30,14 @@ from agmc_onnx.search.environment import Environment, Recover
 from agmc_onnx.search.joint import JointEnvironment, Thin
 from agmc_onnx.search.journal import Errors, EvaluateAll, Journal, Recorder, Section
 from agmc_onnx.search.loop import Record, SearchResult, one_by_one, search
-from agmc_onnx.search.policies import TAKE_BATCHES, make_policy
 from agmc_onnx.search.problem import Curves, Outcome
 from agmc_onnx.search.rewards import reward_named
 from agmc_onnx.search.workers import Workers
+from agmc_onnx.ties.groups import Channels
 
 if TYPE_CHECKING:
-    from agmc_onnx.recover.compensate import Compensator
-    from agmc_onnx.recover.importances import Measurements
+    from agmc_onnx.refit.compensate import Compensator
+    from agmc_onnx.refit.importance import Measurements
 
 IntArray = npt.NDArray[np.int64]
 Progress = Callable[[str, Mapping[str, Any]], None]
@@ -102,8 +102,8 @@ def _recovery(analysis: Analysis, data: Roles, settings: CompressOptions) -> Rec
         thin = _thinning(analysis, data, settings, sparsity)
         return lambda kept, model: thin(kept, model, {})
     if settings.recover == "statistics":
-        from agmc_onnx.recover.options import RecoverOptions
-        from agmc_onnx.recover.statistics import Restatement
+        from agmc_onnx.refit.options import RecoverOptions
+        from agmc_onnx.refit.statistics import Restatement
 
         few = RecoverOptions(n_samples=settings.search_samples, seed=settings.seed)
         return Restatement(analysis.channels, data.role("calibration"), few)
@@ -111,8 +111,8 @@ def _recovery(analysis: Analysis, data: Roles, settings: CompressOptions) -> Rec
 
 
 def _compensator(analysis: Analysis, data: Roles, settings: CompressOptions) -> Compensator:
-    from agmc_onnx.recover.compensate import Compensator
-    from agmc_onnx.recover.options import RecoverOptions
+    from agmc_onnx.refit.compensate import Compensator
+    from agmc_onnx.refit.options import RecoverOptions
 
     quick = RecoverOptions(
         n_samples=settings.search_samples,
@@ -128,7 +128,7 @@ def _thinning(analysis: Analysis, data: Roles, settings: CompressOptions, sparsi
     """Return what recovers a freshly cut candidate and sets single weights to zero, as many of each tensor as it is told."""
     if settings.recover == "none":
         return lambda kept, model, shares: thin_by_magnitude(model, replace(sparsity, shares=shares))
-    from agmc_onnx.recover.sparse import Thinner
+    from agmc_onnx.refit.thin import Thinner
 
     refit = _compensator(analysis, data, settings)
 
@@ -145,8 +145,8 @@ def _measurements(channels: Channels, data: Roles, settings: CompressOptions) ->
 
     @cache
     def make() -> Measurements:
-        from agmc_onnx.recover.importances import Measurements
-        from agmc_onnx.recover.options import RecoverOptions
+        from agmc_onnx.refit.importance import Measurements
+        from agmc_onnx.refit.options import RecoverOptions
 
         few = RecoverOptions(n_samples=CURVE_SAMPLES, n_curve_positions=CURVE_POSITIONS, seed=settings.seed)
         return Measurements(channels, data.role("calibration"), few)
@@ -157,8 +157,8 @@ def _measurements(channels: Channels, data: Roles, settings: CompressOptions) ->
 def _divergence(
     channels: Channels, scores: npt.NDArray[np.float64], data: Roles, settings: CompressOptions, step: IntArray
 ) -> Curves:
-    from agmc_onnx.recover.divergence import divergence_curves
-    from agmc_onnx.recover.options import RecoverOptions
+    from agmc_onnx.refit.divergence import divergence_curves
+    from agmc_onnx.refit.options import RecoverOptions
 
     few = RecoverOptions(n_samples=CURVE_SAMPLES, n_positions=CURVE_POSITIONS, seed=settings.seed)
     return divergence_curves(channels, scores, step, data.role("calibration"), few, settings.threads)

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import BudgetError
 from agmc_onnx.measuring.paired import Drop, DropMeter
+from agmc_onnx.options import CompressOptions
+from agmc_onnx.policies import TAKE_FEW
 from agmc_onnx.run.candidates import reachable, search_candidates
 from agmc_onnx.run.stages import Found, Job, joined, recover_best
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.loop import SearchResult
-from agmc_onnx.search.policies import TAKE_FEW
 
 CLOSE = 0.02  # share of the cost between the smallest model that was accepted and the largest that was not
 FIRST = 0.5  # share tried first

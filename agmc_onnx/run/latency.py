@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import onnx
 
-from agmc_onnx.config import CompressOptions
+from agmc_onnx.data.roles import Roles
 from agmc_onnx.errors import UsageError
-from agmc_onnx.measuring import time_ops
-from agmc_onnx.measuring.latency import MORE_ROUNDS, Ratio, compare, ratio
-from agmc_onnx.measuring.op_times import LatencyTable, cache_path, cached_table, layout_block, read_table, time_sample
-from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.graph.files import write_atomically
+from agmc_onnx.latency import op_times as time_ops
+from agmc_onnx.latency.layout import keep_layout
+from agmc_onnx.latency.predict import latency_cost, sample_counts
+from agmc_onnx.latency.tables import LatencyTable, cache_path, cached_table, layout_block, read_table, time_sample
+from agmc_onnx.latency.timing import MORE_ROUNDS, Ratio, compare, ratio
 from agmc_onnx.measuring.session import make_session, provider_of
-from agmc_onnx.model.files import write_atomically
-from agmc_onnx.pruning.latency_cost import latency_cost, sample_counts
-from agmc_onnx.pruning.layout import keep_layout
+from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.widths import AUTO, FINE
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.run.candidates import IntArray, Progress, environment_of

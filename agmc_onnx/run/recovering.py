@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from agmc_onnx.config import CompressOptions
-from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.data.roles import Roles
 from agmc_onnx.measuring.session import processors
+from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.run.candidates import IntArray, Progress
@@ -75,8 +75,8 @@ def distilled(
     tell: Progress,
 ) -> onnx.ModelProto:
     """Let the refitted result learn from the original, with all processors; the reward role decides which state is kept."""
-    from agmc_onnx.recover.finetune import distill, torch_threads
-    from agmc_onnx.recover.options import RecoverOptions
+    from agmc_onnx.distill.distillation import distill, torch_threads
+    from agmc_onnx.refit.options import RecoverOptions
 
     evaluator = data.evaluator("reward", data.n_most)
     sparsity = sparsity_of(settings, analysis.graph)
@@ -109,13 +109,13 @@ def recovered(
         sparsity = replace(sparsity, shares=shares or {})
     if settings.recover == "none":
         return as_cut if sparsity is None else thin_by_magnitude(as_cut, sparsity)
-    from agmc_onnx.recover.compensate import compensate
-    from agmc_onnx.recover.options import RecoverOptions
-    from agmc_onnx.recover.sparse import Thinner
+    from agmc_onnx.refit.compensate import compensate
+    from agmc_onnx.refit.options import RecoverOptions
+    from agmc_onnx.refit.thin import Thinner
 
     options, thin = RecoverOptions(seed=settings.seed), None if sparsity is None else Thinner(sparsity)
     if settings.recover == "statistics":
-        from agmc_onnx.recover.statistics import Restatement
+        from agmc_onnx.refit.statistics import Restatement
 
         return Restatement(analysis.channels, data.role("calibration"), options)(kept, as_cut)
     model = compensate(analysis.channels, kept, as_cut, data.role("calibration"), options, thin=thin)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from agmc_onnx.config import CompressOptions
-from agmc_onnx.measuring.roles import Roles
-from agmc_onnx.model.graph import Graph
+from agmc_onnx.data.roles import Roles
+from agmc_onnx.graph.view import Graph
+from agmc_onnx.options import CompressOptions
 from agmc_onnx.run.analysis import Analysis
 
 DREAM_MACS = 1e12  # of the original, that images may cost: about a minute
@@ -23,13 +23,13 @@ def with_recovery(analysis: Analysis, data: str | Path | None, settings: Compres
         ModelError: If an op of a model that is to be distilled has no gradient here.
     """
     if settings.recover is None and data is None:
-        from agmc_onnx.recover.synthesis import can_imagine
+        from agmc_onnx.refit.synthesis import can_imagine
 
         settings = settings.with_data(can_imagine(analysis.graph))
     elif settings.recover is None:
         settings = settings.with_data(True)
     if settings.recover == "distill":
-        from agmc_onnx.recover.torch_graph import prepare
+        from agmc_onnx.torch_view.module import prepare
 
         for node in analysis.graph.nodes:  # what cannot be trained is said before the search, not after it
             prepare(node, analysis.graph.opset)
@@ -64,8 +64,8 @@ def roles_of(analysis: Analysis, data: str | Path | None, settings: CompressOpti
     roles = Roles(analysis.file.proto, data, settings)
     if data is None and settings.recover != "none":
         from agmc_onnx.pruning.cost import macs_cost
-        from agmc_onnx.recover.options import RecoverOptions
-        from agmc_onnx.recover.synthesis import imagine
+        from agmc_onnx.refit.options import RecoverOptions
+        from agmc_onnx.refit.synthesis import imagine
 
         units = [group.n_units for group in analysis.channels.groups]
         for number, name in enumerate(("calibration", "reward")):

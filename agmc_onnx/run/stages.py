@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from agmc_onnx.config import CompressOptions
+from agmc_onnx.data.roles import Roles
 from agmc_onnx.errors import UsageError
-from agmc_onnx.measuring.roles import Roles
-from agmc_onnx.model.files import read_model, write_model
+from agmc_onnx.graph.files import read_model, write_model
+from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.plan import make_plan
+from agmc_onnx.pruning.verify import masked
 from agmc_onnx.run.analysis import Analysis, Base
 from agmc_onnx.run.candidates import IntArray, Progress, environment_of, reachable, search_candidates
 from agmc_onnx.run.recovering import best_finalist, distilled
@@ -22,7 +23,6 @@ from agmc_onnx.run.target import Target
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.journal import Journal, Section
 from agmc_onnx.search.loop import SearchResult
-from agmc_onnx.verification import masked
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy.typing as npt
 
-from agmc_onnx.channels.groups import Channels
-from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import UsageError
+from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.cost import Cost, macs_cost, params_cost
+from agmc_onnx.ties.groups import Channels
 
 KINDS: dict[str, Callable[[Channels], Cost]] = {"flops": macs_cost, "params": params_cost}
 

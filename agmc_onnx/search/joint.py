@@ -15,12 +15,12 @@ import numpy.typing as npt
 import onnx
 from scipy.sparse import csr_array
 
-from agmc_onnx.channels.groups import Channels
-from agmc_onnx.hierarchy import arrays, build
+from agmc_onnx.motifs import arrays, build
 from agmc_onnx.pruning.cost import Cost
 from agmc_onnx.search.budget import Rescaled, meet_target
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.problem import Curves, FloatArray, IntArray, Problem
+from agmc_onnx.ties.groups import Channels
 
 LEVELS = 40  # steps of a density: 2.5 % of a layer's weights
 LEAST = 2  # steps that every layer keeps

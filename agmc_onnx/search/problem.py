@@ -57,7 +57,7 @@ class Outcome:
 
 
 class Curves(Protocol):
-    """Error of every group by its number of kept units, each group alone; `agmc_onnx.recover.curves.Curves` is one.
+    """Error of every group by its number of kept units, each group alone; `agmc_onnx.refit.curves.Curves` is one.
 
     Attributes:
         counts: For each group the kept counts, ascending, ending with all units.

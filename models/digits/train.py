@@ -1,6 +1,6 @@
 """Train the example network: python -m models.digits.train
 
-Rewrites `agmc_onnx/measuring/digits.npz` (the images) and `models/digits/digits_resnet.onnx` (the network), and prints
+Rewrites `agmc_onnx/data/digits/digits.npz` (the images) and `agmc_onnx/data/digits/digits_resnet.onnx` (the network), and prints
 what it measured. The same seed, machine and PyTorch version give the same files.
 """
 
@@ -20,11 +20,11 @@ from models.counting import count_macs, count_params
 from models.export import to_onnx
 from models.resnet import BasicBlock, BasicResNet
 
-IMAGES = Path(__file__).parents[2] / "agmc_onnx" / "measuring" / "digits.npz"
-MODEL = Path(__file__).with_name("digits_resnet.onnx")
+IMAGES = Path(__file__).parents[2] / "agmc_onnx" / "data" / "digits" / "digits.npz"
+MODEL = Path(__file__).parents[2] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
 INPUT_SHAPE = (1, 1, 8, 8)
 
-REWARD = slice(150, 450)  # as in agmc_onnx/measuring/digits.toml; 0:150 is for calibration
+REWARD = slice(150, 450)  # as in agmc_onnx/data/digits/digits.toml; 0:150 is for calibration
 TEST = slice(450, 800)
 TRAIN = slice(800, 1797)
 

@@ -6,7 +6,7 @@ Every way gets the same random candidates of the same budget, and answers each w
 batches, on one thread, without recovery:
 
 - ours: cut the graph, make a session, run it in onnxruntime;
-- torch: the same cut graph, run by PyTorch in eager mode (through `recover.torch_graph`), convolutions with BatchNorm as stored;
+- torch: the same cut graph, run by PyTorch in eager mode (through `torch_view.module`), convolutions with BatchNorm as stored;
 - masks: the whole graph with zeros in place of what is removed, in onnxruntime;
 - Torch-Pruning (with --torch-pruning NAME, a network of models/zoo.py of the same shape; pip install --no-deps
   torch-pruning): the module copied, cut to the same ratio everywhere, run by PyTorch; CIFAR ResNets have convolutions as
@@ -34,16 +34,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from agmc_onnx.config import CompressOptions
-from agmc_onnx.measuring.roles import Roles
-from agmc_onnx.model.graph import view
+from agmc_onnx.data.roles import Roles
+from agmc_onnx.graph.view import view
+from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.plan import make_plan
-from agmc_onnx.recover.torch_graph import TorchGraph
+from agmc_onnx.pruning.verify import masked
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of, search_candidates
 from agmc_onnx.run.target import target_of
 from agmc_onnx.search.budget import meet_target
-from agmc_onnx.verification import masked
+from agmc_onnx.torch_view.module import TorchGraph
 
 
 def torch_answers(run: Callable[[torch.Tensor], torch.Tensor], feeds: list[dict[str, np.ndarray]]) -> np.ndarray:

@@ -35,10 +35,10 @@ import zoo
 from apart import Row, fill, run_apart
 from coverage import graph_and_cut
 
-from agmc_onnx.measuring.random_inputs import runnable
+from agmc_onnx.data.random_inputs import runnable
+from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.view import view
 from agmc_onnx.measuring.session import make_session, run_model
-from agmc_onnx.model.graph import view
-from agmc_onnx.model.normalize import normalize
 from agmc_onnx.pruning.cost import count_macs
 
 RATIO, AGAIN_BELOW = 0.5, 5.0  # seconds

@@ -37,11 +37,11 @@ from onnx import numpy_helper
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import agmc_onnx
+from agmc_onnx.data.samples import Samples, load_card, open_data
+from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.view import view
 from agmc_onnx.measuring.accuracy import Evaluator
-from agmc_onnx.measuring.data import Samples, load_card, open_data
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
-from agmc_onnx.model.graph import view
-from agmc_onnx.model.normalize import normalize
 from agmc_onnx.pruning.cost import count_macs
 from models.export import to_onnx
 from models.resnet import BasicResNet, cifar_resnet

@@ -21,19 +21,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from agmc_onnx.channels.groups import Group
+from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.measuring.accuracy import Evaluator
-from agmc_onnx.measuring.data import load_card, open_data
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.pruning.cost import macs_cost
 from agmc_onnx.pruning.importance import IMPORTANCE, choose
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.recover.compensate import compensate
-from agmc_onnx.recover.curves import greedy_widths
-from agmc_onnx.recover.importances import MEASURED, Measurements
-from agmc_onnx.recover.options import RecoverOptions
-from agmc_onnx.recover.statistics import Restatement
+from agmc_onnx.refit.compensate import compensate
+from agmc_onnx.refit.curves import greedy_widths
+from agmc_onnx.refit.importance import MEASURED, Measurements
+from agmc_onnx.refit.options import RecoverOptions
+from agmc_onnx.refit.statistics import Restatement
 from agmc_onnx.run.analysis import analyse_model
+from agmc_onnx.ties.groups import Group
 
 
 def steps_of(groups: Sequence[Group]) -> tuple[list[int], list[int]]:

@@ -160,12 +160,12 @@ def write_dense(path: Path, megabytes: int) -> None:
 
 def read_cut_write(path: Path, output: Path) -> Row:
     """Return the processor time of every stage of a cut to half of every group, and the peak memory."""
-    from agmc_onnx.channels.groups import analyse
-    from agmc_onnx.model.files import read_model, write_model
-    from agmc_onnx.model.graph import view
-    from agmc_onnx.model.normalize import normalize
+    from agmc_onnx.graph.files import read_model, write_model
+    from agmc_onnx.graph.normalize import normalize
+    from agmc_onnx.graph.view import view
     from agmc_onnx.pruning.importance import choose, l2_norm
     from agmc_onnx.pruning.surgery import Surgeon
+    from agmc_onnx.ties.groups import analyse
 
     at = time.process_time()
     seconds: dict[str, float] = {}
@@ -222,12 +222,12 @@ def run_measured(command: list[str]) -> Row:
 
 def plan_of(path: Path) -> None:
     """Write the plan that keeps half of every group, as `compress` would, beside the model."""
-    from agmc_onnx.channels.groups import analyse
-    from agmc_onnx.model.files import read_model
-    from agmc_onnx.model.graph import view
-    from agmc_onnx.model.normalize import normalize
+    from agmc_onnx.graph.files import read_model
+    from agmc_onnx.graph.normalize import normalize
+    from agmc_onnx.graph.view import view
     from agmc_onnx.pruning.importance import choose, l2_norm
     from agmc_onnx.pruning.plan import make_plan
+    from agmc_onnx.ties.groups import analyse
 
     channels = analyse(view(normalize(read_model(path).proto)))
     half = [max(g.step, g.n_units // 2 // g.step * g.step) for g in channels.groups]

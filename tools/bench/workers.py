@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from agmc_onnx.pipeline import compress
+from agmc_onnx.verbs.compress import compress
 
 
 def processor_seconds() -> float:

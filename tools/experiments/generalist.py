@@ -1,4 +1,4 @@
-"""Train the generalist (`search.policies.generalist`) over many networks.
+"""Train the generalist (`policies.guide.generalist`) over many networks.
 
     python tools/experiments/generalist.py zoo runs/zoo                      # small networks, trained on the digits
     python tools/experiments/generalist.py collect MODEL.onnx --data CARD --out runs/generalist.jsonl
@@ -28,17 +28,17 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from agmc_onnx.config import CompressOptions
-from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.data.roles import Roles
+from agmc_onnx.options import CompressOptions
+from agmc_onnx.policies.guide import generalist
+from agmc_onnx.policies.guide.error_model import normalised
+from agmc_onnx.policies.guide.guide import Guide, error_tables
+from agmc_onnx.policies.guide.linear_budget import linear_budget
+from agmc_onnx.policies.guide.prior import prior_candidates
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of
 from agmc_onnx.run.target import target_of
 from agmc_onnx.search.budget import meet_target
-from agmc_onnx.search.policies import generalist
-from agmc_onnx.search.policies.error_model import normalised
-from agmc_onnx.search.policies.guide import Guide, error_tables
-from agmc_onnx.search.policies.linear_budget import linear_budget
-from agmc_onnx.search.prior import prior_candidates
 from agmc_onnx.search.problem import Problem
 
 BUDGETS = (0.3, 0.5, 0.7)

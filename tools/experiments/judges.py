@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax, softmax
 
-from agmc_onnx.config import CompressOptions
 from agmc_onnx.measuring.accuracy import Evaluator
 from agmc_onnx.measuring.closeness import are_probabilities, class_scores
 from agmc_onnx.measuring.racing import is_lost, looks
+from agmc_onnx.options import CompressOptions
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of
 from agmc_onnx.run.recovering import recovered

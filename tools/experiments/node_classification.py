@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-from agmc_onnx.hierarchy.encoding import ChannelView, channel_view
-from agmc_onnx.model.graph import view
+from agmc_onnx.graph.view import view
+from agmc_onnx.motifs.encoding import ChannelView, channel_view
 from models.export import to_onnx
 from models.zoo import BUILDERS, build
 

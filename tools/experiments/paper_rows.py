@@ -14,12 +14,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from agmc_onnx.config import CompressOptions
 from agmc_onnx.errors import UsageError
+from agmc_onnx.options import CompressOptions
 
 FILE = Path(__file__).with_name("papers.toml")
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = ROOT / "models" / "digits" / "digits_resnet.onnx"
+DEMO = ROOT / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
 KINDS = ("compress", "transfer", "nodes")
 
 
@@ -141,7 +141,7 @@ def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
 
 def commands(row: Row, seed: int = 0) -> list[str]:
     """Return what repeats a row step by step, as shell commands; `papers.py run` does the same and notes what it measures."""
-    from agmc_onnx.search.policies import POLICIES
+    from agmc_onnx.policies import POLICIES
 
     model = row.network.files[-1]
     if row.kind == "nodes":

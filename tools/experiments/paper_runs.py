@@ -15,12 +15,12 @@ from typing import Any
 import onnx
 
 import agmc_onnx
-from agmc_onnx import pipeline
 from agmc_onnx.errors import UsageError
-from agmc_onnx.model.files import read_model
-from agmc_onnx.model.graph import view
+from agmc_onnx.graph.files import read_model
+from agmc_onnx.graph.view import view
 from agmc_onnx.pruning.cost import count_macs
 from agmc_onnx.pruning.sparsity import dense
+from agmc_onnx.verbs import compress as pipeline
 from tools.compare_policies import add_variants, as_found
 from tools.experiments.paper_rows import DEMO, Network, Row
 from tools.experiments.transfer import DECODER, SCRATCH, add_transfer, save_agent
@@ -241,7 +241,7 @@ def _transferred(row: Row, place: Place, seed: int, episodes: int) -> dict[str, 
 
 def _nodes(row: Row, seed: int) -> dict[str, Any]:
     """Tell which layer each filter of the channel view is of, with edges and without."""
-    from agmc_onnx.hierarchy.encoding import channel_view
+    from agmc_onnx.motifs.encoding import channel_view
     from models.export import to_onnx
     from models.zoo import BUILDERS, build
     from tools.experiments.node_classification import accuracy

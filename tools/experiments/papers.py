@@ -121,7 +121,7 @@ def train(args: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from agmc_onnx.measuring.data import load_card, open_data
+    from agmc_onnx.data.samples import load_card, open_data
     from agmc_onnx.measuring.session import model_inputs
     from models.digits.train import train as fit
     from models.export import to_onnx

@@ -21,12 +21,12 @@ import numpy.typing as npt
 import torch
 from scipy.stats import spearmanr
 
-from agmc_onnx.config import CompressOptions
+from agmc_onnx.options import CompressOptions
+from agmc_onnx.policies.agmc.policy import AgmcPolicy
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of
 from agmc_onnx.run.samples import roles_of, with_recovery
 from agmc_onnx.run.target import target_of
-from agmc_onnx.search.policies.agmc import AgmcPolicy
 from agmc_onnx.search.problem import Outcome, Problem
 
 Array = npt.NDArray[np.float64]

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from agmc_onnx.config import SearchOptions
+from agmc_onnx import policies
 from agmc_onnx.errors import UsageError
-from agmc_onnx.search import policies
-from agmc_onnx.search.policies import Policy
-from agmc_onnx.search.policies.agmc import AgmcPolicy
+from agmc_onnx.options import SearchOptions
+from agmc_onnx.policies import Policy
+from agmc_onnx.policies.agmc.policy import AgmcPolicy
 from agmc_onnx.search.problem import Problem
 
 DECODER, SCRATCH, RANDOM = "transfer-decoder", "transfer-scratch", "transfer-random"

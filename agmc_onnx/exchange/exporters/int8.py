@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from agmc_onnx.data.samples import Feed, Samples
 from agmc_onnx.errors import DataError
 from agmc_onnx.exchange.exporters.row import Source
-from agmc_onnx.measuring.data import Feed, Samples
 
 CHUNK = 10  # samples whose values of every node are in memory at once
 

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from agmc_onnx.exchange.exporters.plain import sort_nodes
 from agmc_onnx.exchange.exporters.row import Source
+from agmc_onnx.graph.files import write_model
 from agmc_onnx.measuring.session import Run, opened, save_optimised
-from agmc_onnx.model.files import write_model
 
 
 def open_onnx(path: Path, source: Source) -> Run:

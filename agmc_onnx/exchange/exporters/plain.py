@@ -15,10 +15,10 @@ from pathlib import Path
 import onnx
 from onnx import helper, numpy_helper
 
+from agmc_onnx.data.samples import Feed
 from agmc_onnx.errors import AgmcError, ModelError
-from agmc_onnx.measuring.data import Feed
+from agmc_onnx.graph.view import captured_names
 from agmc_onnx.measuring.session import save_optimised
-from agmc_onnx.model.graph import captured_names
 
 
 def write_plain(path: Path, folder: Path, feed: Feed | None) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from agmc_onnx.measuring.card import InputSpec
-from agmc_onnx.measuring.data import Feed, Samples
+from agmc_onnx.data.card import InputSpec
+from agmc_onnx.data.samples import Feed, Samples
 from agmc_onnx.measuring.session import Run
 
 TARGETS = {

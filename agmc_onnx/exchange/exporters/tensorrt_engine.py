@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from agmc_onnx.data.card import InputSpec
 from agmc_onnx.errors import ModelError, UsageError
 from agmc_onnx.exchange.exporters.row import Source
-from agmc_onnx.measuring.card import InputSpec
 from agmc_onnx.measuring.session import Run
 
 

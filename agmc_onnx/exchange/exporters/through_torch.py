@@ -14,7 +14,7 @@ def module_of(source: Source) -> tuple[Any, tuple[Any, ...]]:
     """Return the model as a torch module, and the inputs it is to be traced with."""
     import torch
 
-    from agmc_onnx.recover.torch_graph import TorchGraph
+    from agmc_onnx.torch_view.module import TorchGraph
 
     module = TorchGraph(onnx.load(source.plain)).eval()
     return module, tuple(torch.from_numpy(np.ascontiguousarray(source.feed[name])) for name in module.inputs)

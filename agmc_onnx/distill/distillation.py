@@ -1,0 +1,411 @@
+"""Distillation: the pruned network learns from the original's answers to unlabelled samples (Hinton et al. 2015)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from agmc_onnx.data.samples import Samples
+from agmc_onnx.distill.folding import Folded
+from agmc_onnx.distill.inserted import Normalised
+from agmc_onnx.errors import ModelError, UsageError
+from agmc_onnx.graph.files import write_atomically
+from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.measuring.session import make_session, run_model
+from agmc_onnx.refit.goals import Goal, output_goals
+from agmc_onnx.refit.options import RecoverOptions
+from agmc_onnx.refit.sites import find_sites
+from agmc_onnx.torch_view.module import TorchGraph, to_model, to_tensor
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+Reward = Callable[[onnx.ModelProto], float]
+CHECKPOINT = "distill.pt"
+LEAST_BATCH = 16  # samples of a step, below which statistics of a batch say too little
+BLOCK_SHARE = 1 / 3  # of the steps, in which blocks learn by themselves where samples are few
+N_STATISTICS = 256  # samples that they start from
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
+_LOSSES, _OPTIMISERS = ("kl", "mse"), ("adamw", "sgd")
+
+
+def distill(
+    student: onnx.ModelProto,
+    teacher: onnx.ModelProto,
+    samples: Samples,
+    options: RecoverOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    augment: Sequence[str] = (),
+    reward: Reward | None = None,
+    folder: Path | None = None,
+    thinned: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """Return the student, trained to answer as the teacher does.
+
+    Args:
+        student: The pruned model, best refitted; not changed.
+        teacher: The original; its outputs have the same names.
+        samples: Any number; labels are only looked at where `options.label_weight` is not 0.
+        options: Those of distillation.
+        progress: Called with (step, steps, {"loss": ..., and "reward" where it was measured}).
+        augment: Of "flip" (left to right) and "crop" (shift by up to an eighth, mirrored at the border); images only.
+        reward: Scores a model, higher is better: the best scored model is returned, and training stops early when
+            `options.patience` scores in a row were no better. Without it the last model is returned, or the student
+            itself if the loss on the first batch has not become smaller.
+        folder: For a checkpoint now and then, made when there is one; a checkpoint of the same student, teacher and options
+            is taken up again. Removed at the end, the folder too if nothing else is in it.
+        thinned: Tensors of the student whose zeros stay zero.
+
+    Raises:
+        ModelError: If an op has no counterpart in torch, or the loss becomes infinite.
+        UsageError: If an option is unknown.
+    """
+    options = options or RecoverOptions()
+    for kind, given, known in (("loss", options.loss, _LOSSES), ("optimiser", options.optimiser, _OPTIMISERS)):
+        if given not in known:
+            raise UsageError(f"distill: unknown {kind}, got {given!r}; expected one of {', '.join(known)}. Choose one.")
+    unknown = set(augment) - {"flip", "crop"}
+    if unknown:
+        raise UsageError(
+            f"distill: unknown augmentation, got {sorted(unknown)}; expected flip or crop. Correct augment."
+        )
+    return _Distillation(student, teacher, samples, options, tuple(augment), folder, thinned).run(progress, reward)
+
+
+class _Distillation:
+    """One run: networks, optimiser, order of the samples, and the best state so far."""
+
+    def __init__(
+        self,
+        student: onnx.ModelProto,
+        teacher: onnx.ModelProto,
+        samples: Samples,
+        options: RecoverOptions,
+        augment: tuple[str, ...],
+        folder: Path | None,
+        thinned: Sequence[str] = (),
+    ) -> None:
+        self.proto, self.samples, self.options, self.augment = student, samples, options, augment
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        keep_freed_memory()
+        self.folded = Folded(student)
+        self.normalised: Normalised | None = None
+        self.trained = self.folded.model
+        self._most_rows = max(1, options.train_memory_bytes // _bytes_of_a_sample(view(self.trained)))
+        if options.train_statistics and self._batch_rows() >= LEAST_BATCH:
+            self.normalised = Normalised(self.trained, self._statistics_batches())
+            self.trained = self.normalised.model
+        student_graph, teacher_graph = view(self.trained), view(teacher)
+        self.goals = output_goals(teacher_graph)
+        n_block_steps = self._block_steps()
+        self.blocks = _block_goals(student_graph, teacher_graph) if n_block_steps else []
+        self.n_block_steps = n_block_steps if self.blocks else 0
+        self.student = _prepare(student_graph, self.device)
+        self.teacher = _Teacher(teacher_graph, self.device)
+        self._train_mode()
+        named, values = dict(self.student.named_parameters()), self.student.names
+        sparse = [named[key] for key, value in values.items() if value in set(thinned) and key in named]
+        self.masks = [(parameter, (parameter != 0).to(parameter.dtype)) for parameter in sparse]
+        decayed = [p for p in self.student.parameters() if p.dim() > 1]
+        plain = [p for p in self.student.parameters() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimiser: torch.optim.Optimizer
+        if options.optimiser == "sgd":
+            self.optimiser = torch.optim.SGD(groups, lr=0.0, momentum=options.momentum, nesterov=options.momentum > 0)
+        else:
+            self.optimiser = torch.optim.AdamW(groups, lr=0.0)
+        self.step = 0
+        self.best, self.best_reward, self.without_gain = self._state(), -math.inf, 0
+        self.checkpoint = None if folder is None else folder / CHECKPOINT
+        digest = hashlib.sha256(repr((options, augment, samples.n)).encode())
+        for proto in (student, teacher):
+            digest.update(proto.SerializeToString(deterministic=True))
+        self.fingerprint = digest.hexdigest()
+
+    def run(self, progress: Progress | None, reward: Reward | None) -> onnx.ModelProto:
+        options = self.options
+        probe = self._batch(0, still=True)
+        before = self._probe_loss(probe)  # of the student as given: an interrupted run compares with it too
+        self._resume()
+        if reward is not None and self.step == 0:
+            self.best_reward = reward(self.proto)
+        while self.step < options.n_steps and self.without_gain < options.patience:
+            told = {"loss": self._train_step()}
+            if reward is not None and (self.step % options.evaluate_every == 0 or self.step == options.n_steps):
+                told["reward"] = self._judge(reward)
+            if self.checkpoint is not None and self.step % options.save_every == 0:
+                self._save()
+            if progress is not None:
+                progress(self.step, options.n_steps, told)
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not there, or a search's journal lies in it
+                self.checkpoint.parent.rmdir()
+        if reward is not None:
+            self._load(self.best)
+        elif self._probe_loss(probe) >= before:
+            return self.proto
+        return self._model()
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def _train_step(self) -> float:
+        loss = self._loss(*self._batch(self.step), self.blocks if self.step < self.n_block_steps else ())
+        if not torch.isfinite(loss):
+            raise ModelError(
+                f"distill: the loss is {loss.item()} at step {self.step}; expected a number. Use a smaller learning rate."
+            )
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._learning_rate()
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.options.max_gradient)
+        self.optimiser.step()
+        with torch.no_grad():
+            for parameter, mask in self.masks:
+                parameter.mul_(mask)
+        self.step += 1
+        return float(loss.detach())
+
+    def _block_steps(self) -> int:
+        """Return the number of steps that blocks learn by themselves in, if there are any."""
+        options, share = self.options, self.options.block_share
+        if share is None:
+            n_seen = options.n_steps * self._batch_rows()
+            share = BLOCK_SHARE if n_seen >= options.many_epochs * self.samples.n else 0.0
+        return round(share * options.n_steps)
+
+    def _learning_rate(self) -> float:
+        """Return the rate of the next step: a linear rise, then half a cosine."""
+        options = self.options
+        rise = max(1, round(options.warmup_share * options.n_steps))
+        if self.step < rise:
+            return options.learning_rate * (self.step + 1) / rise
+        share = (self.step - rise) / max(1, options.n_steps - rise)
+        return options.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+    def _loss(self, feed: Mapping[str, Tensor], labels: Tensor | None, blocks: Sequence[Goal] = ()) -> Tensor:
+        """Return the loss of a batch; with blocks, every one of them learns by itself, and what is behind the last too."""
+        sums = [goal.value for goal in blocks]
+        wanted = [*(goal.value for goal in self.goals), *sums]
+        found, told = self.student.run(feed, wanted, cut=sums), self.teacher(feed, wanted)
+        total = torch.zeros((), device=self.device)
+        for goal in self.goals:
+            ours, theirs = found[goal.value], told[goal.value]
+            if goal.is_scores and self.options.loss == "kl":
+                t = self.options.temperature
+                ours_log, theirs_log = torch.log_softmax(ours / t, 1), torch.log_softmax(theirs / t, 1)
+                total = total + t * t * F.kl_div(ours_log, theirs_log, reduction="batchmean", log_target=True)
+            else:
+                total = total + _relative_error(ours, theirs)
+            if goal.is_scores and labels is not None:
+                total = total + self.options.label_weight * F.cross_entropy(ours, labels)
+        for value in sums:
+            total = total + _relative_error(found[value], told[value]) / len(sums)
+        return total
+
+    def _probe_loss(self, feed_and_labels: tuple[dict[str, Tensor], Tensor | None]) -> float:
+        self.student.eval()
+        with torch.no_grad():
+            loss = float(self._loss(*feed_and_labels))
+        self._train_mode()
+        return loss
+
+    def _train_mode(self) -> None:
+        self.student.train()
+        if self.normalised is None:
+            self.student.freeze_statistics()
+        else:
+            self.normalised.learn_statistics(self.student)
+
+    # -- samples ------------------------------------------------------------------------------------------------------
+
+    def _batch(self, step: int, still: bool = False) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return the samples of a step: each epoch is a new order; the same step always gets the same."""
+        n, size = self.samples.n, self._batch_rows()
+        per_epoch = max(1, n // size)
+        epoch, at = divmod(step, per_epoch)
+        order = np.random.default_rng([self.options.seed, epoch]).permutation(n)
+        rows = np.resize(order[at * size : (at + 1) * size], size)
+        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
+        feed = {}
+        for name, array in self.samples.read(rows).items():
+            value = to_tensor(array)
+            if self.augment and not still and value.dim() == 4 and value.is_floating_point():
+                value = _augmented(value, self.augment, generator)
+            if value.dim() == 4 and value.is_floating_point():
+                value = value.contiguous(memory_format=torch.channels_last)
+            feed[name] = value.to(self.device) if value.is_floating_point() else value
+        labels = None
+        if self.options.label_weight and self.samples.labels is not None:
+            labels = torch.from_numpy(np.asarray(self.samples.labels[rows], np.int64)).to(self.device)
+        return feed, labels
+
+    def _batch_rows(self) -> int:
+        """Return the number of samples of a step: fewer than asked for where their activations would not fit."""
+        if self.samples.fixed_batch is not None:
+            return self.samples.batch_size(1)
+        return min(self.samples.batch_size(self.options.train_batch_size), self._most_rows, self.samples.n)
+
+    def _statistics_batches(self) -> list[dict[str, Tensor]]:
+        """Return what the statistics of the student's values are taken over, a few samples at a time."""
+        rows = np.random.default_rng(self.options.seed).permutation(self.samples.n)[:N_STATISTICS]
+        size = self.samples.batch_size(LEAST_BATCH)
+        parts = [rows[at : at + size] for at in range(0, len(rows) - size + 1, size)]
+        read = [self.samples.read(np.sort(part)) for part in parts]
+        return [{name: to_tensor(array) for name, array in feed.items()} for feed in read]
+
+    # -- states -------------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Tensor]:
+        return {key: value.detach().clone() for key, value in self.student.state_dict().items()}
+
+    def _load(self, state: Mapping[str, Tensor]) -> None:
+        self.student.load_state_dict(state)
+
+    def _model(self) -> onnx.ModelProto:
+        model = to_model(self.student, self.trained)
+        return self.folded.unfold(model if self.normalised is None else self.normalised.fold(model))
+
+    def _judge(self, reward: Reward) -> float:
+        score = reward(self._model())
+        if score > self.best_reward:
+            self.best, self.best_reward, self.without_gain = self._state(), score, 0
+        else:
+            self.without_gain += 1
+        return score
+
+    def _save(self) -> None:
+        assert self.checkpoint is not None
+        buffer = io.BytesIO()
+        state: dict[str, Any] = {
+            "fingerprint": self.fingerprint, "step": self.step, "student": self._state(), "best": self.best,
+            "best_reward": self.best_reward, "without_gain": self.without_gain, "optimiser": self.optimiser.state_dict(),
+        }  # fmt: skip
+        torch.save(state, buffer)
+        self.checkpoint.parent.mkdir(exist_ok=True)
+        write_atomically(self.checkpoint, buffer.getvalue())
+
+    def _resume(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.is_file():
+            return
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        if state["fingerprint"] != self.fingerprint:
+            return  # of another run: it is replaced by the next save
+        self._load(state["student"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.best = state["step"], state["best"]
+        self.best_reward, self.without_gain = state["best_reward"], state["without_gain"]
+
+
+class _Teacher:
+    """The original's answers: from onnxruntime, which is faster than torch without gradients, or on a GPU from torch."""
+
+    def __init__(self, graph: Graph, device: torch.device) -> None:
+        self.graph = graph
+        self.module = None if device.type == "cpu" else _prepare(graph, device).eval().requires_grad_(False)
+        self.wanted: list[str] = []  # outputs of the session
+        self.session: onnxruntime.InferenceSession | None = None
+
+    def __call__(self, feed: Mapping[str, Tensor], wanted: Sequence[str]) -> Mapping[str, Tensor]:
+        """Return the wanted values; asking for others than the last time makes a new session."""
+        names = list(dict.fromkeys(wanted))
+        if self.module is not None:
+            with torch.no_grad():
+                return self.module.run(feed, names)
+        if self.session is None or names != self.wanted:
+            self.session, self.wanted = self._session_of(names), names
+        arrays = {name: value.contiguous().numpy() for name, value in feed.items()}
+        return dict(zip(names, map(torch.from_numpy, run_model(self.session, arrays)), strict=True))
+
+    def _session_of(self, names: Sequence[str]) -> onnxruntime.InferenceSession:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.graph.model)
+        known = {value.name: value for value in proto.graph.output}
+        blank = [known.get(name) or onnx.ValueInfoProto(name=name) for name in names]
+        outputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in blank]
+        del proto.graph.output[:]
+        proto.graph.output.extend(outputs)
+        return make_session(proto, torch.get_num_threads())
+
+
+@contextlib.contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """Let torch use n threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory for the next step, where it is glibc: fetching it anew costs a fifth of a step."""
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, 1 << 25)
+        library.mallopt(_TRIM_THRESHOLD, -1)
+
+
+def _prepare(graph: Graph, device: torch.device) -> TorchGraph:
+    module = TorchGraph(graph).to(device)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
+def _bytes_of_a_sample(graph: Graph) -> int:
+    """Return what a step keeps of one sample, roughly: all values, normalised ones too."""
+    shapes = [graph.shape(name) for node in graph.nodes for name in node.outputs if name and name not in graph.weights]
+    return max(1, 2 * 4 * sum(math.prod(shape.dims) for shape in shapes if shape is not None))
+
+
+def _block_goals(student: Graph, teacher: Graph) -> list[Goal]:
+    """Return the residual sums that both networks have in the same shape."""
+    sums = {site.target for site in find_sites(student) if site.others}
+    both = [v for v in student.producer if v in sums and v in teacher.producer]
+    return [Goal(v, False) for v in both if student.shape(v) == teacher.shape(v)]
+
+
+def _relative_error(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return the mean squared error over the variance of what is wanted."""
+    if theirs.dim() == 4:
+        theirs = theirs.contiguous(memory_format=torch.channels_last)  # as ours are: mixed layouts are far slower
+    return F.mse_loss(ours, theirs) / theirs.var(unbiased=False).clamp_min(1e-12)
+
+
+def _augmented(images: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tensor:
+    """Return images flipped and shifted at random, one by one; the layout is told by where 1, 3 or 4 channels are.
+
+    Args:
+        images: (samples, channels, height, width) or (samples, height, width, channels).
+        kinds: Of "flip" and "crop".
+        generator: Chooses.
+    """
+    is_last = images.shape[1] not in (1, 3, 4) and images.shape[3] in (1, 3, 4)
+    x = images.permute(0, 3, 1, 2) if is_last else images
+    n, _, h, w = x.shape
+    if "flip" in kinds:
+        turned = torch.rand(n, generator=generator) < 0.5
+        x = torch.where(turned[:, None, None, None], x.flip(3), x)
+    if "crop" in kinds:
+        reach = max(1, min(h, w) // 8)
+        padded = F.pad(x, [reach] * 4, mode="reflect")
+        top, left = torch.randint(0, 2 * reach + 1, (2, n), generator=generator)
+        rows, columns = top[:, None] + torch.arange(h), left[:, None] + torch.arange(w)
+        x = padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return x.permute(0, 2, 3, 1) if is_last else x

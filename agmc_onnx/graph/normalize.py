@@ -1,0 +1,255 @@
+"""The one known form of a model that the analysis starts from."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
+from onnx_graphsurgeon.ir.tensor import SparseValues
+
+from agmc_onnx.graph.edit import LAST_IR_WITH_INPUTS, rewire
+from agmc_onnx.graph.fold import evaluate_node
+from agmc_onnx.graph.protobuf import copy_fields
+from agmc_onnx.graph.view import captured_names, constant_tensor
+
+_STATISTICS = frozenset(
+    f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+)
+_FLOATS = frozenset(
+    (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+)
+_RANDOM = frozenset(
+    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+)
+_NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+
+
+def normalize(model: onnx.ModelProto, dense: bool = False) -> onnx.ModelProto:
+    """Return the model with every shared constant untied, each user of a copy owns its tensor, and statistics of weights known.
+
+    Exporters store equal tensors once and give the other users an `Identity` of it. Such an Identity (in the main
+    graph, of an initializer, of a Constant node, or of another such Identity) becomes an initializer under the name of
+    its output, so that cutting one user's channels leaves the others alone. Data in another file is referred to, not
+    read. Initializers and Constant nodes that nobody uses after that are dropped.
+
+    Networks that standardise their weights take means and variances of them each time they run. Such a statistic (what a
+    Reduce makes of constants alone, a quarter of their size or less) becomes an initializer under its own name: it is
+    that of the whole weight, also when some of its channels are cut. Nodes that nobody needs after that are dropped.
+    Vectors of one number (zero biases, scales of one), which the exporters of such networks share among layers of the
+    same width, are then copied for each user, so that they tie no layers to each other. Nothing else is changed.
+
+    What stays an Identity: one whose output is a graph output, and one of an overridable initializer, whose numbers are
+    known only when the model runs.
+
+    Args:
+        model: Any model; not changed.
+        dense: Also make the sparse initializers dense that nodes of the main graph use.
+
+    Returns:
+        A new model, or the model itself when there is nothing to do.
+    """
+    overridable = set() if model.ir_version <= LAST_IR_WITH_INPUTS else {i.name for i in model.graph.input}
+    outputs = {output.name for output in model.graph.output}
+    if model.ir_version > LAST_IR_WITH_INPUTS:
+        known = _with_known_statistics(model, overridable, outputs)
+        model = model if known is model else _with_own_fillers(known, overridable)
+    if not (dense and model.graph.sparse_initializer) and not _has_copies(model, overridable, outputs):
+        return model
+    if not model.graph.sparse_initializer:
+        return _untied(model, overridable, outputs)
+
+    def edit(graph: gs.Graph) -> None:
+        for node in graph.nodes:
+            if _is_default(node.domain) and node.op == "Identity" and node.outputs[0].name not in outputs:
+                values = _constant_values(node.inputs[0], overridable)
+                if values is not None:
+                    copy = node.outputs[0]
+                    node.outputs.clear()
+                    copy.to_constant(values)
+        if dense:
+            for tensor in graph.tensors().values():
+                if isinstance(tensor, gs.Constant) and isinstance(tensor._values, SparseValues):
+                    _ = tensor.values  # once read, a sparse constant is dense
+
+    return rewire(model, edit)
+
+
+def _with_known_statistics(model: onnx.ModelProto, overridable: set[str], outputs: set[str]) -> onnx.ModelProto:
+    """Return the model with the statistics of its constants computed, or the model itself where there are none."""
+    graph = model.graph
+    if not any(node.op_type in _STATISTICS for node in graph.node):
+        return model
+    tensors = {t.name: t for t in graph.initializer if t.name not in overridable and not uses_external_data(t)}
+    made: dict[str, onnx.NodeProto] = {}  # values that constants alone make, and what makes them
+    wanted = []
+    for node in graph.node:
+        if node.op_type == "Constant" and constant_tensor(node) is not None:
+            tensors[node.output[0]] = constant_tensor(node)
+        elif (
+            _is_default(node.domain)
+            and node.op_type not in _RANDOM
+            and not any(captured_names(node))
+            and len(node.output) == 1
+        ):
+            used = [name for name in node.input if name]
+            if used and all(name in tensors or name in made for name in used):
+                made[node.output[0]] = node
+                if node.op_type in _STATISTICS and node.output[0] not in outputs:
+                    wanted.append(node)
+    opset = next((entry.version for entry in model.opset_import if _is_default(entry.domain)), 0)
+    arrays: dict[str, np.ndarray | None] = {}
+    found = {}
+    for node in wanted:
+        value, given = _value(node.output[0], made, tensors, opset, arrays), arrays.get(node.input[0])
+        if value is not None and given is not None and 4 * value.size <= given.size:
+            found[node.output[0]] = value
+    return _replaced(model, found, overridable, outputs) if found else model
+
+
+def _value(
+    name: str,
+    made: dict[str, onnx.NodeProto],
+    tensors: dict[str, onnx.TensorProto],
+    opset: int,
+    arrays: dict[str, np.ndarray | None],
+) -> np.ndarray | None:
+    """Return the numbers of a value that constants alone make; None where they cannot be computed."""
+    if name not in arrays:
+        if name in tensors:
+            arrays[name] = numpy_helper.to_array(tensors[name])
+        else:
+            node = made[name]
+            feeds = {used: _value(used, made, tensors, opset, arrays) for used in node.input if used}
+            known = {used: value for used, value in feeds.items() if value is not None}
+            arrays[name] = evaluate_node(node, known, opset)[0] if len(known) == len(feeds) else None
+    return arrays[name]
+
+
+def _replaced(
+    model: onnx.ModelProto, values: dict[str, np.ndarray], overridable: set[str], outputs: set[str]
+) -> onnx.ModelProto:
+    """Return the model with initializers in place of the nodes that make some values, and without what only those needed."""
+    nodes = [node for node in model.graph.node if not (node.output and node.output[0] in values)]
+    gone = {name for node in model.graph.node if node.output and node.output[0] in values for name in node.input}
+    users = Counter(name for node in nodes for name in (*node.input, *captured_names(node)))
+    for node in reversed(list(nodes)):
+        names = [name for name in node.output if name]
+        if gone.intersection(names) and not any(users[name] or name in outputs for name in names):
+            nodes.remove(node)
+            users.subtract([*node.input, *captured_names(node)])
+            gone.update(node.input)
+    result = onnx.ModelProto()
+    copy_fields(model, result, but={"graph"})
+    copy_fields(model.graph, result.graph, but={"node", "initializer"})
+    result.graph.node.extend(nodes)
+    unused = {name for name in gone if not users[name] and name not in outputs and name not in overridable}
+    result.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name not in unused)
+    result.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    return result
+
+
+def _with_own_fillers(model: onnx.ModelProto, overridable: set[str]) -> onnx.ModelProto:
+    """Return the model with a copy of every shared vector of one number for each of its users, or the model itself."""
+    graph = model.graph
+    users = Counter(name for node in graph.node for name in set(node.input))
+    shared = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if users[tensor.name] > 1 and tensor.name not in overridable and _is_filler(tensor)
+    }
+    if not shared:
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {t.name for t in graph.initializer}
+    seen: Counter[str] = Counter()
+    for node in result.graph.node:
+        for name in [used for used in dict.fromkeys(node.input) if used in shared]:
+            seen[name] += 1
+            own = f"{name}__{seen[name]}"
+            if seen[name] > 1 and own not in taken:
+                node.input[:] = [own if used == name else used for used in node.input]
+                copy = result.graph.initializer.add()
+                copy.CopyFrom(shared[name])
+                copy.name = own
+    return result
+
+
+def _is_filler(tensor: onnx.TensorProto) -> bool:
+    if len(tensor.dims) != 1 or tensor.dims[0] < 2 or tensor.data_type not in _FLOATS or uses_external_data(tensor):
+        return False
+    values = numpy_helper.to_array(tensor)
+    return bool((values == values[0]).all())
+
+
+def _untied(model: onnx.ModelProto, overridable: set[str], outputs: set[str]) -> onnx.ModelProto:
+    """Return a model with dense constants after `normalize`."""
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in overridable}
+    copies: dict[str, onnx.TensorProto] = {}
+    gone = set()
+    for node in graph.node:
+        if not _is_default(node.domain):
+            continue
+        if node.op_type == "Constant":
+            tensor = constant_tensor(node)
+            if tensor is not None:
+                constants[node.output[0]] = tensor
+        elif node.op_type == "Identity" and node.output[0] not in outputs and node.input[0] in constants:
+            constants[node.output[0]] = copies[node.output[0]] = constants[node.input[0]]
+            gone.add(node.output[0])
+    orphans = {node.input[0] for node in graph.node if node.output and node.output[0] in gone} - outputs
+    for node in graph.node:
+        if not (node.output and node.output[0] in gone):
+            orphans.difference_update(node.input, captured_names(node))
+    result = onnx.ModelProto()
+    copy_fields(model, result, but={"graph"})
+    copy_fields(graph, result.graph, but={"node", "initializer", "input"})
+    unused = gone | {name for name in orphans if name not in overridable}
+    result.graph.node.extend(node for node in graph.node if not (node.output and node.output[0] in unused))
+    result.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name not in unused)
+    result.graph.input.extend(value for value in graph.input if value.name not in unused)
+    for name, tensor in copies.items():
+        if name in orphans:  # only other copies were made of it
+            continue
+        made = result.graph.initializer.add()
+        made.CopyFrom(tensor)
+        made.name = name
+        if model.ir_version <= LAST_IR_WITH_INPUTS:
+            info = onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
+            result.graph.input.append(info)
+    return result
+
+
+def _has_copies(model: onnx.ModelProto, overridable: set[str], outputs: set[str]) -> bool:
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
+    constants -= overridable
+    for node in graph.node:
+        if _is_default(node.domain):
+            if node.op_type == "Identity" and node.input[0] in constants and node.output[0] not in outputs:
+                return True
+            if node.op_type == "Constant" and any(a.name == "value" or a.name in _NUMBERS for a in node.attribute):
+                constants.add(node.output[0])
+    return False
+
+
+def _constant_values(tensor: gs.Tensor, overridable: set[str]) -> object | None:
+    """Return what a constant holds, not loaded where it need not be, or None for another tensor."""
+    if isinstance(tensor, gs.Constant):
+        return None if tensor.name in overridable else tensor._values
+    if len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant" and _is_default(tensor.inputs[0].domain):
+        for name, value in tensor.inputs[0].attrs.items():
+            if name == "value":
+                return value._values
+            if name in _NUMBERS:
+                return np.array(value, _NUMBERS[name])
+    return None
+
+
+def _is_default(domain: str | None) -> bool:
+    return domain in (None, "", "ai.onnx")

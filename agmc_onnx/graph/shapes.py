@@ -1,0 +1,306 @@
+"""Shapes of all values, and which of their sizes are fixed.
+
+Exporters compute Reshape targets from shapes at run time, so symbolic inference loses track of them. With numbers in
+place of the open dimensions onnx's inference gets through; done twice with different numbers, it also tells which
+sizes depend on them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from agmc_onnx.graph.fold import EVALUATIONS, evaluate_node
+from agmc_onnx.ops.fused_shapes import fused_shapes, standard_node
+
+__all__ = ["Shape", "evaluate_node", "infer_shapes"]
+
+_BATCH = (1, 2)  # the first open dimension of an input, in the two passes
+_OTHER = ((16, 24), (64, 96), (224, 256))  # all other open dimensions; larger ones when a graph shrinks 16 to nothing
+_IMAGE_RANK = 4  # images start with the largest: at 16 and 24 pixels the last of five halvings would look fixed at 1
+_FIRST_FLOAT = {"EmbedLayerNormalization": 2}  # input that has the type of the result, where that is not the first
+_LIKE_FIRST = frozenset(  # ops whose only output is of the type of their first input
+    (
+        *("Abs", "Ceil", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity"),
+        *("LeakyRelu", "Log", "Neg", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sin", "Softmax", "Softplus"),
+        *("Sqrt", "Tanh", "LayerNormalization", "InstanceNormalization"),
+    )
+)
+_KEPT_ELEMENTS = 1024  # constants up to this size keep their numbers: shape arithmetic needs them
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a value at batch 1, and at a second setting of the open dimensions.
+
+    Attributes:
+        dims: Sizes with every first open dimension 1 and the others small, 224 for images: what costs are counted at.
+        other: Sizes at the second setting; a size is fixed when it is the same in both.
+    """
+
+    dims: tuple[int, ...]
+    other: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.dims)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether no size depends on the open dimensions."""
+        return self.dims == self.other
+
+    def is_fixed(self, dim: int) -> bool:
+        """Whether the size of one dimension is the same for every input."""
+        return self.dims[dim] == self.other[dim]
+
+
+def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Return the shape of every value of the main graph that onnx's inference can tell.
+
+    Args:
+        model: Any model; not changed.
+    """
+    skeleton = _without_weights(model)
+    best: dict[str, Shape] = {}
+    made = [output for node in skeleton.graph.node for output in node.output if output]
+    inputs = [i.type.tensor_type.shape.dim for i in skeleton.graph.input]
+    is_image = any(len(dims) >= _IMAGE_RANK and any(_is_open(dim) for dim in dims[1:]) for dims in inputs)
+    settings = _OTHER[::-1] if is_image else _OTHER
+    for sizes in settings if any(_is_open(dim) for dims in inputs for dim in dims[1:]) else settings[:1]:
+        first, second = (_infer(skeleton, batch, size, made) for batch, size in zip(_BATCH, sizes, strict=True))
+        found = {
+            name: Shape(dims, second[name])
+            for name, dims in first.items()
+            if name in second and len(second[name]) == len(dims) and min(dims, default=1) > 0
+        }
+        if len(found) > len(best):
+            best = found
+        if best and len(best) == len(first):
+            break
+    return best
+
+
+def _infer(skeleton: onnx.ModelProto, batch: int, other: int, made: list[str]) -> dict[str, tuple[int, ...]]:
+    """Infer with these sizes in place of the open dimensions; the skeleton has none of its own afterwards."""
+    names: dict[str, int] = {}
+    opened = []
+    for value in (*skeleton.graph.input, *skeleton.graph.value_info):
+        for position, dim in enumerate(value.type.tensor_type.shape.dim):
+            if _is_open(dim):
+                size = batch if position == 0 else other
+                opened.append((dim, dim.dim_param))
+                dim.dim_value = names.setdefault(dim.dim_param, size) if dim.dim_param else size
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
+        found = {value.name: value.type for value in (*inferred.input, *inferred.value_info, *inferred.output)}
+    except Exception:  # inference stops at the first contradiction it meets; node by node gets further
+        found = {}
+    sizes = {name: dims for name, kind in found.items() if (dims := _dims(kind)) is not None}
+    sizes.update((tensor.name, tuple(tensor.dims)) for tensor in skeleton.graph.initializer)
+    if not all(name in sizes for name in made):
+        sizes = _walk(skeleton, found)
+    for dim, name in opened:
+        dim.dim_param = name  # takes the number away
+    return sizes
+
+
+def _walk(model: onnx.ModelProto, found: dict[str, onnx.TypeProto]) -> dict[str, tuple[int, ...]]:
+    """Infer node by node, evaluating shape arithmetic on the way.
+
+    A node that this fails for keeps what inference of the whole model has `found` (local functions, If), if anything.
+    """
+    walker = _Walker(model)
+    for node in model.graph.node:
+        used = [name for name in node.input if name]
+        if all(name in walker.types or name in walker.data for name in used):
+            if node.domain in ("", "ai.onnx"):
+                walker.learn_outputs(node, used)
+            else:
+                walker.learn_fused(node)
+        for name in node.output:
+            if name in found and name not in walker.sizes:
+                walker.learn_type(name, found[name])
+    return walker.sizes
+
+
+class _Walker:
+    """What is known of the values of a graph so far: types, sizes, and of small ones the numbers."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._opset, self._imports, self._ir_version = _opset(model), list(model.opset_import), model.ir_version
+        self.types: dict[str, onnx.TypeProto] = {}  # of small values with numbers only once they are asked for
+        self.sizes: dict[str, tuple[int, ...]] = {}
+        self.data: dict[str, np.ndarray] = {}
+        for value in model.graph.input:
+            self.learn_type(value.name, value.type)
+        for tensor in model.graph.initializer:
+            self.learn(tensor.name, numpy_helper.to_array(tensor))
+
+    def learn(self, name: str, value: np.ndarray) -> None:
+        """Learn the numbers of a value."""
+        self.sizes[name] = value.shape
+        self.data[name] = value
+        if value.size > _KEPT_ELEMENTS:
+            self.type_of(name)
+            del self.data[name]
+
+    def learn_type(self, name: str, kind: onnx.TypeProto) -> None:
+        """Learn the type of a value, and its sizes where it says them."""
+        self.types[name] = kind
+        dims = _dims(kind)
+        if dims is not None:
+            self.sizes[name] = dims
+
+    def type_of(self, name: str) -> onnx.TypeProto:
+        """Return the type of a value that is known."""
+        if name not in self.types:
+            value = self.data[name]
+            kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+            self.types[name] = onnx.helper.make_tensor_type_proto(kind, value.shape)
+        return self.types[name]
+
+    def learn_outputs(self, node: onnx.NodeProto, used: list[str]) -> None:
+        """Learn what an op of the standard gives for known inputs."""
+        if node.op_type in _LIKE_FIRST and len(node.output) == 1 and used[0] not in self.data:
+            self.learn_type(node.output[0], self.types[used[0]])
+            return
+        if node.op_type == "Shape" and used[0] in self.sizes:
+            dims, attributes = self.sizes[used[0]], {a.name: a.i for a in node.attribute}
+            part = slice(attributes.get("start", 0), attributes.get("end", len(dims)))
+            self.learn(node.output[0], np.array(dims[part], np.int64))
+            return
+        if all(name in self.data for name in used) and not any(a.HasField("g") for a in node.attribute):
+            feeds = {name: self.data[name] for name in used}
+            for output, value in zip(node.output, evaluate_node(node, feeds, self._opset), strict=True):
+                if output and value is not None and value.dtype != object:
+                    self.learn(output, value)
+            if all(output in self.sizes for output in node.output if output):
+                return
+        try:
+            inferred = onnx.shape_inference.infer_node_outputs(
+                onnx.defs.get_schema(node.op_type, self._opset, ""),
+                node,
+                {name: self.type_of(name) for name in used},
+                {name: numpy_helper.from_array(self.data[name]) for name in used if name in self.data},
+                opset_imports=self._imports,
+                ir_version=self._ir_version,
+            )
+        except Exception:  # unknown op, contradiction: the outputs stay unknown
+            inferred = {}
+        for name, kind in inferred.items():
+            self.learn_type(name, kind)
+        if node.output[0] and node.output[0] not in self.sizes:
+            self.learn_fused(node)
+
+    def learn_fused(self, node: onnx.NodeProto) -> None:
+        """Learn what an op of onnxruntime gives; the type of a result is that of the first input."""
+        standard = standard_node(node)
+        if standard is not None:
+            self.learn_outputs(standard, [name for name in standard.input if name])
+            return
+        dims = [self.sizes.get(name) if name else None for name in node.input]
+        for output, shape in zip(node.output, fused_shapes(node, dims), strict=False):
+            if output and shape is not None:
+                kind = self.type_of(node.input[_FIRST_FLOAT.get(node.op_type, 0)]).tensor_type.elem_type
+                self.learn_type(output, onnx.helper.make_tensor_type_proto(kind, shape))
+
+
+def _dims(kind: onnx.TypeProto | None) -> tuple[int, ...] | None:
+    if kind is None:
+        return None
+    tensor = kind.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    dims = tensor.shape.dim
+    sizes = tuple([dim.dim_value for dim in dims])
+    return None if 0 in sizes and not all(dim.HasField("dim_value") for dim in dims) else sizes
+
+
+def _is_open(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    return not dim.HasField("dim_value") or dim.dim_value <= 0
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose large constants are inputs of the same shape: inference reads shapes, not weights.
+
+    Numbers that small constants alone make (how an exporter writes the amounts of a Pad) are initializers.
+    """
+    slim = onnx.ModelProto()
+    slim.ir_version = max(model.ir_version, 4)
+    slim.opset_import.extend(model.opset_import)
+    slim.functions.extend(model.functions)
+    graph = slim.graph
+    graph.name = "shapes"
+    named = {i.name for i in model.graph.initializer} | {s.values.name for s in model.graph.sparse_initializer}
+    graph.input.extend(i for i in model.graph.input if i.name not in named)
+    for output in model.graph.output:
+        graph.output.add().name = output.name
+        graph.output[-1].type.CopyFrom(output.type)
+        if output.type.HasField("tensor_type"):
+            graph.output[-1].type.tensor_type.ClearField("shape")  # declared shapes may be symbolic; let them be found
+    numbers = _Numbers(graph, _opset(model))
+    for tensor in model.graph.initializer:
+        numbers.add(tensor, tensor.name)
+    for sparse in model.graph.sparse_initializer:
+        _add_input(graph, sparse.values.name, sparse.values.data_type, sparse.dims)
+    for node in model.graph.node:
+        tensor = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if tensor is not None and tensor.data_type != onnx.TensorProto.STRING:
+            numbers.add(tensor, node.output[0])
+        elif not numbers.fold(node):
+            graph.node.append(node)
+    # what the file says is the only source for the ops of other domains
+    foreign = {name for node in graph.node if node.domain not in ("", "ai.onnx") for name in node.output}
+    graph.value_info.extend(value for value in model.graph.value_info if value.name in foreign)
+    return slim
+
+
+class _Numbers:
+    """The constants of a graph in the making: small ones, with what nodes make of them alone, and inputs for large ones."""
+
+    def __init__(self, graph: onnx.GraphProto, opset: int) -> None:
+        self._graph, self._opset = graph, opset
+        self._tensors: dict[str, onnx.TensorProto] = {}
+        self._values: dict[str, np.ndarray] = {}
+
+    def add(self, tensor: onnx.TensorProto, name: str) -> None:
+        """Add a constant of the model under a name."""
+        inline = tensor.data_location != onnx.TensorProto.EXTERNAL
+        if not inline or math.prod(tensor.dims) > _KEPT_ELEMENTS:
+            _add_input(self._graph, name, tensor.data_type, tensor.dims)
+            return
+        self._graph.initializer.append(tensor)
+        self._tensors[name] = self._graph.initializer[-1]
+        self._tensors[name].name = name
+
+    def fold(self, node: onnx.NodeProto) -> bool:
+        """Make a node's output a constant; False where it is no arithmetic on small ones."""
+        if node.op_type not in EVALUATIONS or node.domain or not node.input or len(node.output) > 1:
+            return False
+        names = [name for name in node.input if name]
+        if not all(name in self._tensors for name in names):
+            return False
+        for name in names:
+            if name not in self._values:
+                self._values[name] = numpy_helper.to_array(self._tensors[name])
+        value = evaluate_node(node, {name: self._values[name] for name in names}, self._opset)[0]
+        if value is None or value.dtype.kind not in "iufb" or value.size > _KEPT_ELEMENTS:
+            return False
+        self._values[node.output[0]] = value
+        self.add(numpy_helper.from_array(value), node.output[0])
+        return True
+
+
+def _add_input(graph: onnx.GraphProto, name: str, dtype: int, dims: Iterator[int]) -> None:
+    graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, list(dims)))

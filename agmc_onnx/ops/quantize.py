@@ -1,0 +1,54 @@
+"""Quantised graphs: what a scale for every channel belongs to is cut as any weight; the rest stays whole, with a clear word.
+
+A removed entry is a zero, and zero is exact in every quantisation: it becomes the zero point, and zero again.
+"""
+
+from __future__ import annotations
+
+from agmc_onnx.graph.view import Node
+from agmc_onnx.ops import move
+from agmc_onnx.ties.ledger import Ledger
+
+_ADVICE = "compress the float model, then quantise the result"
+
+
+def quantised(ledger: Ledger, node: Node) -> None:
+    """Ops that compute with integers (QLinearConv, MatMulInteger, ...): scales and zero points belong to them as they are."""
+    for name in node.inputs:
+        if name:
+            _label(ledger, node, name)
+            ledger.freeze_value(name, f"{node.label}: quantised; {_ADVICE}")
+
+
+def linear(ledger: Ledger, node: Node) -> None:
+    """QuantizeLinear, DequantizeLinear: dims pass; a scale and a zero point for every channel follow theirs.
+
+    A quantised weight with one scale for the whole of it, or for blocks of it, stays whole.
+    """
+    x, scale = node.inputs[:2]
+    shape = ledger.shape(x)
+    if node.op_type == "DequantizeLinear" and x in ledger.graph.tensors:
+        _label(ledger, node, x)
+    per_channel = ledger.shape(scale).rank == 1 and ledger.shape(scale).other[0] > 1
+    if x in ledger.graph.tensors and not ledger.graph.is_float(x) and not per_channel:
+        ledger.freeze_value(x, f"{node.label}: quantised without a scale for every channel; {_ADVICE}")
+    if node.attribute("block_size", 0) or (ledger.shape(scale).rank and not per_channel):
+        ledger.freeze_value(x, f"{node.label}: quantised in blocks; {_ADVICE}")
+        return
+    if per_channel:
+        ids = ledger.flat(node, x, node.attribute("axis", 1) % shape.rank)
+        for name in filter(None, node.inputs[1:3]):
+            _label(ledger, node, name)
+            own = ledger.flat(node, name, 0)
+            if own is not None and ids is not None:
+                ledger.tie(own, ids)
+            elif ids is not None:
+                ledger.freeze(ids, f"{node.label}: its scale {name} cannot be cut")
+    move.carry(ledger, node, x, node.outputs[0], {dim: dim for dim in range(shape.rank)})
+
+
+def _label(ledger: Ledger, node: Node, value: str) -> None:
+    """Give ids to the dims of a constant of any type."""
+    if value in ledger.graph.tensors:
+        for dim in range(ledger.shape(value).rank):
+            ledger.axis(node, value, dim, is_weight=True)

@@ -1,0 +1,51 @@
+"""LSTM, GRU, RNN: the hidden units live and die together in all gates; both directions keep the same ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from agmc_onnx.graph.view import Node
+from agmc_onnx.ties.ledger import Ids, Ledger
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_BIAS, _PEEPHOLES = 3, 7  # input positions
+_STATES = (5, 6)
+
+
+def recurrent(ledger: Ledger, node: Node) -> None:
+    """Tie hidden units across gates, recurrent weights, biases, initial states and outputs; inputs to W's last dim."""
+    x, w, r = node.inputs[:3]
+    if w not in ledger.graph.tensors or r not in ledger.graph.tensors:
+        return
+    gates, hidden = GATES[node.op_type], node.attribute("hidden_size")
+    source, weight = ledger.flat(node, x, 2), None
+    if source is not None:
+        weight = ledger.flat(node, w, 2)
+        if weight is None:
+            ledger.freeze(source, f"{node.label}: its weight {w} cannot be cut")
+        else:
+            ledger.tie(source, weight)
+    units = ledger.flat(node, r, 2)
+    if units is None or hidden == 1:
+        return
+    parts: list[tuple[str, int, int]] = [(w, 1, gates), (r, 1, gates)]  # value, dim, how often the units repeat
+    parts += [(node.inputs[_BIAS], 1, 2 * gates)] if _has(node, _BIAS) else []
+    parts += [(node.inputs[i], 2, 1) for i in _STATES if _has(node, i)]
+    parts += [(node.inputs[_PEEPHOLES], 1, 3)] if _has(node, _PEEPHOLES) else []
+    for value, dim, times in parts:
+        _follow(ledger, node, units, value, dim, times)
+    for position, output in enumerate(node.outputs):
+        if output:
+            ledger.set(output, 3 if position == 0 else 2, units)
+
+
+def _follow(ledger: Ledger, node: Node, units: Ids, value: str, dim: int, times: int) -> None:
+    ids = ledger.flat(node, value, dim)
+    if ids is None:
+        ledger.freeze(units, f"{node.label}: its operand {value} cannot be cut with it")
+    else:
+        ledger.tie(ids, np.tile(units, times))
+
+
+def _has(node: Node, position: int) -> bool:
+    return len(node.inputs) > position and bool(node.inputs[position])

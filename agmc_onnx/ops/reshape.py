@@ -1,0 +1,396 @@
+"""Reshapes: blocks of dims that become one another, channel shuffles, and detours through an open dim."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from agmc_onnx.graph.shapes import Shape
+from agmc_onnx.graph.view import Node
+from agmc_onnx.ties.ledger import Entries, Ids, Ledger, Shuffle
+
+Block = tuple[list[int], list[int]]  # consecutive dims before and after a reshape that hold the same entries
+_LARGEST_GRID = 1 << 23  # ids of a reshaped block; beyond that the block is left whole
+_LONGEST_DETOUR = 6  # nodes
+_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+
+
+def reshape(ledger: Ledger, node: Node) -> None:
+    """Reshape, Flatten, Squeeze, Unsqueeze: blocks of dims with the same number of entries become one another.
+
+    A flat axis split into (R, C/R) varies from row to row and every row keeps equally many; a channel shuffle
+    (split, transpose, merge) is one permutation, whatever is kept.
+    """
+    x, y = node.inputs[0], node.outputs[0]
+    if node.op_type == "Reshape" and (
+        _shuffle(ledger, node) or _strided_view(ledger, node) or _normed_heads(ledger, node)
+    ):
+        return
+    before, after = ledger.shape(x), ledger.shape(y)
+    if x in ledger.graph.tensors and ledger.graph.is_float(x):
+        for dim in range(before.rank):
+            ledger.axis(node, x, dim)
+    if not ledger.labelled(x):
+        return
+    blocks = match_blocks(before, after)
+    if blocks is None:
+        return
+    open_sizes = sum(not after.is_fixed(dim) for dim in range(after.rank))
+    if node.op_type == "Reshape" and open_sizes > 1 and ledger.graph.value(node.inputs[1]) is None:
+        return  # a target computed at run time with two open sizes cannot be written anew
+    for dims, to in blocks:
+        labelled = [dim for dim in dims if (x, dim) in ledger.entries]
+        if len(labelled) > 1 and x in ledger.graph.tensors:  # a kernel made flat: its channels move, its places stay
+            wide = [dim for dim in labelled if before.other[dim] > 1] or labelled
+            for dim in wide[1:]:
+                if len(ledger.graph.consumers[x]) == 1:
+                    del ledger.entries[x, dim]
+                else:
+                    ledger.freeze(
+                        ledger.entries[x, dim].ids, f"{node.label}: merges dimension {dim} of {x} into another"
+                    )
+            labelled = wide[:1]
+        if len(labelled) == 1:
+            _reshape_block(ledger, node, labelled[0], (dims, to), blocks)
+
+
+def _reshape_block(ledger: Ledger, node: Node, dim: int, block: Block, blocks: list[Block]) -> None:
+    """Carry the ids of `dim` from its block of input dims to the block of output dims it becomes."""
+    x, y = node.inputs[0], node.outputs[0]
+    before, after = ledger.shape(x), ledger.shape(y)
+    wide = [d for d in block[0] if before.other[d] > 1]
+    wide_to = [d for d in block[1] if after.other[d] > 1]
+    entries = ledger.axis(node, x, dim)
+    assert entries is not None
+    if wide == [dim] and len(wide_to) == 1:
+        ids, rows = _move_rows(ledger, entries, blocks, before, after)
+        ledger.set(y, wide_to[0], ids, rows)
+        return
+    if not all(before.is_fixed(d) for d in wide) and (
+        _with_open_batch(ledger, node, dim, wide, wide_to) or _detour(ledger, node, dim)
+    ):
+        return
+    sizes = [before.other[d] for d in wide]
+    if math.prod(sizes) > _LARGEST_GRID or not all(before.is_fixed(d) for d in wide):
+        ledger.freeze(entries.ids, f"{node.label}: mixes dimension {dim} of {x} with an open size")
+        return
+    # Rows inside the block stay apart only where they are whole and lie outside of `dim`: merging (R, C) in that order
+    # keeps the entries' order whatever each row keeps, merging (C, R) does not.
+    inside = [r for r in entries.rows if r in wide]
+    lost = [r for r in inside if r > dim or before.other[r] != entries.ids.shape[entries.rows.index(r)]]
+    entries = ledger.collapse(entries, lost)
+    inside = [r for r in entries.rows if r in wide]
+    outside = Entries(entries.ids, entries.rows)
+    ids, rows = _move_rows(ledger, outside, blocks, before, after, skip=inside)
+    n_outside = len(rows)
+    lead = ids.shape[:n_outside]
+    places = [before.other[d] if d in inside or d == dim else 1 for d in wide]
+    grid = np.broadcast_to(ids.reshape(*lead, *places), (*lead, *sizes))
+    grid = grid.reshape(*lead, *(after.other[d] for d in wide_to))
+    varies = [i for i in range(len(wide_to)) if (grid != grid.take([0], axis=n_outside + i)).any()]
+    if not varies:
+        ledger.freeze(entries.ids, f"{node.label}: dimension {dim} of {x} is cut apart in an unknown way")
+        return
+    if len(varies) > 1 and not rows and _becomes_kernel(ledger, y) and wide_to[varies[0]] == 1:
+        first = np.moveaxis(grid, varies[0], 0).reshape(grid.shape[varies[0]], -1)  # (channels, places of the kernel)
+        ledger.tie(first, np.broadcast_to(first[:, :1], first.shape))
+        ledger.set(y, 1, first[:, 0])
+        return
+    index = tuple(slice(None) if i in varies else 0 for i in range(len(wide_to)))
+    grid = grid[(*(slice(None) for _ in lead), *index)]
+    found = Entries(grid, (*rows, *(wide_to[i] for i in varies[:-1])))
+    found = found.permuted({row: row for row in found.rows})
+    if len(varies) > 1:
+        ledger.balance(found.ids)
+    ledger.set(y, wide_to[varies[-1]], found.ids, found.rows)
+
+
+def _normed_heads(ledger: Ledger, node: Node) -> bool:
+    """Tie the entries of every head where heads are normalised one by one, then taken or left whole; return whether.
+
+    Reshape (batch, length, heads * size) to (batch, length * heads, size), a normalisation of the last dim, Reshape back, for
+    GroupQueryAttention: how queries and keys are normalised (Henry et al. 2020, arXiv:2010.04245). None of them names heads.
+    """
+    graph, x = ledger.graph, node.inputs[0]
+    shape, apart = ledger.shape(x), ledger.shape(node.outputs[0])
+    norm = _only_user(ledger, node.outputs[0])
+    back = _only_user(ledger, norm.outputs[0]) if norm is not None and norm.op_type in _NORMS else None
+    if shape.rank != 3 or apart.rank != 3 or apart.is_fixed(1) or norm is None or back is None:
+        return False
+    if norm.attribute("axis", -1) not in (-1, 2) or norm.inputs[0] != node.outputs[0] or any(norm.outputs[1:]):
+        return False
+    y, size = back.outputs[0], apart.other[2]
+    if back.op_type != "Reshape" or ledger.shape(y) != shape or graph.value(back.inputs[1]) is None:
+        return False
+    if not feeds_grouped_query(ledger, y, shape.other[2] // size):
+        return False
+    ids = ledger.flat(node, x, 2)
+    if ids is not None:
+        grid = ids.reshape(-1, size)
+        ledger.tie(grid, np.broadcast_to(grid[:, :1], grid.shape))
+        ledger.set(y, 2, ids)
+        ledger.skipped.update((norm.index, back.index))
+    return ids is not None
+
+
+def feeds_grouped_query(ledger: Ledger, value: str, heads: int) -> bool:
+    """Whether only GroupQueryAttention uses a value, as that many heads of queries or of keys, turned before or not."""
+    graph = ledger.graph
+    users = graph.consumers.get(value, ())
+    if not users or value in graph.outputs or value in graph.captured:
+        return False
+
+    def takes(user: Node, at: int) -> bool:
+        if user.op_type == "RotaryEmbedding" and at == 0:
+            return feeds_grouped_query(ledger, user.outputs[0], heads)
+        is_packed = not any(user.inputs[1:3])
+        if user.op_type != "GroupQueryAttention" or at > 1 or is_packed:
+            return False
+        return user.attribute("kv_num_heads" if at else "num_heads") == heads
+
+    return all(takes(user, at) for user, at in users)
+
+
+def _only_user(ledger: Ledger, value: str) -> Node | None:
+    graph = ledger.graph
+    users = graph.consumers.get(value, ())
+    is_seen = value in graph.outputs or value in graph.captured
+    return users[0][0] if len(users) == 1 and not is_seen else None
+
+
+def _becomes_kernel(ledger: Ledger, value: str) -> bool:
+    """Whether a value made of constants alone is the weight of a convolution: channels, then the places of the kernel."""
+    users = ledger.graph.consumers.get(value, ())
+    return value in ledger.graph.weights and any(
+        (user.op_type in ("Conv", "ConvTranspose") and position == 1)
+        or (user.op_type in ("Mul", "Add", "Sub", "Div") and _becomes_kernel(ledger, user.outputs[0]))
+        for user, position in users
+    )
+
+
+def _with_open_batch(ledger: Ledger, node: Node, dim: int, wide: list[int], wide_to: list[int]) -> bool:
+    """Carry ids through (batch, R*C) -> (batch*R, C) or back: how PyTorch's attention puts heads beside an open batch.
+
+    Rows of the first kind repeat along the joined dim with period R.
+    """
+    x, y = node.inputs[0], node.outputs[0]
+    entries = ledger.entries[x, dim]
+    size, last = ledger.size(x, dim), wide_to[-1]
+    new = ledger.size(y, last)
+    if wide[-1] != dim or len(wide_to) < 2 or not ledger.shape(y).is_fixed(last):
+        return False
+    if size % new == 0 and not entries.rows:
+        grid = entries.ids.reshape(size // new, new)
+        ledger.balance(grid)
+        ledger.set(y, last, grid, (wide_to[-2],))
+        return True
+    if entries.rows == (wide[-2],) and entries.ids.size == new:
+        ledger.set(y, last, entries.ids.ravel())
+        return True
+    return False
+
+
+def _detour(ledger: Ledger, node: Node, dim: int) -> bool:
+    """Carry ids through a chain of Reshape and Transpose that hides the channels in an open dim, and gives them back.
+
+    (batch, C, height, width) -> (batch * C * rows, ...) -> ... -> (batch, C, patches, area), as mobile attention unfolds its
+    patches. On the way the channels must lie in one open dim alone: whatever stays of them, each reshape still means the same.
+    """
+    graph = ledger.graph
+    x = node.inputs[0]
+    start = ledger.shape(x)
+    if math.prod(start.other) > _LARGEST_GRID or ledger.labelled(x) != [dim]:
+        return False
+    size = start.other[dim]
+    labels = np.broadcast_to(np.arange(size).reshape([-1 if d == dim else 1 for d in range(start.rank)]), start.other)
+    chain: list[Node] = []
+    current: Node | None = node
+    while current is not None and len(chain) < _LONGEST_DETOUR:
+        chain.append(current)
+        y = current.outputs[0]
+        shape = graph.shape(y)
+        if shape is None or y in graph.outputs or y in graph.captured:
+            return False
+        labels = (
+            labels.reshape(shape.other) if current.op_type == "Reshape" else labels.transpose(current.attribute("perm"))
+        )
+        varies = [d for d in range(labels.ndim) if (labels != labels.take([0], axis=d)).any()]
+        if len(varies) != 1:
+            return False
+        if shape.is_fixed(varies[0]):
+            line = np.moveaxis(labels, varies[0], -1).reshape(-1, labels.shape[varies[0]])[0]
+            if not np.array_equal(line, np.arange(size)) or current.op_type != "Reshape":
+                return False
+            ids = ledger.flat(node, x, dim)
+            assert ids is not None
+            ledger.set(y, varies[0], ids)
+            ledger.skipped.update(n.index for n in chain[1:])
+            return True
+        users = graph.consumers.get(y, [])
+        current = users[0][0] if len(users) == 1 and users[0][1] == 0 else None
+        if current is not None and (current.op_type not in ("Reshape", "Transpose") or current.domain):
+            current = None
+    return False
+
+
+def _strided_view(ledger: Ledger, node: Node) -> bool:
+    """Treat a Reshape into one dim and a Gather of all its entries in their order as nothing: how a strided view is written.
+
+    PyTorch's exporter computes the indices from strides; they are evaluated here for two batches, in ops that are linear in
+    the batch, so that they are the same for all.
+    """
+    graph = ledger.graph
+    x, y = node.inputs[0], node.outputs[0]
+    users = graph.consumers.get(y, [])
+    flat = graph.shape(y)
+    if len(users) != 1 or users[0][1] != 0 or users[0][0].op_type != "Gather" or y in graph.outputs or flat is None:
+        return False
+    gather = users[0][0]
+    start, end = graph.shape(x), graph.shape(gather.outputs[0])
+    if (
+        flat.rank != 1
+        or start is None
+        or start != end
+        or gather.attribute("axis", 0) % flat.rank
+        or y in graph.captured
+    ):
+        return False
+    index = graph.linear_pair(gather.inputs[1])
+    if index is None or any(
+        not np.array_equal(given, np.arange(math.prod(sizes)).reshape(sizes))
+        for given, sizes in zip(index, (start.dims, start.other), strict=True)
+    ):
+        return False
+    for dim in ledger.labelled(x):
+        entries = ledger.axis(node, x, dim)
+        if entries is not None:
+            ledger.set(gather.outputs[0], dim, entries.ids, entries.rows)
+    ledger.skipped.add(gather.index)
+    ledger.views[node.index] = gather
+    return True
+
+
+def _move_rows(
+    ledger: Ledger, entries: Entries, blocks: list[Block], before: Shape, after: Shape, skip: Sequence[int] = ()
+) -> tuple[Ids, tuple[int, ...]]:
+    """Follow the row dims of entries through a reshape.
+
+    Args:
+        ledger: Where ties go, if rows must become one.
+        entries: Of the input.
+        blocks: Matched blocks of dims.
+        before: Shape of the input.
+        after: Shape of the output.
+        skip: Row dims to leave where they are: they come last in what is returned, before the entries themselves.
+
+    Returns:
+        Ids (*periods, *skipped, size), and the output dims of the first ones, ascending.
+    """
+    moved: dict[int, list[int]] = {}  # row dim -> output dims that its index is spread over
+    for row in [r for r in entries.rows if r not in skip]:
+        period = entries.ids.shape[entries.rows.index(row)]
+        dims, to = next(block for block in blocks if row in block[0])
+        wide, wide_to = ([d for d in part if shape.other[d] > 1] for part, shape in ((dims, before), (to, after)))
+        stride = math.prod(before.other[d] for d in wide if d > row)
+        same = [d for d in wide_to if math.prod(after.other[t] for t in wide_to if t > d) == stride]
+        if same and after.other[same[-1]] % period == 0:
+            moved[row] = [same[-1]]
+        elif wide == [row] and period == before.other[row] and all(after.is_fixed(d) for d in wide_to):
+            moved[row] = wide_to
+        else:
+            entries = ledger.collapse(entries, [row])
+    if len({d for dims in moved.values() for d in dims}) != sum(len(dims) for dims in moved.values()):
+        entries, moved = ledger.collapse(entries, list(moved)), {}  # two rows became one dim
+    sizes: list[int] = []
+    rows: list[int] = []
+    kept: list[int] = []
+    order_rows = [r for r in entries.rows if r not in skip] + [r for r in entries.rows if r in skip]
+    ids = entries.ids.transpose([*(entries.rows.index(r) for r in order_rows), len(order_rows)])
+    for row, period in zip(order_rows, ids.shape, strict=False):
+        if row in skip:
+            kept.append(period)
+        elif len(moved[row]) == 1:
+            sizes.append(period)
+            rows += moved[row]
+        else:
+            sizes += [after.other[d] for d in moved[row]]
+            rows += moved[row]
+    ids = ids.reshape(*sizes, *kept, ids.shape[-1])
+    order = np.argsort(rows, kind="stable").tolist()
+    ids = ids.transpose([*order, *range(len(rows), ids.ndim)])
+    return ids, tuple(sorted(rows))
+
+
+def match_blocks(before: Shape, after: Shape) -> list[Block] | None:
+    """Return the smallest blocks of consecutive dims that hold the same entries on both sides, or None."""
+    blocks: list[Block] = []
+    i = j = 0
+    while i < before.rank or j < after.rank:
+        dims, to = [i] if i < before.rank else [], [j] if j < after.rank else []
+        i, j = i + len(dims), j + len(to)
+        while True:
+            left = [math.prod(shape[d] for d in dims) for shape in (before.dims, before.other)]
+            right = [math.prod(shape[d] for d in to) for shape in (after.dims, after.other)]
+            if left == right:
+                break
+            if left[1] < right[1] or (left[1] == right[1] and left[0] < right[0]):
+                if i == before.rank:
+                    return None
+                dims.append(i)
+                i += 1
+            else:
+                if j == after.rank:
+                    return None
+                to.append(j)
+                j += 1
+        blocks.append((dims, to))
+    return blocks
+
+
+def _shuffle(ledger: Ledger, node: Node) -> bool:
+    """Treat Reshape, Transpose, Reshape as one permutation of a single dim, if that is what they are."""
+    graph = ledger.graph
+    chain = [node]
+    for op in ("Transpose", "Reshape"):
+        users = graph.consumers.get(chain[-1].outputs[0], [])
+        if len(users) != 1 or users[0][0].op_type != op or users[0][1] != 0 or chain[-1].outputs[0] in graph.outputs:
+            return False
+        chain.append(users[0][0])
+    x, y = node.inputs[0], chain[2].outputs[0]
+    shapes = [graph.shape(v) for v in (x, node.outputs[0], chain[1].outputs[0], y)]
+    if any(shape is None for shape in shapes):
+        return False
+    start, split, _, end = (s for s in shapes if s is not None)
+    found = shuffle_dim(start.other, split.other, chain[1].attribute("perm"), end.other)
+    if found is None or ledger.labelled(x) != [found[0]]:
+        return False
+    dim, rows = found
+    ids = ledger.flat(node, x, dim)
+    assert ids is not None
+    ledger.set(y, dim, ids.reshape(rows, -1).T.ravel())
+    ledger.skipped.update(n.index for n in chain[1:])
+    ledger.shuffles[node.index] = Shuffle(tuple(chain), dim, rows)
+    return True
+
+
+def shuffle_dim(
+    start: Sequence[int], split: Sequence[int], perm: Sequence[int] | None, end: Sequence[int]
+) -> tuple[int, int] | None:
+    """Return (dim, rows) where a split, transpose and merge permute one dim, else None.
+
+    Args:
+        start: Sizes before.
+        split: Sizes after the first reshape.
+        perm: Permutation of the transpose.
+        end: Sizes after the second reshape.
+    """
+    if tuple(start) != tuple(end) or len(split) != len(start) + 1 or perm is None:
+        return None
+    for dim in range(len(start)):
+        swapped = [*range(dim), dim + 1, dim, *range(dim + 2, len(split))]
+        same = tuple(split[:dim]) == tuple(start[:dim]) and tuple(split[dim + 2 :]) == tuple(start[dim + 1 :])
+        if same and list(perm) == swapped and split[dim] * split[dim + 1] == start[dim]:
+            return dim, split[dim]
+    return None

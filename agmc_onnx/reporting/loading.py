@@ -1,0 +1,90 @@
+"""Reports and journals, read from disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agmc_onnx.errors import UsageError
+from agmc_onnx.graph.outputs import output_files
+from agmc_onnx.reporting.record import REPORT_FORMAT
+from agmc_onnx.search import journal
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk, ended or not.
+
+    Attributes:
+        path: Its report, or its journal while it lasts.
+        name: Of the output, without .report.json and the like.
+        report: `agmc-onnx/report@1`; None while it lasts.
+        settings: Of the run.
+        evaluations: Lines of the journal; empty where there is a report.
+    """
+
+    path: Path
+    name: str
+    report: Mapping[str, Any] | None
+    settings: Mapping[str, Any]
+    evaluations: tuple[Mapping[str, Any], ...] = ()
+
+
+def read_run(source: str | Path) -> Run:
+    """Return the run of X.report.json, X.onnx, X.run, or a journal.
+
+    Args:
+        source: A report; the compressed model it lies beside; a run's folder or its journal, while the run lasts.
+
+    Raises:
+        UsageError: If there is no such file, or it is neither.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / journal.NAME
+    elif path.suffix in (".onnx", ".html"):
+        stem = path.with_name(path.name.removesuffix(".report.html")) if path.suffix == ".html" else path
+        made = output_files(stem)["report"]
+        path = made if made.exists() else journal.run_folder(stem) / journal.NAME
+    if not path.is_file():
+        raise UsageError(
+            f"{source}: has no report, got no file {path}; expected X.report.json, X.onnx, or a run's folder X.run."
+            " Name what agmc-onnx compress wrote."
+        )
+    try:
+        raw = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}). Name an X.report.json.") from None
+    return _journal(path, raw) if path.suffix == ".jsonl" else _report(path, raw)
+
+
+def _report(path: Path, raw: str) -> Run:
+    try:
+        found = json.loads(raw)
+    except ValueError as error:
+        raise UsageError(f"{path}: not JSON ({error}). Name an X.report.json.") from None
+    if not isinstance(found, dict) or found.get("format") != REPORT_FORMAT:
+        got = found.get("format") if isinstance(found, dict) else type(found).__name__
+        raise UsageError(
+            f"{path}: not a report, got {got!r}; expected format {REPORT_FORMAT!r}. Name an X.report.json."
+        )
+    return Run(path, path.name.removesuffix(".json").removesuffix(".report"), found, found["settings"])
+
+
+def _journal(path: Path, raw: str) -> Run:
+    rows = []
+    for line in raw[: raw.rfind("\n") + 1].splitlines():  # a last line without an end is still being written
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    if not rows or rows[0].get("format") != journal.FORMAT:
+        raise UsageError(
+            f"{path}: not a journal; expected a first line with format {journal.FORMAT!r}. Name a run's folder."
+        )
+    name = path.parent.name.removesuffix(".run")
+    done = tuple(row | {"episode": i} for i, row in enumerate(rows[1:]))
+    return Run(path, name, None, rows[0].get("settings", {}), done)

@@ -1,0 +1,166 @@
+"""The report of a run as data: `agmc-onnx/report@1` of the contract."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import onnx
+
+from agmc_onnx.data.roles import Roles
+from agmc_onnx.graph.files import ModelFile, model_bytes
+from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.latency.timing import MORE_ROUNDS, Latency, compare, ratio
+from agmc_onnx.measuring.accuracy import Score
+from agmc_onnx.measuring.memory import peak_bytes
+from agmc_onnx.measuring.session import make_session, provider_of
+from agmc_onnx.options import CompressOptions
+from agmc_onnx.pruning.cost import count_macs, count_params
+from agmc_onnx.pruning.sparsity import dense
+from agmc_onnx.pruning.verify import Verification
+from agmc_onnx.reporting.network import network_of
+from agmc_onnx.search.loop import SearchResult
+from agmc_onnx.ties.groups import Channels
+from agmc_onnx.verbs.doctor import cpu_name
+
+REPORT_FORMAT = "agmc-onnx/report@1"
+
+
+def compose(
+    source: ModelFile,
+    channels: Channels,
+    as_cut: onnx.ModelProto,
+    compressed: onnx.ModelProto,
+    data: Roles,
+    settings: CompressOptions,
+    found: SearchResult,
+    checked: Verification,
+    kind: str,
+    share: float,
+    reached: float,
+) -> dict[str, Any]:
+    """Measure the original and the result on the test role, and return the report of the contract.
+
+    Args:
+        source: The original's file.
+        channels: Its analysis.
+        as_cut: The chosen candidate before recovery.
+        compressed: The result.
+        data: The roles.
+        settings: Of the run.
+        found: Of the search.
+        checked: How the result was verified.
+        kind: "flops" or "params".
+        share: Share to keep.
+        reached: Share kept.
+    """
+    evaluator = data.evaluator("test")
+    original = source.proto
+    before, after = evaluator(original).score, evaluator(compressed).score
+    cut = after if settings.recover == "none" else evaluator(as_cut).score
+    feeds = data.role("test").take(8).feeds(1)
+    threads, seconds, provider = settings.threads, settings.latency_seconds, settings.provider
+    times = compare(
+        [original, compressed], feeds, threads=threads, seconds=seconds, rounds=MORE_ROUNDS, provider=provider
+    )
+    peaks = [peak_bytes(model, feeds[0], threads, provider) for model in (original, compressed)]
+    return {
+        "format": REPORT_FORMAT,
+        "model": {"path": str(source.path), "sha256": source.sha256},
+        "original": {**sizes_of(original), **_measured(before, times[0]), "peak_bytes": peaks[0]},
+        "compressed": {
+            **sizes_of(compressed), **_measured(after, times[1]), "peak_bytes": peaks[1],
+            "metric_before_recovery": cut.value, "weight_density": _density(view(dense(compressed))),
+        },
+        "latency_ratio": asdict(ratio(times[1], times[0])),
+        "accuracy_measured": data.real,
+        "data": {"source": data.source, "metric": data.metric, "roles": data.sizes()} if data.real else None,
+        "target": {"kind": kind, "keep": share, "reached": reached},
+        "policy": settings.policy, "seed": settings.seed, "episodes": len(found.history),
+        "evaluations": found.n_extra + sum(not record["cached"] for record in found.history),
+        "interrupted": found.interrupted,
+        "wall_s": 0.0,
+        "inference_s": sum(record["inference_s"] for record in found.history if not record["cached"]),
+        "history": found.history,
+        "verified": verified_facts(checked, settings.recover != "none"),
+        "groups": _groups(channels, found.kept.tolist()),
+        "network": network_of(channels.graph, view(compressed)),
+        "settings": asdict(settings),
+        "environment": environment_versions(provider_of(make_session(compressed, settings.threads, settings.provider))),
+    }  # fmt: skip
+
+
+def environment_versions(provider: str) -> dict[str, str]:
+    """Return the versions a result depends on."""
+
+    def version(*names: str) -> str:
+        for name in names:
+            try:
+                return metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+        return "not installed"
+
+    return {
+        "agmc_onnx": version("agmc-onnx"), "onnx": version("onnx"), "onnxruntime": version("onnxruntime-gpu", "onnxruntime"),
+        "provider": provider, "torch": version("torch"), "python": platform.python_version(), "cpu": cpu_name(),
+    }  # fmt: skip
+
+
+def sizes_of(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the multiply-adds, parameters and bytes of a model."""
+    graph = view(dense(model))
+    return {"macs": sum(count_macs(graph).values()), "params": count_params(graph), "file_bytes": model_bytes(model)}
+
+
+def _measured(score: Score, times: Latency) -> dict[str, Any]:
+    return {
+        "metric": {"name": score.name, "value": score.value, "n": score.n, "interval": score.interval},
+        "latency_ms": {
+            "p50": times.p50, "p90": times.p90, "min": times.minimum, "cpu": times.mean_cpu_ms,
+            "interval": list(times.interval), "cpu_p50": times.cpu_p50, "provider": times.provider,
+            "batch": times.batch, "threads": times.threads, "rounds": [round(ms, 4) for ms in times.rounds_ms],
+        },
+    }  # fmt: skip
+
+
+def _density(graph: Graph) -> float:
+    """Return the share of non-zero entries of all weights of two or more dims."""
+    total = stay = 0
+    for name, tensor in graph.tensors.items():
+        if len(tensor.dims) > 1 and graph.is_float(name):
+            array = graph.array(name)
+            total, stay = total + array.size, stay + int(np.count_nonzero(array))
+    return stay / total if total else 1.0
+
+
+def _groups(channels: Channels, kept: list[int]) -> list[dict[str, Any]]:
+    """Return every group with what is kept of it, frozen ones included, in the order of the network."""
+    counts = {id(group): n for group, n in zip(channels.groups, kept, strict=True)}
+    first: dict[int, int] = {}
+    for place, axis in enumerate(channels.axes.values()):
+        for unit in np.unique(axis.units).tolist():
+            first.setdefault(unit, place)
+    ordered = sorted(
+        (*channels.groups, *channels.frozen), key=lambda group: min(first[unit] for unit in group.units.tolist())
+    )
+    return [
+        {"name": g.name, "units": g.n_units, "kept": counts.get(id(g), g.n_units), "why_frozen": g.why_frozen}
+        for g in ordered
+    ]
+
+
+def verified_facts(checked: Verification, recovered: bool) -> dict[str, Any]:
+    """Return a verification as the report has it."""
+    return {
+        "masked_equivalence": checked.masked_equivalence, "max_abs_diff": _number(checked.max_abs_diff),
+        "max_abs_output": _number(checked.max_abs_output), "tolerance": _number(checked.tolerance),
+        "checker": checked.checker, "n_samples": checked.n_samples, "note": checked.note, "recovered": recovered,
+    }  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value

@@ -1,0 +1,352 @@
+"""The report in words and numbers: what the terminal prints, and the figures and phrases the HTML file shares with it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from agmc_onnx.options import CompressOptions
+
+KINDS = {"flops": "multiply-adds", "params": "parameters", "latency": "latency"}
+PERCENT_METRICS = ("top1", "top5", "agreement")
+NOT_MEASURED = (
+    "Accuracy was not measured: without --data the policy worked on synthetic inputs, and 'agreement' says only how often"
+    " the two models answer alike on those."
+)
+
+NOTHING_RECOVERED = (
+    "Recovery changed no answer. Weights that are quantised or computed by other nodes cannot be refitted: compress the float"
+    " model, then quantise the result."
+)
+NO_FASTER = (
+    "Zeros make the zipped file smaller, not the model faster: onnxruntime multiplies them like all other numbers."
+)
+
+FEW = 100  # calibration samples, below which a refit is held back: ResNet-20, 40 in place of 240: 12 points
+
+Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the before/after table.
+
+    Attributes:
+        what: The quantity, with its unit.
+        before, after: Of the original and of the compressed model.
+        change: Their ratio in percent, or their difference.
+        better: True where the compressed model is better, False where it is worse, None where neither.
+    """
+
+    what: str
+    before: str
+    after: str
+    change: str
+    better: bool | None = None
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share of 0..1 in percent with so many digits, or more where these would hide what was asked for."""
+    for n in range(digits, 8):
+        text = f"{100 * share:.{n}f}"
+        if abs(float(text) / 100 - share) < 1e-9:
+            break
+    else:
+        text = f"{100 * share:.{digits}f}"
+    return f"{text} %"
+
+
+def budget_line(kind: str, keep: float) -> str:
+    """Return what a budget asks for, said both ways."""
+    if kind == "max_drop":
+        return f"the smallest model that loses at most {keep:g} points"
+    return f"keep at most {percent(keep)} of the {KINDS.get(kind, kind)}, remove at least {percent(1 - keep)}"
+
+
+def ratio(after: float, before: float) -> str:
+    """Return a ratio in percent, one digit."""
+    return f"{100 * after / before:.1f} %" if before else "-"
+
+
+def metric_text(metric: Mapping[str, Any], value: float | None = None) -> str:
+    """Return a metric's value with its unit."""
+    value = metric["value"] if value is None else value
+    return f"{value:.2f} %" if metric["name"] in PERCENT_METRICS else f"{value:.6g}"
+
+
+def interval_text(metric: Mapping[str, Any]) -> str:
+    """Return the 95 % interval of a metric, or "" where it has none."""
+    return f"[{metric['interval'][0]:.2f}, {metric['interval'][1]:.2f}]" if metric.get("interval") else ""
+
+
+def rows(report: Report) -> list[Row]:
+    """Return the before/after table of a report."""
+    before, after = report["original"], report["compressed"]
+    found = [
+        Row(what, f"{before[key]:,}", f"{after[key]:,}", ratio(after[key], before[key]), _less(after[key], before[key]))
+        for what, key in (("multiply-adds", "macs"), ("parameters", "params"), ("file bytes", "file_bytes"))
+    ]
+    one, other = before["metric"], after["metric"]
+    unit = " points" if one["name"] in PERCENT_METRICS else ""
+    label = f"{one['name']} (n = {one['n']:,}{', 95 % interval' if one.get('interval') else ''})"
+    change = other["value"] - one["value"]
+    found.append(
+        Row(
+            label,
+            f"{metric_text(one)} {interval_text(one)}".strip(),
+            f"{metric_text(other)} {interval_text(other)}".strip(),
+            f"{change:+.2f}{unit}",
+            None if abs(change) < 0.005 or _overlap(one.get("interval"), other.get("interval")) else change > 0,
+        )
+    )
+    slow, fast = before["latency_ms"], after["latency_ms"]
+    paired = report.get("latency_ratio", {}).get("median", fast["p50"] / slow["p50"])
+    found.append(
+        Row(
+            f"latency, median ms ({setting_text(slow)})",
+            f"{slow['p50']:.3f}",
+            f"{fast['p50']:.3f}",
+            f"{100 * paired:.1f} %",
+            _less(paired, 1.0),
+        )
+    )
+    one, other = before.get("peak_bytes"), after.get("peak_bytes")
+    if one and other:
+        found.append(Row("peak bytes of activations", f"{one:,}", f"{other:,}", ratio(other, one), _less(other, one)))
+    return found
+
+
+def setting_text(latency: Mapping[str, Any]) -> str:
+    """Return the batch and threads a latency was measured at."""
+    threads = latency["threads"]
+    return f"batch {latency['batch']}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def verified_line(verified: Mapping[str, Any]) -> str:
+    """Return the outcome of the verification in one sentence."""
+    note = f" Note: {verified['note']}." if verified.get("note") else ""
+    if verified["masked_equivalence"] is None:
+        return (
+            f"verified: it loads, runs and has the original's inputs and outputs; equality could not be compared.{note}"
+        )
+    refitted = " and the refitted weights" if verified.get("recovered") else ""
+    return (
+        f"verified: equals the original with its removed channels set to zero{refitted}; largest difference"
+        f" {verified['max_abs_diff']:.3g} of {verified['max_abs_output']:.3g} (allowed {verified['tolerance']:.3g}).{note}"
+    )
+
+
+def target_line(report: Report) -> str:
+    """Return the budget and what was reached."""
+    target, drop = report["target"], report.get("max_drop")
+    if drop:
+        known = f"with 95 % confidence at most {drop['most']:.2f}"
+        doubt = known if drop["most"] > drop["drop"] else "its doubt is not known"
+        return (
+            f"max drop: at most {drop['limit']:g} points; on {drop['n']:,} reward samples it is {drop['drop']:.2f}, {doubt};"
+            f" keeps {100 * target['reached']:.2f} % of the"
+            f" {KINDS.get(target['kind'], target['kind'])} after {len(drop['trials'])} trials"
+        )
+    what = KINDS.get(target["kind"], target["kind"])
+    line = f"budget: at most {percent(target['keep'])} of the {what}; reached {100 * target['reached']:.2f} %"
+    device = target.get("device")
+    return f"{line}, as predicted for {device['cpu']}, not measured there" if device else line
+
+
+def summary(report: Report) -> list[str]:
+    """Return what the terminal prints at the end of `compress`."""
+    table = [("", "original", "compressed", "ratio")]
+    table += [(row.what, row.before, row.after, row.change) for row in rows(report)]
+    lines = ["", *aligned(table), "", target_line(report)]
+    cut, metric = report["compressed"].get("metric_before_recovery"), report["compressed"]["metric"]
+    if cut is not None and report["verified"].get("recovered"):
+        lines.append(f"recovery: {metric['name']} {metric_text(metric, cut)} as cut, {metric_text(metric)} after it")
+        if cut == metric["value"]:
+            lines.append(NOTHING_RECOVERED)
+    lines += [*stage_lines(report), *sparsity_lines(report)]
+    lines.append(verified_line(report["verified"]))
+    if not report.get("accuracy_measured", True):
+        lines.append(NOT_MEASURED)
+    few = few_samples(report)
+    return [*lines, few] if few else lines
+
+
+def few_samples(report: Report) -> str | None:
+    """Return what is to be done where recovery had few calibration samples, or None."""
+    n = ((report.get("data") or {}).get("roles") or {}).get("calibration", FEW)
+    if n >= FEW or not report["verified"].get("recovered"):
+        return None
+    return (
+        f"Recovery had only {n} calibration samples; it wants some hundreds. Name the roles in the data card and give that"
+        " one more, of images without labels if you like."
+    )
+
+
+def stage_lines(report: Report) -> list[str]:
+    """Return the stages in which a budget was reached; nothing where it was one."""
+    stages = report.get("stages")
+    return ["stages: " + ", ".join(f"{100 * one['reached']:.1f} %" for one in stages)] if stages else []
+
+
+def sparsity_lines(report: Report) -> list[str]:
+    """Return what is to be said of weights that are zero; nothing where none was asked for."""
+    found = report.get("sparsity")
+    if not found:
+        return []
+    kind = f"pattern {found['pattern']}, " if found["pattern"] else ""
+    n = len(found["layers"])
+    stored = {layer["storage"] for layer in found["layers"]}
+    zipped = found["zip_bytes"]
+    return [
+        f"sparsity: {found['weights'] - found['nonzeros']:,} of {found['weights']:,} weights of {n}"
+        f" layer{'s' if n != 1 else ''} are zero ({100 * (1 - found['density']):.1f} %; {kind}chosen by {found['method']});"
+        f" stored {' and as '.join(sorted(stored))}; zipped {zipped['original']:,} -> {zipped['compressed']:,} bytes"
+        f" ({ratio(zipped['compressed'], zipped['original'])})",
+        NO_FASTER,
+    ]
+
+
+def aligned(table: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
+    """Return the lines of a table: the first column flush left, all others flush right."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return [
+        (
+            indent
+            + "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)])
+        ).rstrip()
+        for row in table
+    ]
+
+
+def command(report: Report) -> list[str]:
+    """Return the command line that makes this report's result again, one item an option with its value."""
+    settings, defaults = report["settings"], {f.name: f.default for f in fields(CompressOptions)}
+    defaults["round_to"] = "auto" if settings.get("latency") else 4
+    words = [["agmc-onnx", "compress", report["model"]["path"]]]
+    for name, value in settings.items():
+        asked = name in ("flops", "params", "max_drop", "policy", "episodes", "seed", "recover") and value is not None
+        if not asked and (name not in defaults or value == defaults[name]):
+            continue
+        if name == "batch" and value == settings.get("workers"):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        words.append([flag] if value is True else [flag, str(value)])
+    data = report.get("data")
+    if data:
+        words.append(["--data", data["source"]])
+    if report.get("output"):
+        words.append(["-o", report["output"]])
+    return [shlex.join(part) for part in words]
+
+
+def _overlap(one: Sequence[float] | None, other: Sequence[float] | None) -> bool:
+    return bool(one and other) and one[0] <= other[1] and other[0] <= one[1]  # type: ignore[index]
+
+
+def _less(after: float, before: float) -> bool | None:
+    return None if abs(after - before) <= 1e-3 * abs(before) else after < before
+
+
+def applied(report: Report) -> list[str]:
+    """Return what `apply` prints: sizes before and after."""
+    before, after = report["original"], report["compressed"]
+    table = [("", "original", "compressed", "ratio")]
+    for what, key in (("multiply-adds", "macs"), ("parameters", "params"), ("file bytes", "file_bytes")):
+        table.append((what, f"{before[key]:,}", f"{after[key]:,}", ratio(after[key], before[key])))
+    return [*aligned(table), verified_line(report["verified"])]
+
+
+def finetuned(report: Report) -> list[str]:
+    """Return what `finetune` prints: the metric of the original, and of the model before and after."""
+    table = [("test role", report["after"]["name"], "95 % interval")]
+    for what in ("teacher", "before", "after"):
+        table.append((what, metric_text(report[what]), interval_text(report[what])))
+    labels = "with labels" if report["labels"] else "without labels"
+    taught = f"{report['steps']:,} steps on {report['samples']:,} samples {labels}, {report['wall_s']:.0f} s"
+    return [*aligned(table), taught]
+
+
+def measurement(found: Report) -> list[str]:
+    """Return what `measure` prints: one line a model; ratios refer to the first."""
+    models = found["models"]
+    first = models[0]
+    metric = first["metric"]
+    head = ["model", "multiply-adds", "parameters", "file bytes"]
+    head += [f"{metric['name']} (n = {metric['n']:,})"] if metric else []
+    head += ["median ms", "95 % interval", "min ms", "CPU ms", "time ratio", "95 % interval", "peak bytes"]
+    table = [head]
+    for model in models:
+        latency = model["latency_ms"]
+        line = [model["path"], f"{model['macs']:,}", f"{model['params']:,}", f"{model['file_bytes']:,}"]
+        line += [f"{metric_text(model['metric'])} {interval_text(model['metric'])}".strip()] if metric else []
+        low, high = latency["interval"]
+        line += [
+            f"{latency['p50']:.3f}",
+            f"[{low:.3f}, {high:.3f}]",
+            f"{latency['min']:.3f}",
+            f"{latency['cpu_p50']:.3f}",
+        ]
+        low, high = model["latency_ratio"]["interval"]
+        line += [f"{100 * model['latency_ratio']['median']:.1f} %", f"[{100 * low:.1f}, {100 * high:.1f}]"]
+        line += ["-" if model["peak_bytes"] is None else f"{model['peak_bytes']:,}"]
+        table.append(line)
+    latency, provider = first["latency_ms"], found["environment"]["provider"]
+    lines = [*aligned(table, ""), f"latency: {setting_text(latency)}, {provider}, {latency['n']} interleaved rounds"]
+    if all(model["latency_ratio"]["cpu"] is not None for model in models[1:]) and len(models) > 1:
+        shares = ", ".join(f"{100 * model['latency_ratio']['cpu']:.1f} %" for model in models[1:])
+        lines.append(f"by processor time, which other work on the machine disturbs less: {shares}")
+    return lines if metric else [*lines, "Accuracy was not measured: no --data was given."]
+
+
+def inspection(found: Report, n_named: int = 4) -> list[str]:
+    """Return what `inspect` prints.
+
+    Args:
+        found: What `agmc_onnx.inspect` returned.
+        n_named: Frozen groups that are named for every reason.
+    """
+    model = found["model"]
+    others = [f"{domain} {version}" for domain, version in model["opsets"].items() if domain != "ai.onnx"]
+    facts = [f"opset {model['opset']}", *others, f"IR {model['ir_version']}", f"{model['file_bytes']:,} bytes"]
+    lines = [model["path"], "  " + ", ".join(facts + ([model["producer"]] if model["producer"] else []))]
+    for what in ("inputs", "outputs"):
+        lines.append(f"  {what}: " + ", ".join(value_text(value) for value in found[what]))
+    lines.append("  ops: " + ", ".join(f"{n} {op}" for op, n in found["ops"].items()))
+    lines.append(f"  {found['macs']:,} multiply-adds, {found['params']:,} parameters")
+    groups, prunable = found["groups"], found["prunable"]
+    lines += ["", f"can be pruned: {_groups(len(groups))} that change {_share(prunable['macs'])} of the multiply-adds"
+              f" and {_share(prunable['params'])} of the parameters"]  # fmt: skip
+    least = [f"{_share(s['macs'])} with --round-to {k}" for k, s in found["smallest"].items()]
+    if groups:
+        lines.append(f"smallest reachable share of the multiply-adds: {', '.join(least)}")
+        table = [["  group", "units", "step", "of MACs", "of parameters"]]
+        for g in groups:
+            counts = [str(g["units"]), str(g["step"])]
+            table.append([f"  {g['name']}", *counts, _share(g["macs_share"]), _share(g["params_share"])])
+        made_by = ["made by", *(next(iter(filter(None, g["nodes"])), "") for g in groups)]
+        lines += [f"{line}  {node}".rstrip() for line, node in zip(aligned(table, ""), made_by, strict=True)]
+    by_reason: dict[str, list[str]] = {}
+    for group in found["frozen"]:
+        by_reason.setdefault(group["why"], []).append(f"{group['name']} ({group['units']})")
+    lines += ["", f"stays whole: {_groups(len(found['frozen']))}"]
+    for why, names in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(names) - n_named} more" if len(names) > n_named else ""
+        lines.append(f"  {why}: {', '.join(names[:n_named])}{more}")
+    return [*lines, "", "motifs", *(f"  {line}" for line in found["motifs"])]
+
+
+def value_text(value: Mapping[str, Any]) -> str:
+    """Return a graph input or output with its type and shape."""
+    dims = value["shape"]
+    shape = "of unknown shape" if dims is None else "[" + ", ".join("?" if d is None else str(d) for d in dims) + "]"
+    return f"{value['name']} {value['dtype']} {shape}"
+
+
+def _groups(n: int) -> str:
+    return f"{n} group{'s' if n != 1 else ''}"
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.1f} %"

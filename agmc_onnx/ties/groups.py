@@ -1,0 +1,327 @@
+"""Ties -> units -> groups: what can be cut, as a handful of decisions."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from agmc_onnx.errors import UsageError
+from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ops.table import rule_of
+from agmc_onnx.ties.balance import join_uneven, merge, step_of
+from agmc_onnx.ties.ledger import Axis, Ledger, Shuffle, walk
+
+IntArray = npt.NDArray[np.int64]
+_CONTRACTING = frozenset(("Conv", "Gemm", "MatMul"))
+RESIDUAL = "residual"  # stands for all groups that shortcuts join
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """All units on the same axes; one decision.
+
+    Attributes:
+        name: Readable and unique: the weight whose output channels these are.
+        units: Unit numbers, in the order of the first axis they stand on.
+        step: A kept count is a multiple of this (or all units).
+        partitions: Each an int array (n_units,) that puts the units into blocks, which all keep the same share. Blocks are
+            equally large, except where a single partition stands for rows that only together keep equally many.
+        why_frozen: Why nothing of it can be cut, or None.
+        normalised_by: Nodes that take statistics over its units; what stays then changes when some are cut.
+    """
+
+    name: str
+    units: IntArray
+    step: int
+    partitions: tuple[IntArray, ...]
+    why_frozen: str | None
+    normalised_by: tuple[str, ...]
+
+    @property
+    def n_units(self) -> int:
+        """Number of units."""
+        return self.units.size
+
+
+@dataclass(frozen=True, eq=False)
+class AxisUnits:
+    """Units of one axis.
+
+    Attributes:
+        units: (size,) or, where rows differ, (number of rows, size).
+        rows: The dims that rows are along, ascending.
+        periods: How many rows there are along each; they repeat along a larger dim.
+    """
+
+    units: IntArray
+    rows: tuple[int, ...] = ()
+    periods: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """What the analysis of a graph found.
+
+    Attributes:
+        graph: The graph.
+        axes: Units of every axis that has ids; frozen units are among them.
+        groups: The prunable groups, in the order of the network.
+        frozen: Groups that stay whole, each with its reason.
+        n_units: Number of units in all.
+        shuffles: Channel shuffles by the index of their first node.
+        views: Gathers that, with the Reshape of this index, change nothing.
+        sized: Axes whose size a node computes with, by the node's index.
+    """
+
+    graph: Graph
+    axes: dict[Axis, AxisUnits]
+    groups: tuple[Group, ...]
+    frozen: tuple[Group, ...]
+    n_units: int
+    shuffles: Mapping[int, Shuffle]
+    views: Mapping[int, Node]
+    sized: Mapping[int, Set[Axis]]
+
+    def removed(self, kept: list[IntArray]) -> npt.NDArray[np.bool_]:
+        """Return a mask over units, true where a unit goes.
+
+        Args:
+            kept: For each prunable group the kept positions, ascending, in 0..n_units-1 of that group.
+        """
+        gone = np.zeros(self.n_units, bool)
+        for group, positions in zip(self.groups, kept, strict=True):
+            gone[group.units] = True
+            gone[group.units[positions]] = False
+        return gone
+
+    @property
+    def joined(self) -> npt.NDArray[np.bool_]:
+        """Whether a sum of two feature maps or more joins the units of each prunable group (n_groups,)."""
+        sums = {
+            name
+            for node in self.graph.nodes
+            if node.op_type in ("Add", "Sum", "Sub")
+            and sum(bool(i) and i not in self.graph.tensors for i in node.inputs) > 1
+            for name in node.outputs
+        }
+        is_summed = np.zeros(self.n_units, bool)
+        for (value, _), axis in self.axes.items():
+            if value in sums:
+                is_summed[axis.units] = True
+        return np.array([is_summed[group.units].any() for group in self.groups], bool)
+
+    @property
+    def makers(self) -> list[list[str]]:
+        """The weights that make the channels of each prunable group, in the order of the network."""
+        group_of = np.full(self.n_units, -1, np.int64)
+        for index, group in enumerate(self.groups):
+            group_of[group.units] = index
+        found: list[list[str]] = [[] for _ in self.groups]
+        for (value, dim), axis in self.axes.items():
+            if value in self.graph.tensors and _is_output_dim(self.graph, value, dim):
+                for index in _distinct(group_of[axis.units]):
+                    if index >= 0:
+                        found[index].append(value)
+        return found
+
+    def excluding(self, names: Sequence[str]) -> Channels:
+        """Return the analysis with some prunable groups frozen.
+
+        Args:
+            names: Names of groups, or of weights or nodes that make their channels, with `*` and `?` as in file names; "residual"
+                stands for the groups that shortcuts join.
+
+        Raises:
+            UsageError: If a name fits no group.
+        """
+        makers = [
+            {group.name, *weights, *(node.proto.name for weight in weights for node, _ in self.graph.consumers[weight])}
+            for group, weights in zip(self.groups, self.makers, strict=True)
+        ]
+        joined = self.joined
+        why: dict[int, str] = {}
+        for name in names:
+            found = [
+                index
+                for index, own in enumerate(makers)
+                if (joined[index] if name == RESIDUAL else any(fnmatchcase(one, name) for one in own))
+            ]
+            if not found and name != RESIDUAL and not any(fnmatchcase(group.name, name) for group in self.frozen):
+                known = sorted(set().union(*makers)) if makers else []
+                near = difflib.get_close_matches(name, known, 1, 0.3)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise UsageError(
+                    f"--exclude: no group has this name, got {name!r}; expected one that agmc-onnx inspect prints, with * and"
+                    f" ? if you like, or {RESIDUAL}.{hint}"
+                )
+            for index in found:
+                why.setdefault(index, f"left whole by --exclude {name}")
+        groups = tuple(group for index, group in enumerate(self.groups) if index not in why)
+        frozen = tuple(replace(self.groups[index], why_frozen=text) for index, text in sorted(why.items()))
+        return replace(self, groups=groups, frozen=(*frozen, *self.frozen))
+
+
+def analyse(graph: Graph) -> Channels:
+    """Find the groups of a graph.
+
+    Args:
+        graph: A normalised graph (`agmc_onnx.graph.normalize`).
+    """
+    ledger = walk(graph, rule_of)
+    unit_of, n_units = _components(ledger)
+    why = _frozen_units(ledger, unit_of)
+    axes = {
+        axis: AxisUnits(unit_of[e.grid if e.rows else e.ids], e.rows, e.ids.shape[:-1])
+        for axis, e in ledger.entries.items()
+    }
+    has_weight, is_used = _uses(graph, axes, n_units)
+    for unit in np.flatnonzero(~(has_weight & is_used)).tolist():
+        why.setdefault(unit, "nothing but statistics of constants depends on it")
+    ordered, group_of = _alike(axes, n_units)
+    ordered, group_of = merge(ledger, unit_of, ordered, group_of)
+    ordered, group_of, partitions = join_uneven(ledger, unit_of, ordered, group_of, why)
+    names = _names(graph, axes, ordered, group_of)
+    norms: dict[int, set[str]] = {}
+    for mark in ledger.normalised:
+        for index in _distinct(group_of[unit_of[mark.ids]]):
+            norms.setdefault(index, set()).add(mark.why)
+    groups: list[Group] = []
+    frozen: list[Group] = []
+    is_frozen = np.zeros(n_units, bool)
+    is_frozen[list(why)] = True
+    for index, units in enumerate(ordered):
+        blocks = tuple(partitions.get(index, ()))
+        step = step_of(blocks)
+        reason = next((why[int(unit)] for unit in units[is_frozen[units]][:1]), None)
+        if reason is None and units.size <= step:
+            reason = (
+                "it is a single unit, and one must stay"
+                if step == 1
+                else f"its {units.size} units lie in {step} heads or groups that keep equally many, so none can go"
+            )
+        group = Group(names[index], units, step, blocks, reason, tuple(sorted(norms.get(index, ()))))
+        if reason is None:
+            groups.append(group)
+        elif has_weight[units].any():  # what no weight has is nobody's to cut
+            frozen.append(group)
+    return Channels(graph, axes, tuple(groups), tuple(frozen), n_units, ledger.shuffles, ledger.views, ledger.sized)
+
+
+def _components(ledger: Ledger) -> tuple[IntArray, int]:
+    """Number the connected components of tied ids."""
+    if not ledger.n_ids:
+        return np.empty(0, np.int64), 0
+    one = np.concatenate([a for a, _ in ledger.ties]) if ledger.ties else np.empty(0, np.int64)
+    other = np.concatenate([b for _, b in ledger.ties]) if ledger.ties else np.empty(0, np.int64)
+    links = coo_array((np.ones(one.size), (one, other)), shape=(ledger.n_ids, ledger.n_ids))
+    n_units, unit_of = connected_components(links, directed=False)
+    return unit_of.astype(np.int64), int(n_units)
+
+
+def _frozen_units(ledger: Ledger, unit_of: IntArray) -> dict[int, str]:
+    why: dict[int, str] = {}
+    for freeze in ledger.frozen:
+        for unit in np.unique(unit_of[freeze.ids]).tolist():
+            why.setdefault(unit, freeze.why)
+    return why
+
+
+def _uses(graph: Graph, axes: dict[Axis, AxisUnits], n_units: int) -> npt.NDArray[np.bool_]:
+    """Return (2, n_units): whether a unit has a weight, and whether it stands on an axis that meets more than constants.
+
+    Exporters leave copies of a weight behind of which only statistics are taken. (Products of constants are layers of their
+    own: a network that makes position biases out of coordinates.)
+    """
+    found = np.zeros((2, n_units), bool)
+    meets = {
+        value: value not in graph.weights
+        or any(
+            user.outputs[0] not in graph.weights or user.op_type in _CONTRACTING
+            for user, _ in graph.consumers.get(value, ())
+        )
+        for value, _ in axes
+    }
+    for row, stands in enumerate((graph.tensors, {value for value, is_met in meets.items() if is_met})):
+        units = [axis.units.ravel() for (value, _), axis in axes.items() if value in stands]
+        if units:
+            found[row, np.concatenate(units)] = True
+    return found
+
+
+def _alike(axes: dict[Axis, AxisUnits], n_units: int) -> tuple[list[IntArray], IntArray]:
+    """Put units that stand on the same axes into groups: units of every group, and group of every unit or -1.
+
+    Groups, and units in them, come in the order of their first appearance.
+    """
+    signature, first = _signatures(axes, n_units)
+    present = np.flatnonzero(first < np.iinfo(np.int64).max)
+    present = present[np.argsort(first[present])]
+    _, starts, alike = np.unique(signature[present], return_index=True, return_inverse=True)
+    number = np.empty(starts.size, np.int64)
+    number[np.argsort(starts)] = np.arange(starts.size)
+    group_of = np.full(n_units, -1, np.int64)
+    group_of[present] = number[alike.ravel()]
+    by_group = present[np.argsort(group_of[present], kind="stable")]
+    ends = np.cumsum(np.bincount(group_of[present], minlength=starts.size))
+    return np.split(by_group, ends[:-1]) if starts.size else [], group_of
+
+
+def _signatures(axes: dict[Axis, AxisUnits], n_units: int) -> tuple[npt.NDArray[np.uint64], IntArray]:
+    """Return a hash of the axes each unit stands on (with how often), and where a unit first appears."""
+    rng = np.random.default_rng(0)
+    signature = np.zeros(n_units, np.uint64)
+    first = np.full(n_units, np.iinfo(np.int64).max)
+    if axes:
+        flat = np.concatenate([axis_units.units.ravel() for axis_units in axes.values()])
+        marks = rng.integers(0, 1 << 63, len(axes), dtype=np.uint64)
+        sizes = [axis_units.units.size for axis_units in axes.values()]
+        np.add.at(signature, flat, np.repeat(marks, sizes))  # wraps around
+        first[flat[::-1]] = np.arange(flat.size)[::-1]  # the last write is the earliest place
+    return signature, first
+
+
+def _distinct(numbers: IntArray) -> list[int]:
+    """Return the distinct numbers of an array, ascending; mostly there is one."""
+    flat = numbers.ravel()
+    return [int(flat[0])] if flat.size and (flat == flat[0]).all() else np.unique(flat).tolist()
+
+
+def _names(graph: Graph, axes: dict[Axis, AxisUnits], ordered: list[IntArray], group_of: IntArray) -> list[str]:
+    """Name groups after the weight that makes their channels: the first that has them on an output dim."""
+    names: dict[int, str] = {}
+    for (value, dim), axis_units in axes.items():
+        if value in graph.tensors and _is_output_dim(graph, value, dim):
+            for index in _distinct(group_of[axis_units.units]):
+                names.setdefault(index, value)
+    for (value, _), axis_units in axes.items():  # else the first value of all
+        if len(names) < len(ordered):
+            for index in _distinct(group_of[axis_units.units]):
+                names.setdefault(index, value)
+    chosen = [names.get(index, "?") for index in range(len(ordered))]
+    total, seen = Counter(chosen), Counter[str]()
+    result = []
+    for name in chosen:
+        seen[name] += 1
+        result.append(name if total[name] == 1 else f"{name}#{seen[name]}")
+    return result
+
+
+def _is_output_dim(graph: Graph, value: str, dim: int) -> bool:
+    for node, position in graph.consumers.get(value, ()):
+        if node.op_type == "Conv" and position == 1 and dim == 0:
+            return True
+        if node.op_type == "ConvTranspose" and position == 1 and dim == 1:
+            return True
+        if node.op_type == "Gemm" and position == 1 and dim == (0 if node.attribute("transB", 0) else 1):
+            return True
+        if node.op_type == "MatMul" and position == 1 and dim == len(graph.tensors[value].dims) - 1:
+            return True
+    return False

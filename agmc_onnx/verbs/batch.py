@@ -1,0 +1,330 @@
+"""A folder of models compressed in one go: every model in a process of its own, here or on a Ray cluster, one summary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from agmc_onnx.errors import UsageError
+from agmc_onnx.graph.outputs import output_files
+from agmc_onnx.options import CompressOptions
+
+SUMMARY_FORMAT = "agmc-onnx/summary@1"
+SUMMARY = "summary.json"
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one model.
+
+    Attributes:
+        model: Path below the folder.
+        exit_code: Of its `compress`; 0 is done.
+        message: What it said went wrong, one line; "" where it is done.
+        reached: Share of the original's cost that is left, 0..1; None where it is not done, as in all that follows.
+        before, after: Metric of the original and of the result on the test role, percent; None without data.
+        latency_ratio: Median latency of the result over that of the original.
+        file_ratio: File size likewise.
+        wall_s: Seconds it took.
+        found: Whether an earlier run had done it.
+    """
+
+    model: str
+    exit_code: int
+    message: str = ""
+    reached: float | None = None
+    before: float | None = None
+    after: float | None = None
+    latency_ratio: float | None = None
+    file_ratio: float | None = None
+    wall_s: float = 0.0
+    found: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to compress.
+
+    Attributes:
+        model: The file.
+        name: Its path below the folder, as in the summary.
+        output: Where the result goes.
+        command: Words of the process that does it.
+    """
+
+    model: Path
+    name: str
+    output: Path
+    command: tuple[str, ...]
+
+
+class _Processes(Protocol):
+    """Runs commands side by side."""
+
+    def start(self, job: Job) -> Any: ...
+
+    def done(self, handle: Any) -> tuple[int, str] | None:
+        """Return the exit code and what was said on stderr, or None while it runs."""
+        ...
+
+    def stop(self, handle: Any, is_told: bool) -> None:
+        """End it; one that Ctrl-C has reached already gets time to write what it has."""
+        ...
+
+
+def compress_folder(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    data: str | Path | None = None,
+    jobs: int = 1,
+    ray: str | None = None,
+    progress: Callable[[Row, int, int], None] | None = None,
+    **options: Any,
+) -> list[Row]:
+    """Compress every .onnx file below a folder; one that fails costs itself, not the others.
+
+    A model whose result lies there already, made with the same options, is not made again, and an interrupted one goes
+    on where it was. So the same call again finishes what is left.
+
+    Args:
+        folder: Searched with all folders below it. A card NAME.toml beside NAME.onnx is its data.
+        output: Folder for the results, under the same names, and `summary.json`.
+        data: Card, .npz, folder or "digits" of the models that have no card of their own; None: they have no data.
+        jobs: Models at a time.
+        ray: Address of a Ray cluster that runs them instead; the folders must lie at the same paths on its machines.
+        progress: Called with the row of every model that is done, how many are, and how many there are.
+        options: Fields of `CompressOptions`, the same for all.
+
+    Returns:
+        One row for each model, by name.
+
+    Raises:
+        UsageError: If an option cannot be used, or there are no models.
+    """
+    CompressOptions.of(**options)
+    if jobs < 1:
+        raise UsageError(f"--jobs: too small, got {jobs}; expected at least 1.")
+    made = _jobs(Path(folder), Path(output), data, options)
+    rows: dict[str, Row] = {}
+
+    def tell(row: Row) -> None:
+        rows[row.model] = row
+        _write_summary(Path(output), list(rows.values()), options)
+        if progress is not None:
+            progress(row, len(rows), len(made))
+
+    left = []
+    for job in made:
+        row = _found(job, options)
+        if row is None:
+            left.append(job)
+        else:
+            tell(row)
+    with _processes(ray, int(options.get("threads", 1)) * int(options.get("workers", 1))) as processes:
+        for row in _run(left, processes, jobs if ray is None else len(left)):
+            tell(row)
+    return [rows[job.name] for job in made]
+
+
+def _jobs(folder: Path, output: Path, data: str | Path | None, options: dict[str, Any]) -> list[Job]:
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; expected one with .onnx files. Name the folder.")
+    inside = output.resolve()
+    files = sorted(p for p in folder.rglob("*.onnx") if inside not in p.resolve().parents)
+    if not files:
+        raise UsageError(f"{folder}: no models, got no .onnx file; expected at least one. Name another folder.")
+    words = [word for name, value in options.items() if value is not None for word in _words(name, value)]
+    made = []
+    for file in files:
+        name = file.relative_to(folder)
+        card = file.with_suffix(".toml")
+        source = card if card.is_file() else data
+        command = [
+            sys.executable,
+            "-m",
+            "agmc_onnx",
+            "compress",
+            str(file.absolute()),
+            "-o",
+            str((output / name).absolute()),
+        ]
+        if source is not None:
+            command += ["--data", str(Path(source).absolute() if Path(source).exists() else source)]
+        made.append(Job(file, str(name), output / name, (*command, *words, "--resume", "--quiet")))
+    return made
+
+
+def _words(name: str, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag] if value else []
+    return [flag, str(value)]
+
+
+def _found(job: Job, options: dict[str, Any]) -> Row | None:
+    """Return the row of a result that an earlier run left, if it is of the same model and options."""
+    try:
+        report = json.loads(output_files(job.output)["report"].read_text(encoding="utf-8"))
+        settings = report["settings"]
+        is_same = all(
+            settings.get(name) == value for name, value in options.items() if name not in ("workers", "resume")
+        )
+        if not is_same or report["interrupted"] or report["model"]["sha256"] != _digest(job.model):
+            return None
+        return _row(job, report, 0.0, found=True)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            found.update(block)
+    return found.hexdigest()
+
+
+def _row(job: Job, report: dict[str, Any], wall_s: float, found: bool = False) -> Row:
+    before, after = report["original"], report["compressed"]
+    has_metric = report["accuracy_measured"]
+    return Row(
+        job.name, 0, "", report["target"]["reached"],
+        before["metric"]["value"] if has_metric else None, after["metric"]["value"] if has_metric else None,
+        after["latency_ms"]["p50"] / before["latency_ms"]["p50"], after["file_bytes"] / before["file_bytes"],
+        round(wall_s, 3), found,
+    )  # fmt: skip
+
+
+def _run(jobs: Sequence[Job], processes: _Processes, n_at_once: int) -> Iterator[Row]:
+    """Yield the row of every job as it ends; Ctrl-C lets the running ones end as they do, and no new one begin."""
+    waiting, stopped = list(jobs)[::-1], False
+    running: list[tuple[Job, Any, float]] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < n_at_once:
+                job = waiting.pop()
+                job.output.parent.mkdir(parents=True, exist_ok=True)
+                running.append((job, processes.start(job), time.perf_counter()))
+            time.sleep(_POLL_S)
+            for entry in list(running):
+                job, handle, start = entry
+                ended = processes.done(handle)
+                if ended is not None:
+                    running.remove(entry)
+                    yield _ended(job, *ended, time.perf_counter() - start)
+    except KeyboardInterrupt:
+        stopped = True
+        raise
+    finally:
+        for _, handle, _ in running:
+            processes.stop(handle, stopped)
+
+
+def _ended(job: Job, code: int, errors: str, wall_s: float) -> Row:
+    if code == 0:
+        report = json.loads(output_files(job.output)["report"].read_text(encoding="utf-8"))
+        return _row(job, report, wall_s)
+    said = [line for line in errors.splitlines() if line.strip()]
+    message = said[-1].partition("error: ")[2] or said[-1] if said else f"ended by signal {-code}" if code < 0 else ""
+    return Row(job.name, code, message, wall_s=round(wall_s, 3))
+
+
+class _Local:
+    """Processes on this machine; what they say goes to files, since a full pipe would stop them."""
+
+    def start(self, job: Job) -> tuple[subprocess.Popen[bytes], Path]:
+        log = job.output.with_suffix(".log")
+        with log.open("wb") as file:
+            return subprocess.Popen(job.command, stdout=subprocess.DEVNULL, stderr=file, env=_environment()), log
+
+    def done(self, handle: tuple[subprocess.Popen[bytes], Path]) -> tuple[int, str] | None:
+        process, log = handle
+        code = process.poll()
+        if code is None:
+            return None
+        errors = log.read_text(encoding="utf-8", errors="replace")
+        if code == 0:
+            log.unlink()
+        return code, errors
+
+    def stop(self, handle: tuple[subprocess.Popen[bytes], Path], is_told: bool) -> None:
+        process, _ = handle
+        try:
+            process.wait(timeout=60 if is_told else 0)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.kill()
+            process.wait()
+
+
+class _Cluster:
+    """Tasks of a Ray cluster, each a process of its own there."""
+
+    def __init__(self, ray: Any, n_cpus: int) -> None:
+        self._ray, self._task = ray, ray.remote(num_cpus=n_cpus, max_retries=2)(_remote)
+
+    def start(self, job: Job) -> Any:
+        return self._task.remote(job.command)
+
+    def done(self, handle: Any) -> tuple[int, str] | None:
+        ready, _ = self._ray.wait([handle], timeout=0)
+        if not ready:
+            return None
+        try:
+            code, errors = self._ray.get(handle)
+        except self._ray.exceptions.RayError as error:
+            return 2, f"error: lost by the cluster ({type(error).__name__})."
+        return code, errors
+
+    def stop(self, handle: Any, is_told: bool) -> None:
+        self._ray.cancel(handle, force=True)
+
+
+def _remote(command: Sequence[str]) -> tuple[int, str]:
+    """Run a command on a machine of the cluster, with its own Python."""
+    done = subprocess.run(
+        [sys.executable, *command[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
+        env=_environment(),
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a process that finds this package where this process does."""
+    here = str(Path(__file__).resolve().parents[1])
+    paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+@contextmanager
+def _processes(ray: str | None, n_cpus: int) -> Iterator[_Processes]:
+    if ray is None:
+        yield _Local()
+        return
+    from agmc_onnx.search.cluster import connect
+
+    module = connect(ray)
+    try:
+        yield _Cluster(module, n_cpus)
+    finally:
+        module.shutdown()
+
+
+def _write_summary(output: Path, rows: Sequence[Row], options: dict[str, Any]) -> None:
+    """Write the summary so far, whole or not at all."""
+    output.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(rows, key=lambda row: row.model)
+    text = json.dumps({"format": SUMMARY_FORMAT, "options": options, "models": [asdict(r) for r in ordered]}, indent=1)
+    beside = output / f".{SUMMARY}.{os.getpid()}"
+    beside.write_text(text + "\n", encoding="utf-8")
+    beside.replace(output / SUMMARY)

@@ -1,0 +1,340 @@
+"""The main job: analyse, search, cut, verify, measure, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from agmc_onnx.data.roles import Roles
+from agmc_onnx.errors import AgmcError, ModelError, UsageError, VerificationError
+from agmc_onnx.graph.files import read_model
+from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.outputs import check_output, output_files, write_files
+from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.measuring.session import make_session, run_model
+from agmc_onnx.options import CompressOptions
+from agmc_onnx.policies import LEARNED
+from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
+from agmc_onnx.pruning.sparsity import check_zeros, facts, planned, sparse_plan, sparsity_of, store, thin_by_magnitude
+from agmc_onnx.pruning.surgery import Surgeon
+from agmc_onnx.pruning.verify import Verification, norms_of, verify
+from agmc_onnx.reporting.record import compose, environment_versions, sizes_of, verified_facts
+from agmc_onnx.run.analysis import Analysis, analyse_model
+from agmc_onnx.run.candidates import Progress, environment_of, reachable
+from agmc_onnx.run.dropping import by_drop
+from agmc_onnx.run.latency import laid_out, latency_target, reported, settled
+from agmc_onnx.run.samples import roles_of, with_recovery
+from agmc_onnx.run.stages import Job, by_stages
+from agmc_onnx.run.target import Target, target_of
+from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.joint import JointEnvironment
+from agmc_onnx.search.journal import Journal, run_folder
+
+# options that do not change what a search finds, but when or how far
+NOT_IN_JOURNAL = ("resume", "workers", "ray", "minutes", "latency_seconds")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `compress` made.
+
+    Attributes:
+        model: The compressed model.
+        plan: What was kept.
+        report: As `agmc-onnx/report@1` in the contract, plus groups and settings.
+        verification: How it was checked.
+    """
+
+    model: onnx.ModelProto
+    plan: Plan
+    report: dict[str, Any]
+    verification: Verification
+
+
+def compress(
+    model: str | Path,
+    *,
+    output: str | Path | None = None,
+    data: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Compress a model to a budget; the files are written all or none, after the result has been verified.
+
+    Args:
+        model: An .onnx file.
+        output: Where to write the compressed model; None writes nothing. `X.plan.json`, `X.report.json` and
+            `X.report.html` lie beside X.onnx. While it runs, and after an interruption, the folder X.run has the journal
+            that `resume` goes on with.
+        data: A data card, an .npz, a folder, or "digits"; None works on weights and synthetic inputs.
+        progress: Called with a stage ("analysed", "episode", "measured", ...) and its facts.
+        options: Fields of `agmc_onnx.options.CompressOptions`; one of flops and params is needed.
+
+    Raises:
+        UsageError: If an option cannot be used.
+        ModelError: If the model cannot.
+        DataError: If the data cannot.
+        BudgetError: If the budget cannot be reached.
+        VerificationError: If the result fails its check; nothing is written then.
+    """
+    settings = CompressOptions.of(**options)
+    with _torch_threads(settings):
+        return _compress(model, settings, output, data, progress)
+
+
+def _compress(
+    model: str | Path,
+    settings: CompressOptions,
+    output: str | Path | None,
+    data: str | Path | None,
+    progress: Progress | None,
+) -> Result:
+    start = time.perf_counter()
+    tell: Progress = progress or (lambda stage, facts: None)
+    if output is not None:
+        check_output(output, model)
+    analysis = analyse_model(model, settings.excluded)
+    settings = with_recovery(analysis, data, settings)
+    data_of = roles_of(analysis, data, settings)
+    environment = environment_of(analysis, data_of, settings)
+    if settings.max_drop is not None and not data_of.real:
+        raise UsageError("--max-drop: got no --data; expected samples to measure the loss on. Give a data card.")
+    by_latency = settings.latency is not None
+    target = (
+        latency_target(analysis, environment, data_of, settings, tell)
+        if by_latency
+        else target_of(settings, analysis.channels)
+    )
+    if isinstance(environment, JointEnvironment):
+        target = replace(target, cost=environment.of_groups(target.cost))
+    facts = {"groups": len(analysis.channels.groups), "macs": environment.macs(environment.n_units)}
+    tell("analysed", {**facts, "share": target.share, "kind": target.kind})
+    environment = reachable(environment, target, analysis, data_of, settings)
+    with _journal(analysis, data_of, settings, output, tell) as journal:
+        return _searched(analysis, environment, target, data_of, settings, output, journal, start, tell)
+
+
+def _searched(
+    analysis: Analysis,
+    environment: Environment,
+    target: Target,
+    data_of: Roles,
+    settings: CompressOptions,
+    output: str | Path | None,
+    journal: Journal | None,
+    start: float,
+    tell: Progress,
+) -> Result:
+    """Search, then recover, verify, measure and write what was found."""
+    job = Job(analysis, data_of, settings, output, journal, tell)
+    reach = by_stages if settings.max_drop is None else by_drop
+    result_of = settled(job, environment, target, reach(job, environment, target))
+    compressed, best = laid_out(result_of.model, settings), result_of.kept
+    found = replace(result_of.search, kept=result_of.search.kept[: len(best)])  # without densities
+    as_cut = Surgeon(analysis.channels).cut(best)
+    sparsity = sparsity_of(settings, analysis.graph)
+    plan = make_plan(analysis.channels, best, analysis.file.sha256)
+    plan = plan if sparsity is None else sparse_plan(plan, compressed, sparsity)
+    tell("verifying", {})
+    checked = _checked(
+        analysis, compressed, plan, settings.recover != "none", data_of.verification_feeds(), settings.seed
+    )
+    if settings.sparse_storage == "smallest":
+        compressed = _smallest(compressed, plan, data_of.verification_feeds())
+    tell("measuring", {})
+    report = compose(
+        analysis.file,
+        analysis.channels,
+        as_cut,
+        compressed,
+        data_of,
+        settings,
+        found,
+        checked,
+        target.kind,
+        result_of.facts.get("max_drop", {}).get("keep", target.share),
+        target.cost(found.kept) / target.full,
+    )
+    report["sparsity"] = None if sparsity is None else facts(analysis.file.proto, compressed, sparsity)
+    report["finalists"] = result_of.finalists
+    report.update(result_of.facts)
+    report = reported(report, target, settings)
+    report["resumed"] = 0 if journal is None else journal.n_resumed
+    report["output"] = None if output is None else str(output)
+    report["wall_s"] = round(time.perf_counter() - start, 3)
+    result = Result(compressed, plan, report, checked)
+    if output is not None:
+        write_result(result, output)
+    if journal is not None:
+        journal.end(finished=not found.interrupted)
+    tell("done", report)
+    return result
+
+
+@contextmanager
+def _journal(
+    analysis: Analysis, data: Roles, settings: CompressOptions, output: str | Path | None, tell: Progress
+) -> Iterator[Journal | None]:
+    """Open the journal of a run; whatever ends the run says how it goes on, unless going on would end as it did."""
+    if output is None:
+        if settings.resume:
+            raise UsageError(
+                "resume: got no output; expected that of the interrupted run, whose journal lies beside it."
+            )
+        yield None
+        return
+    versions = environment_versions(settings.provider)
+    identity = {
+        "model": {"sha256": analysis.file.sha256},
+        "data": {"sha256": data.digest(), "metric": data.metric, **data.sizes()},
+        "settings": {name: value for name, value in asdict(settings).items() if name not in NOT_IN_JOURNAL},
+        "versions": {name: versions[name] for name in ("agmc_onnx", "onnx", "onnxruntime", "torch")},
+    }
+    journal = Journal(run_folder(output), identity, settings.resume)
+    facts = {"resumed": journal.n_resumed, "set_aside": journal.n_set_aside}
+    tell("journal", {"path": str(journal.path), "old": str(journal.old_path), **facts})
+    try:
+        yield journal
+    except VerificationError:
+        journal.end(finished=True)
+        raise
+    except (AgmcError, KeyboardInterrupt) as error:
+        error.args = (f"{error} {journal.hint()}".strip(), *error.args[1:])
+        raise
+    finally:
+        journal.end(finished=False)
+
+
+def _torch_threads(settings: CompressOptions) -> AbstractContextManager[None]:
+    """Let torch use as many threads as onnxruntime: more than there are free cores make small steps many times slower."""
+    if settings.recover == "none" and settings.policy not in LEARNED:
+        return nullcontext()
+    from agmc_onnx.distill.distillation import torch_threads
+
+    return torch_threads(settings.threads)
+
+
+def apply(model: str | Path, plan: str | Path, output: str | Path | None = None) -> Result:
+    """Rebuild the compressed model of a plan, without data or search.
+
+    Raises:
+        ModelError, PlanError, VerificationError: As `compress`.
+    """
+    if output is not None:
+        check_output(output, model)
+    analysis = analyse_model(model)
+    wanted = read_plan(plan)
+    kept = kept_units(analysis.channels, wanted)
+    pruned = Surgeon(analysis.channels).cut(kept)
+    made = make_plan(analysis.channels, kept, analysis.file.sha256)
+    if wanted.sparsity:
+        sparsity = planned(wanted)
+        pruned = thin_by_magnitude(pruned, sparsity)
+        made = sparse_plan(made, pruned, sparsity)
+    checked = _checked(analysis, pruned, made, recovered=False)
+    report = {
+        "original": sizes_of(analysis.file.proto),
+        "compressed": sizes_of(pruned),
+        "verified": verified_facts(checked, False),
+    }
+    if output is not None:
+        write_files(pruned, {}, output)
+    return Result(pruned, made, report, checked)
+
+
+def verify_files(model: str | Path, compressed: str | Path, plan: str | Path | None = None) -> Verification:
+    """Check a compressed file against its original and plan; weights may have been recovered since.
+
+    Args:
+        model: The original.
+        compressed: What was made of it.
+        plan: Default: `X.plan.json` beside X.onnx.
+
+    Raises:
+        VerificationError: If it does not hold.
+    """
+    analysis = analyse_model(model)
+    wanted = read_plan(plan if plan is not None else output_files(compressed)["plan"])
+    pruned = normalize(read_model(compressed).proto, dense=True)
+    recovered = not _weights_kept(analysis.graph, view(pruned), wanted)
+    checked = _checked(analysis, pruned, wanted, recovered)
+    if not recovered:
+        return checked
+    notes = [
+        text for text in (checked.note, "the weights were refitted, so the original was given the new ones") if text
+    ]
+    return replace(checked, note="; ".join(notes))
+
+
+def _checked(
+    analysis: Analysis,
+    pruned: onnx.ModelProto,
+    plan: Plan,
+    recovered: bool,
+    feeds: Sequence[dict[str, np.ndarray]] | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Verify a compressed model with dense initializers: its zeros are counted, then it is compared.
+
+    Zeros are no part of the structure that the comparison is about, so thinned weights are given to the original, as
+    refitted ones are. Where nothing was refitted, all that is not zero must be the original's.
+    """
+    check_zeros(pruned, plan)
+    if plan.sparsity and not recovered and not _weights_kept(analysis.graph, view(pruned), plan):
+        raise VerificationError("verify: weights differ from the original's although nothing was recovered.")
+    norms = norms_of(analysis.channels, kept_units(analysis.channels, plan))
+    given = recovered or bool(plan.sparsity)
+    return verify(analysis.model, pruned, plan, feeds, recovered=given, norms=norms, seed=seed)
+
+
+def _smallest(model: onnx.ModelProto, plan: Plan, feeds: Sequence[dict[str, np.ndarray]]) -> onnx.ModelProto:
+    """Return a model with sparse initializers where that is smaller, onnxruntime loads it, and it answers the same."""
+    stored = store(model, plan.sparsity)
+    if stored is model:
+        return model
+    try:
+        answers = [run_model(make_session(one), feeds[0]) for one in (model, stored)]
+    except ModelError:
+        return model
+    same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*answers, strict=True) if isinstance(a, np.ndarray))
+    return stored if same else model
+
+
+def write_result(result: Result, output: str | Path) -> None:
+    """Write the model, plan and reports, all or none."""
+    from agmc_onnx.reporting.html import render
+
+    texts = {
+        "plan": result.plan.to_json(),
+        "report": json.dumps(result.report, indent=1) + "\n",
+        "html": render(result.report),
+    }
+    write_files(result.model, texts, output)
+
+
+def _weights_kept(original: Graph, pruned: Graph, plan: Plan) -> bool:
+    """Whether every floating tensor of a pruned model is the planned part of the original's."""
+    from agmc_onnx.pruning.verify import kept_region
+
+    for name in pruned.tensors:
+        if not pruned.is_float(name):
+            continue
+        if name not in original.tensors:
+            return False
+        array: npt.NDArray[Any] = original.array(name)
+        wanted = array[kept_region(array.shape, plan.tensors[name], name)] if name in plan.tensors else array
+        found = pruned.array(name)
+        if name in plan.sparsity and found.shape == wanted.shape:
+            wanted = np.where(found == 0, found, wanted)
+        if not np.array_equal(found, wanted):
+            return False
+    return True

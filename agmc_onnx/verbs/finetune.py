@@ -1,0 +1,149 @@
+"""The verb `finetune`: a compressed model learns from its original, without labels unless they are asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from agmc_onnx.data.samples import load_card, open_data
+from agmc_onnx.errors import ModelError, UsageError
+from agmc_onnx.graph.files import read_model
+from agmc_onnx.graph.outputs import check_output, output_files, write_files
+from agmc_onnx.measuring.accuracy import Evaluator, Score
+from agmc_onnx.measuring.session import model_inputs, processors
+from agmc_onnx.pruning.plan import read_plan
+from agmc_onnx.pruning.sparsity import dense
+from agmc_onnx.refit.options import RecoverOptions
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+REWARD_SAMPLES = 4000  # of the reward role, that decide when to stop
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What fine-tuning gave.
+
+    Attributes:
+        model: The fine-tuned model.
+        report: metric of the teacher, and of the model before and after, on the test role; steps, samples, wall_s.
+    """
+
+    model: onnx.ModelProto
+    report: dict[str, Any]
+
+
+def finetune(
+    model: str | Path,
+    *,
+    teacher: str | Path,
+    data: str | Path,
+    output: str | Path | None = None,
+    steps: int = 1000,
+    label_weight: float = 0.0,
+    learning_rate: float = RecoverOptions.learning_rate,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Tuned:
+    """Distil a compressed model from its original.
+
+    It learns from the card's [train] images where it has them, else from the calibration role; the reward role decides when
+    to stop, and which state is kept; the test role is measured before and after. Killed, the same call goes on from its
+    last checkpoint, which lies in the folder X.run beside the output.
+
+    Args:
+        model: What `compress` wrote.
+        teacher: The original.
+        data: A data card, an .npz, a folder, or "digits".
+        output: Where to write it; the plan beside `model` goes along. None writes nothing.
+        steps: Optimiser steps, at least 1.
+        label_weight: Weight of the cross entropy with labels, at least 0; 0 learns without labels.
+        learning_rate: Highest one of AdamW, above 0; it warms up and falls as a cosine to nothing.
+        seed: Of the order of the samples and their augmentation.
+        threads: Of onnxruntime and torch; None: all processors.
+        progress: Called with (step, steps, {"loss": ..., and "reward" where it was measured}).
+
+    Raises:
+        UsageError: If an option is out of range or the output cannot be written.
+        ModelError: If the two models do not belong together, or an op cannot be trained.
+        DataError: If the data cannot be used.
+    """
+    start = time.perf_counter()
+    threads = processors() if threads is None else threads
+    if not 0 < learning_rate < 1:
+        raise UsageError(
+            f"finetune: learning rate is out of range, got {learning_rate}; expected 0 < R < 1, such as 5e-4."
+        )
+    for name, value, low in (("steps", steps, 1), ("label weight", label_weight, 0), ("threads", threads, 1)):
+        if value < low:
+            raise UsageError(f"finetune: {name} is too small, got {value}; expected at least {low}. Give more.")
+    if output is not None:
+        check_output(output, model)
+        check_output(output, teacher)
+    student, original = dense(read_model(model).proto), read_model(teacher).proto
+    _belong_together(student, original, model, teacher)
+    card = load_card(data)
+    dataset = open_data(card, model_inputs(original))
+    samples = dataset.role("train" if card.train is not None else "calibration")
+    reference = original if dataset.metric == "agreement" else None
+    scored = {
+        name: Evaluator(dataset.role(name).take(n), dataset.metric, reference=reference, threads=threads)
+        for name, n in (("reward", REWARD_SAMPLES), ("test", dataset.role("test").n))
+    }
+    from agmc_onnx.distill.distillation import distill, torch_threads
+    from agmc_onnx.search.journal import run_folder
+
+    options = RecoverOptions(
+        n_steps=steps, learning_rate=learning_rate, label_weight=label_weight, seed=seed,
+        evaluate_every=max(1, min(200, steps // 5)),
+    )  # fmt: skip
+    with torch_threads(threads):
+        tuned = distill(
+            student, original, samples, options, progress,
+            augment=() if card.train is None else card.train.augment,
+            reward=lambda candidate: scored["reward"](candidate).score.value,
+            folder=None if output is None else run_folder(output),
+            thinned=_thinned(output_files(model)["plan"]),
+        )  # fmt: skip
+    report = {
+        "teacher": _facts(scored["test"](original).score),
+        "before": _facts(scored["test"](student).score),
+        "after": _facts(scored["test"](tuned).score),
+        "steps": steps,
+        "samples": samples.n,
+        "labels": label_weight > 0,
+        "seed": seed,
+        "wall_s": round(time.perf_counter() - start, 3),
+    }
+    if output is not None:
+        plan = output_files(model)["plan"]
+        texts = {"plan": plan.read_text(encoding="utf-8")} if plan.is_file() else {}
+        write_files(tuned, texts, output)
+    return Tuned(tuned, report)
+
+
+def _thinned(plan: Path) -> list[str]:
+    """Return the tensors whose zeros stay zero: those that the plan beside a model names, if there is one."""
+    return list(read_plan(plan).sparsity) if plan.is_file() else []
+
+
+def _belong_together(
+    student: onnx.ModelProto, original: onnx.ModelProto, model: str | Path, teacher: str | Path
+) -> None:
+    def names(proto: onnx.ModelProto) -> tuple[list[str], list[str]]:
+        return [spec.name for spec in model_inputs(proto)], [value.name for value in proto.graph.output]
+
+    if names(student) != names(original):
+        raise ModelError(
+            f"{model}: its inputs and outputs are not those of {teacher}, got {names(student)}; expected"
+            f" {names(original)}. Give the original that it was compressed from as --teacher."
+        )
+
+
+def _facts(score: Score) -> dict[str, Any]:
+    return {"name": score.name, "value": score.value, "n": score.n, "interval": score.interval}

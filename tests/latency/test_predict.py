@@ -1,0 +1,269 @@
+"""Latency as a cost: op times inside the network, what is learned from them, widths, tables, the layout."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from agmc_onnx.errors import UsageError
+from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.view import view
+from agmc_onnx.latency import op_times as time_ops
+from agmc_onnx.latency import tables as op_times
+from agmc_onnx.latency.layout import keep_layout
+from agmc_onnx.latency.predict import latency_cost, sample_counts
+from agmc_onnx.latency.tables import LatencyTable, layout_block, read_table
+from agmc_onnx.latency.timing import Latency, median_interval, ratio
+from agmc_onnx.measuring.memory import peak_bytes
+from agmc_onnx.options import CompressOptions
+from agmc_onnx.pruning.surgery import Surgeon
+from agmc_onnx.pruning.widths import rounding
+from agmc_onnx.ties.groups import Channels, analyse
+
+FEED = {"x": np.ones((1, 3, 8, 8), np.float32)}
+
+
+def conv(name: str, n_out: int, n_in: int, k: int = 3) -> list[onnx.TensorProto]:
+    rng = np.random.default_rng(abs(hash(name)) % 1000)
+    return [
+        onnx.numpy_helper.from_array(rng.normal(0, 0.1, (n_out, n_in, k, k)).astype(np.float32), f"{name}_w"),
+        onnx.numpy_helper.from_array(rng.normal(0, 0.1, n_out).astype(np.float32), f"{name}_b"),
+    ]
+
+
+def net(text: str, tensors: list[onnx.TensorProto]) -> onnx.ModelProto:
+    head = '<ir_version: 8, opset_import: ["" : 17]>\n'
+    model = onnx.parser.parse_model(head + text)
+    model.graph.initializer.extend(tensors)
+    return normalize(model)
+
+
+def chain(widths: tuple[int, ...] = (32, 48)) -> onnx.ModelProto:
+    a, b = widths
+    text = """g (float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y) {
+        c1 = Conv<pads = [1, 1, 1, 1]>(x, a_w, a_b)
+        r1 = Relu(c1)
+        c2 = Conv<pads = [1, 1, 1, 1]>(r1, b_w, b_b)
+        r2 = Relu(c2)
+        y = Conv(r2, c_w, c_b)
+    }"""
+    return net(text, conv("a", a, 3) + conv("b", b, a) + conv("c", 5, b, 1))
+
+
+def padded_shortcut() -> onnx.ModelProto:
+    text = """g (float[N, 3, 8, 8] x) => (float[N, 5, 4, 4] y) {
+        c1 = Conv<pads = [1, 1, 1, 1]>(x, a_w, a_b)
+        r1 = Relu(c1)
+        c2 = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(r1, b_w, b_b)
+        s = Slice(r1, starts, ends, axes, steps)
+        p = Pad(s, pads)
+        sum = Add(p, c2)
+        r2 = Relu(sum)
+        y = Conv(r2, c_w, c_b)
+    }"""
+    numbers = {"starts": [0, 0], "ends": [99, 99], "axes": [2, 3], "steps": [2, 2], "pads": [0, 8, 0, 0, 0, 8, 0, 0]}
+    tensors = [onnx.numpy_helper.from_array(np.array(v, np.int64), k) for k, v in numbers.items()]
+    return net(text, conv("a", 16, 3) + conv("b", 32, 16) + conv("c", 5, 32, 1) + tensors)
+
+
+def channels_of(model: onnx.ModelProto) -> Channels:
+    return analyse(view(model))
+
+
+def cut(channels: Channels, counts: list[int]) -> onnx.ModelProto:
+    return Surgeon(channels).cut([np.arange(n) for n in counts])
+
+
+def fake_samples(channels: Channels, counts: list[list[int]], ms: Any) -> list[dict[str, Any]]:
+    """Samples whose op times are a function of the channels, as if a device had timed them."""
+    samples = []
+    for kept in counts:
+        a, b = kept
+        ops = [["r1", f"Conv a{a}", ms(3, a)], ["r2", f"Conv a{a} b{b}", ms(a, b)], ["y", f"Conv b{b}", ms(b, 5)]]
+        samples.append({"kept": kept, "ops": ops, "ms": sum(op[2] for op in ops)})
+    return samples
+
+
+def blocked(n_in: int, n_out: int) -> float:
+    return 0.01 + 1e-4 * (-(-n_in // 16) * 16) * (-(-n_out // 16) * 16)
+
+
+def test_every_op_that_runs_has_an_owner_in_the_model_and_a_time() -> None:
+    model = chain()
+    timed = time_ops.time_ops(model.SerializeToString(), FEED, runs=3)
+    owners = {name for node in model.graph.node for name in node.output}
+    assert {owner for owner, _, _ in timed["ops"]} <= owners
+    assert sum("Conv" in key for _, key, _ in timed["ops"]) == 3
+    assert all(ms >= 0 for _, _, ms in timed["ops"]) and timed["ms"] > 0
+
+
+def test_known_sizes_are_looked_up_and_others_follow_the_blocks() -> None:
+    channels = channels_of(chain())
+    rng = np.random.default_rng(0)
+    counts = [[32, 48], [16, 16], *[[int(a), int(b)] for a, b in rng.integers(1, 4, (12, 2)) * [8, 16]]]
+    cost = latency_cost(channels, fake_samples(channels, counts, blocked))
+    assert cost.ms([32, 48]) == pytest.approx(blocked(3, 32) + blocked(32, 48) + blocked(48, 5), rel=1e-6)
+    for kept in ([24, 32], [8, 48], [32, 16]):
+        assert cost.ms(kept) == pytest.approx(blocked(3, kept[0]) + blocked(*kept) + blocked(kept[1], 5), rel=0.05)
+    assert cost([32, 48]) == round(1e6 * cost.ms([32, 48]))
+
+
+def test_a_relu_fused_into_its_conv_knows_both_sizes_of_the_conv() -> None:
+    channels = channels_of(chain())
+    counts = [[32, 48], [16, 48], [32, 16], [16, 16]]
+    cost = latency_cost(channels, fake_samples(channels, counts, lambda a, b: 1e-3 * a * b))
+    assert cost.ms([16, 48]) == pytest.approx(1e-3 * (3 * 16 + 16 * 48 + 48 * 5), rel=1e-3)
+
+
+def test_learned_from_real_times_the_smaller_network_is_faster() -> None:
+    channels = channels_of(chain((64, 64)))
+    samples = []
+    for kept in ([64, 64], [16, 16], [32, 48], [48, 32], [64, 16], [16, 64]):
+        timed = time_ops.time_ops(cut(channels, kept).SerializeToString(), FEED, runs=10)
+        samples.append({"kept": kept, **timed})
+    cost = latency_cost(channels, samples)
+    assert 0 < cost([16, 16]) < cost([64, 64])
+
+
+def test_samples_begin_with_the_original_and_keep_to_the_steps() -> None:
+    units, step = np.array([64, 20]), np.array([16, 4])
+    counts = sample_counts(units, step, np.array([16, 4]), 12, 3)
+    assert counts[0].tolist() == [64, 20] and counts[1].tolist() == [16, 4] and len(counts) == 12
+    assert all(((kept % step == 0) | (kept == units)).all() for kept in counts)
+    assert all(
+        np.array_equal(a, b) for a, b in zip(counts, sample_counts(units, step, np.array([16, 4]), 12, 3), strict=True)
+    )
+
+
+@pytest.mark.parametrize("block, steps", [(16, [16, 16, 8, 4]), (8, [8, 8, 8, 4]), (1, [4, 4, 4, 4])])
+def test_widths_go_by_the_blocks_of_the_machine(monkeypatch: pytest.MonkeyPatch, block: int, steps: list[int]) -> None:
+    from agmc_onnx.pruning import widths
+
+    monkeypatch.setattr(widths, "layout_block", lambda provider: block)
+    text = """g (float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y) {
+        c1 = Conv(x, a_w, a_b)
+        c2 = Conv(c1, b_w, b_b)
+        c3 = Conv(c2, c_w, c_b)
+        c4 = Conv(c3, d_w, d_b)
+        y = Conv(c4, e_w, e_b)
+    }"""
+    sizes = (64, 32, 16, 8)
+    tensors = (
+        conv("a", 64, 3, 1) + conv("b", 32, 64, 1) + conv("c", 16, 32, 1) + conv("d", 8, 16, 1) + conv("e", 5, 8, 1)
+    )
+    channels = channels_of(net(text, tensors))
+    by_units = {group.n_units: step for group, step in zip(channels.groups, rounding(channels, "auto"), strict=True)}
+    assert [by_units[n] for n in sizes] == steps
+    assert rounding(channels, 3).tolist() == [3, 3, 3, 3]
+
+
+def test_the_block_is_one_that_onnxruntime_has() -> None:
+    assert layout_block() in (1, 4, 8, 16)
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    channels = channels_of(chain())
+    samples = fake_samples(channels, [[32, 48], [16, 16]], blocked)
+    table = LatencyTable(time_ops.device(), 1, "cpu", 1).with_model("abc", samples)
+    path = tmp_path / "table.json"
+    path.write_text(table.to_json())
+    again = read_table(path)
+    assert (again.threads, again.provider, again.batch) == (1, "cpu", 1) and dict(again.device) == time_ops.device()
+    want = latency_cost(channels, samples)
+    assert latency_cost(channels, again.models["abc"]).ms([16, 16]) == pytest.approx(want.ms([16, 16]), rel=1e-3)
+
+
+def test_a_table_keeps_the_latest_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op_times, "MAX_MODELS", 2)
+    table = LatencyTable(time_ops.device(), 1, "cpu", 1)
+    for name in ("a", "b", "c"):
+        table = table.with_model(name, [])
+    assert list(table.models) == ["c", "b"]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "no json", '{"format": "other"}'])
+def test_what_is_no_table_is_said_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=re.escape(f"{path}: not a latency table; expected a JSON file")):
+        read_table(path)
+    with pytest.raises(UsageError, match="no latency table, got No such file"):
+        read_table(tmp_path / "none.json")
+
+
+def test_a_request_is_filled_by_the_script_alone(tmp_path: Path) -> None:
+    model = chain()
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    np.savez(tmp_path / "feed.npz", **FEED)
+    request = {"model": "abc", "batch": 1, "samples": [{"file": "a.onnx", "kept": [32, 48]}]}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(time_ops.fill(tmp_path, 1, "cpu", 2)))
+    (sample,) = read_table(path).models["abc"]
+    assert sample["kept"] == [32, 48] and len(sample["ops"]) >= 3
+
+
+def test_the_layout_is_kept_across_a_padded_shortcut_and_nothing_changes() -> None:
+    model = padded_shortcut()
+    kept = keep_layout(model, 16)
+    assert [n.op_type for n in kept.graph.node].count("MaxPool") == 1
+    onnx.checker.check_model(kept)
+    before, after = (op_times_run(m) for m in (model, kept))
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+    assert keep_layout(model, 1) is model
+    assert keep_layout(chain(), 16) is not None and len(keep_layout(chain(), 16).graph.node) == len(chain().graph.node)
+
+
+def op_times_run(model: onnx.ModelProto) -> np.ndarray:
+    from agmc_onnx.measuring.session import make_session
+
+    return np.asarray(make_session(model).run(None, FEED)[0])
+
+
+def test_peak_memory_is_the_same_every_time_and_less_for_a_smaller_network() -> None:
+    channels = channels_of(chain())
+    whole, small = channels.graph.model, cut(channels, [16, 16])
+    assert peak_bytes(whole, FEED) == peak_bytes(whole, FEED)
+    assert (peak_bytes(small, FEED) or 0) < (peak_bytes(whole, FEED) or 1)
+
+
+def test_the_interval_of_a_median_comes_from_the_order_of_the_values() -> None:
+    assert median_interval([3.0]) == (3.0, 3.0)
+    low, high = median_interval(np.arange(101))
+    assert low == 40 and high == 61
+    assert median_interval(np.full(50, 2.0)) == (2.0, 2.0)
+
+
+def test_processor_time_decides_where_there_is_one_thread() -> None:
+    def times(values: list[float], cpu: list[float], threads: int = 1) -> Latency:
+        return Latency(
+            1.0, 1.0, min(values), 1.0, 1, threads, len(values), "cpu", tuple(values), rounds_cpu_ms=tuple(cpu)
+        )
+
+    alone = ratio(times([9.0, 1.0, 1.0], [1.0, 1.0, 1.0]), times([1.0, 9.0, 2.0], [2.0, 2.0, 2.0]))
+    assert alone.cpu == 0.5 == alone.steady
+    both = ratio(times([1.0, 1.0], [1.0, 1.0], 2), times([2.0, 2.0], [1.0, 1.0], 2))
+    assert both.cpu is None and both.steady == 0.5
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"flops": 0.5, "round_to": 0}, "--round-to: too small, got 0; expected at least 1, or auto."),
+        (
+            {"flops": 0.5, "latency_table": "t.json"},
+            "--latency-table: got no --latency; expected the budget it is for.",
+        ),
+        ({"flops": 0.5, "latency": 0.5}, "budget: got --flops and --latency; expected exactly one of"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(text)):
+        CompressOptions.of(**options)

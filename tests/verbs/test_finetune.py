@@ -1,0 +1,63 @@
+"""The verb `finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from agmc_onnx.cli import main
+from agmc_onnx.verbs.compress import compress, output_files
+from agmc_onnx.verbs.finetune import finetune
+
+DIGITS = Path(__file__).parents[2] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cut") / "cut.onnx"
+    compress(DIGITS, data="digits", flops=0.3, policy="uniform", recover="none", latency_seconds=0.1, output=path)
+    return path
+
+
+def test_a_cut_network_learns_from_its_original_without_labels(cut, tmp_path, capsys):
+    output = tmp_path / "tuned.onnx"
+    assert (
+        main(["finetune", str(cut), "--teacher", str(DIGITS), "--data", "digits", "--steps", "60", "-o", str(output)])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "60 steps on 997 samples without labels" in printed
+    assert main(["verify", str(DIGITS), str(output)]) == 0  # the plan went along
+    tuned = finetune(cut, teacher=DIGITS, data="digits", steps=60)
+    assert tuned.report["after"]["value"] > tuned.report["before"]["value"] + 30
+    assert onnx.load(output).SerializeToString() == tuned.model.SerializeToString()  # the same seed, the same result
+    assert not output_files(output)["report"].exists()
+
+
+def test_models_that_do_not_belong_together_are_refused(cut, tmp_path, capsys):
+    model = onnx.load(DIGITS)
+    model.graph.input[0].name = "pixels"
+    model.graph.node[0].input[0] = "pixels"
+    onnx.save(model, tmp_path / "other.onnx")
+    code = main(
+        [
+            "finetune",
+            str(cut),
+            "--teacher",
+            str(tmp_path / "other.onnx"),
+            "--data",
+            "digits",
+            "-o",
+            str(tmp_path / "x.onnx"),
+        ]
+    )
+    assert code == 2
+    assert "its inputs and outputs are not those of" in capsys.readouterr().err
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_no_steps_is_refused(cut, capsys):
+    assert main(["finetune", str(cut), "--teacher", str(DIGITS), "--data", "digits", "--steps", "0"]) == 2
+    assert "finetune: steps is too small, got 0; expected at least 1." in capsys.readouterr().err
