@@ -1,4 +1,4 @@
-"""What stays of every axis, and the edits of nodes that follow from it."""
+"""The edits of nodes that a cut asks for."""
 
 from __future__ import annotations
 
@@ -11,64 +11,12 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from agmc_onnx.graph.view import Graph
 from agmc_onnx.graph.view import Node as GraphNode
 from agmc_onnx.ops.sizes import SHAPE_INPUTS
-from agmc_onnx.ties.groups import Channels
+from agmc_onnx.ties.cut import Cut, Mask
 
 IntArray = npt.NDArray[np.int64]
 _PADS_ARE_AN_INPUT = 11  # since this opset
-Mask = npt.NDArray[np.bool_]
-
-
-class Cut:
-    """What stays of every axis for one choice of units.
-
-    Attributes:
-        channels: The analysis.
-        gone: bool (n_units,), true where a unit goes.
-    """
-
-    def __init__(self, channels: Channels, kept: Sequence[IntArray]) -> None:
-        self.channels = channels
-        self.gone = channels.removed(list(kept))
-
-    @property
-    def graph(self) -> Graph:
-        """The graph that is cut."""
-        return self.channels.graph
-
-    def mask(self, value: str, dim: int) -> Mask | None:
-        """Return which entries of an axis stay: bool (size,) or (rows, size); None where all of them do."""
-        axis = self.channels.axes.get((value, dim))
-        if axis is None:
-            return None
-        gone = self.gone[axis.units]
-        return ~gone if gone.any() else None
-
-    def size(self, value: str, dim: int) -> int:
-        """Return the size of an axis after the cut."""
-        mask = self.mask(value, dim)
-        if mask is None:
-            shape = self.graph.shape(value)
-            assert shape is not None
-            return shape.other[dim]
-        return int(mask.sum()) if mask.ndim == 1 else int(mask[0].sum())
-
-    def is_cut(self, value: str) -> bool:
-        """Whether any axis of a value is cut."""
-        shape = self.graph.shape(value)
-        return shape is not None and any(self.mask(value, dim) is not None for dim in range(shape.rank))
-
-    def tensor_axes(self) -> dict[str, dict[int, Mask]]:
-        """Return the masks of every cut tensor, by name and dim."""
-        found: dict[str, dict[int, Mask]] = {}
-        for value, dim in self.channels.axes:
-            if value in self.graph.tensors:
-                mask = self.mask(value, dim)
-                if mask is not None:
-                    found.setdefault(value, {})[dim] = mask
-        return found
 
 
 class Editor:

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from agmc_onnx.graph.external import Mask
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.computing import reduced_dims
-from agmc_onnx.pruning.editor import Cut
+from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 
 _NORM_OUTPUTS = {  # normalisations of the last dim, with the outputs that have it

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agmc_onnx.errors import PlanError
-from agmc_onnx.pruning.editor import Cut, Mask
+from agmc_onnx.ties.cut import Cut, Mask
 from agmc_onnx.ties.groups import Channels
 
 IntArray = npt.NDArray[np.int64]

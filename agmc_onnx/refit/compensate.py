@@ -27,13 +27,13 @@ from torch import Tensor
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.view import view
-from agmc_onnx.pruning.editor import Cut
 from agmc_onnx.refit.moments import Line, Moments, Patches, Places, Waiting, sample_positions, to_rows
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.rectified import Bounds, Rows, aim_again, visible_range
 from agmc_onnx.refit.sites import Site, find_sites
 from agmc_onnx.refit.stream import Stream, Values, read_batches
 from agmc_onnx.refit.thin import Thinner
+from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.torch_view.module import replace_constants
 

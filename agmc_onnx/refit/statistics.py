@@ -17,12 +17,12 @@ from torch import Tensor
 
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.graph.view import Graph, Node, view
-from agmc_onnx.pruning.editor import Cut
 from agmc_onnx.refit.compensate import add_biases
 from agmc_onnx.refit.moments import to_rows
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.sites import Site, find_sites
 from agmc_onnx.refit.stream import Stream, read_batches
+from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.torch_view.module import replace_constants
 
