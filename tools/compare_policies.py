@@ -33,6 +33,7 @@ import numpy as np
 import onnx
 
 from agmc_onnx import policies
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.roles import Roles
 from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.graph.files import read_model
@@ -44,7 +45,7 @@ from agmc_onnx.run import recovering, stages
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.loop import SearchResult
-from agmc_onnx.search.problem import IntArray, Problem
+from agmc_onnx.search.problem import Problem
 from agmc_onnx.verbs import compress as pipeline
 
 # Ablations of AGMC, as policies of their own: what its options are set to.

@@ -6,8 +6,8 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.card import bad_data, shape_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
@@ -111,7 +111,7 @@ def is_sorted(labels: np.ndarray) -> bool:
     return bool(is_classes and labels[0] != labels[-1] and (np.diff(labels) >= 0).all())
 
 
-def spread(labels: np.ndarray) -> NDArray[np.int64]:
+def spread(labels: np.ndarray) -> IntArray:
     """Return the order in which every class is spread evenly from the first to the last sample."""
     place = np.empty(len(labels))
     for label in np.unique(labels):

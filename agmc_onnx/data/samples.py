@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.card import NEEDS_LABELS, DataCard, InputSpec, Slice, bad_data, default_roles, load_card, shape_text
 from agmc_onnx.data.images import convert, crop, decode_all, normalise, resize
 from agmc_onnx.data.labels import check_labels, file_labels, is_sorted, list_files, spread
@@ -20,7 +20,7 @@ __all__ = ["DataCard", "Dataset", "InputSpec", "Samples", "load_card", "open_dat
 SYNTHETIC_DIM = 16  # size of a dynamic dim that is not the batch
 
 Feed = dict[str, np.ndarray]
-Read = Callable[[NDArray[np.int64]], Feed]
+Read = Callable[[IntArray], Feed]
 
 
 class Samples:
@@ -37,7 +37,7 @@ class Samples:
         self,
         name: str,
         read: Read,
-        index: NDArray[np.int64],
+        index: IntArray,
         labels: np.ndarray | None,
         *,
         fixed_batch: int | None = None,
@@ -89,7 +89,7 @@ class Samples:
             feed = self._read(index)
             yield {name: np.asarray(a[0]) if name in self._unbatched else a for name, a in feed.items()}, labels
 
-    def read(self, rows: NDArray[np.int64]) -> Feed:
+    def read(self, rows: IntArray) -> Feed:
         """Return the feed of any samples by their numbers 0..n-1, read and preprocessed now."""
         feed = self._read(self._index[rows])
         return {name: np.asarray(a[0]) if name in self._unbatched else a for name, a in feed.items()}
@@ -165,7 +165,7 @@ class _Source:
     n: int
     read: Read
     labels: np.ndarray | None
-    order: NDArray[np.int64]  # (n,) rows in the order that roles are slices of
+    order: IntArray  # (n,) rows in the order that roles are slices of
     fixed_batch: int | None
     unbatched: frozenset[str]
 
@@ -371,7 +371,7 @@ def _image_source(
     inputs: Sequence[InputSpec],
     labels: np.ndarray | None,
     *,
-    order: NDArray[np.int64] | None = None,
+    order: IntArray | None = None,
 ) -> _Source:
     spec = _image_input(where, inputs)
     if not len(images):
@@ -386,7 +386,7 @@ def _image_source(
         if images.ndim == 3:
             images = images[..., None]
 
-    def read(index: NDArray[np.int64]) -> Feed:
+    def read(index: IntArray) -> Feed:
         if isinstance(images, np.ndarray):
             pixels = images[index]
             if card.resize:

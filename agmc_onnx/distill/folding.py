@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from agmc_onnx.arrays import FloatArray
 from agmc_onnx.graph.view import Graph, Node, view
 from agmc_onnx.torch_view.module import replace_constants
 
-FloatArray = npt.NDArray[np.float64]
 _DEAD = 1e-4  # a scale this small beside the largest cannot be divided by: it is replaced by one
 
 

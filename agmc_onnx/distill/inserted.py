@@ -20,6 +20,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from agmc_onnx.arrays import FloatArray
 from agmc_onnx.graph.view import Graph, Node, view
 from agmc_onnx.torch_view.module import TorchGraph, replace_constants
 
@@ -136,7 +137,7 @@ class Normalised:
             call.training = call.op_type == "BatchNormalization" and call.outputs[0] in self.outputs
 
 
-def _sizes(weight: np.ndarray) -> npt.NDArray[np.float64]:
+def _sizes(weight: np.ndarray) -> FloatArray:
     """Return what the filters of a weight are divided by, (channels,)."""
     rms = np.sqrt((weight.reshape(len(weight), -1).astype(np.float64) ** 2).mean(1))
     return np.maximum(rms, max(_LEAST_DEVIATION * float(rms.max()), 1e-12)) / FILTER_RMS

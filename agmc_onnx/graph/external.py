@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
-Mask = npt.NDArray[np.bool_]
+from agmc_onnx.arrays import Mask
+
 Masks = Mapping[int, Mask]
 _DIMS, _KEEP, _FILL = "agmc.dims", "agmc.keep.", "agmc.fill"  # keys of external_data; no file that is written has them
 

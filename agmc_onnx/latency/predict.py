@@ -16,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
+from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.pruning.cost import Sizes, axis_sizes
 from agmc_onnx.ties.groups import Channels
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 BLOCKS = (8, 16)  # channels that vector kernels take at once: AVX2 and NEON, AVX-512
 NS = 1_000_000  # in a millisecond
 SMALLEST_MS = 1e-4
@@ -225,8 +224,8 @@ def _fit(known: Mapping[tuple[int, ...], float]) -> FloatArray:
 def _features(sizes: IntArray) -> FloatArray:
     """Return what a time may be a sum of, (n, n_features): sizes as they are and in whole blocks, and their products."""
     n, width = sizes.shape
-    columns: list[npt.NDArray[np.floating[Any]]] = [np.ones(n)]
-    forms: list[list[npt.NDArray[np.floating[Any]]]] = []
+    columns: list[FloatArray] = [np.ones(n)]
+    forms: list[list[FloatArray]] = []
     for i in range(width):
         size = sizes[:, i].astype(np.float64)
         blocked = [np.ceil(size / block) * block for block in BLOCKS]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from agmc_onnx.arrays import FloatArray
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.files import external_tensors
 from agmc_onnx.measuring.session import Model, Run, bound, opened
@@ -165,7 +166,7 @@ def _in_turns(
     warmup: int,
     seconds: float,
     provider: str,
-) -> tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+) -> tuple[list[str], FloatArray, FloatArray]:
     """Return where each model ran, and its times of every round in ms: wall and processor, (n_models, n_rounds)."""
     runs = [opened(model, threads, provider) for model in models]
     runs = [(bound(run, feeds), where) for run, where in runs]

@@ -13,8 +13,8 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from agmc_onnx.arrays import FloatArray
 from agmc_onnx.data.card import NEEDS_LABELS, shape_text
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import DataError, ModelError, UsageError
@@ -75,7 +75,7 @@ class Evaluation:
     session_s: float
     outputs: Outputs | None = None
     fidelity: float | None = None
-    errors: NDArray[np.float64] | None = None
+    errors: FloatArray | None = None
     n_images: int | None = None
 
 
@@ -153,7 +153,7 @@ class Evaluator:
         model: Model | Run,
         keep_outputs: bool = False,
         race: bool = False,
-        best: NDArray[np.float64] | None = None,
+        best: FloatArray | None = None,
     ) -> Evaluation:
         """Return a model's score on the samples.
 
@@ -213,7 +213,7 @@ class Evaluator:
         return found
 
     def _is_lost(
-        self, per_batch: list[list[np.ndarray]], valid_rows: list[int], best: NDArray[np.float64], margin: float
+        self, per_batch: list[list[np.ndarray]], valid_rows: list[int], best: FloatArray, margin: float
     ) -> bool:
         """Whether the batches so far show that a model is worse than the best one by so many standard errors."""
         assert self._original is not None
@@ -222,7 +222,7 @@ class Evaluator:
         errors = image_errors(self._comparable(outputs), self._original)
         return errors is not None and len(errors) == sum(rows) and is_lost(errors, best, margin)
 
-    def _run(self, model: Model | Run, best: NDArray[np.float64] | None = None) -> tuple[Outputs, float, float]:
+    def _run(self, model: Model | Run, best: FloatArray | None = None) -> tuple[Outputs, float, float]:
         feeds = self.samples.feeds(self.batch_size)
         start = perf_counter()
         run, _ = opened(model, self._threads, self._provider)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.errors import ModelError
 
 MAX_ENTRIES = 65536  # of an output, per sample, that agreement compares
@@ -141,7 +141,7 @@ def _closeness(output: np.ndarray, reference: np.ndarray) -> float:
     return (1.0 if error == 0 else spread / (error + spread)) * float(good.sum() / known.sum())
 
 
-def ranks(scores: np.ndarray, label: NDArray[np.int64]) -> NDArray[np.int64]:
+def ranks(scores: np.ndarray, label: IntArray) -> IntArray:
     """Return the place of each label, 0 = best; ties go to the lower class, so equal scores are no way to win.
 
     A sample with a nan is put last.

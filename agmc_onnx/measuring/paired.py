@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
+from agmc_onnx.arrays import Mask
 from agmc_onnx.measuring.accuracy import Evaluator, Outputs
 from agmc_onnx.measuring.closeness import class_scores
 
@@ -53,7 +53,7 @@ class DropMeter:
         return Drop(value, most, n, self._original, found.score.value)
 
 
-def hits(outputs: Outputs, evaluator: Evaluator) -> npt.NDArray[np.bool_] | None:
+def hits(outputs: Outputs, evaluator: Evaluator) -> Mask | None:
     """Return which samples a model gets right, or None where the metric does not count samples.
 
     Args:
@@ -75,7 +75,7 @@ def hits(outputs: Outputs, evaluator: Evaluator) -> npt.NDArray[np.bool_] | None
     return np.asarray(((scores > own) | before).sum(axis=1) < k)
 
 
-def upper_bound(original: npt.NDArray[np.bool_], model: npt.NDArray[np.bool_]) -> float:
+def upper_bound(original: Mask, model: Mask) -> float:
     """Return what the share of right answers falls by at most, in points, with 95 % confidence, one-sided.
 
     Both models answer the same samples, so only those count where one of the two is right: b that were lost and c that were

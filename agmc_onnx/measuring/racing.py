@@ -14,9 +14,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
+from agmc_onnx.arrays import FloatArray
+
 LOOKS = (0.25, 0.5)  # shares of the first images after which a candidate may be stopped early
 MARGIN = 3.0  # standard errors that the mean difference must be away from zero there: by chance once in 700 looks
 # After the first images: of 21 near-best candidates of a network the winner is then 0.09 points of fidelity behind the best;

@@ -9,11 +9,12 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
+from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.motifs.level1 import EDGE_TYPES, SINK, SOURCE, edge_type, feature_maps, kernel_shape, op_macs, op_params
 from agmc_onnx.motifs.motifs import Hierarchy
 from agmc_onnx.motifs.regions import immediate_dominators
-from agmc_onnx.search.problem import GraphArrays, IntArray
+from agmc_onnx.search.problem import GraphArrays
 
 N_HASHED = 8  # columns of `x` that a motif's key is hashed to
 
@@ -172,7 +173,7 @@ class ChannelView:
 
     edge_index: IntArray
     layer: IntArray
-    is_filter: npt.NDArray[np.bool_]
+    is_filter: Mask
 
     @property
     def n_nodes(self) -> int:

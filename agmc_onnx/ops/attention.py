@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.view import Node
 from agmc_onnx.ops.move import carry
 from agmc_onnx.ops.reshape import feeds_grouped_query
-from agmc_onnx.ties.ledger import Entries, Ids, Ledger, tie_or_freeze
+from agmc_onnx.ties.ledger import Entries, Ledger, tie_or_freeze
 
 _FLAT_RANK = 3  # of queries whose heads lie in one dim: (batch, length, heads * size)
 _PAST = {  # input positions of keys and values of earlier calls
@@ -140,7 +141,7 @@ def grouped_query(ledger: Ledger, node: Node) -> None:
     heads, kv_heads = node.attribute("num_heads"), node.attribute("kv_num_heads")
     if any(_is_used(ledger, name) for name in node.outputs[3:]):
         return
-    found: list[Ids | None] = [None if not name else ledger.flat(node, name, 2) for name in node.inputs[:3]]
+    found: list[IntArray | None] = [None if not name else ledger.flat(node, name, 2) for name in node.inputs[:3]]
     if found[0] is not None and not any(node.inputs[1:3]):  # one value holds all three
         size = found[0].size // (heads + 2 * kv_heads)
         found = list(np.split(found[0], [heads * size, (heads + kv_heads) * size]))
@@ -175,7 +176,7 @@ def _turns_whole_heads(ledger: Ledger, node: Node) -> bool:
     return True
 
 
-def _cut_shared(ledger: Ledger, node: Node, found: list[Ids | None], heads: int, kv_heads: int) -> None:
+def _cut_shared(ledger: Ledger, node: Node, found: list[IntArray | None], heads: int, kv_heads: int) -> None:
     """Let a head of keys and values be one unit with the heads of queries that share it."""
     known = [ids.reshape(kv_heads, -1) for ids in found if ids is not None]
     if len(known) < len(found):
@@ -191,7 +192,7 @@ def _cut_shared(ledger: Ledger, node: Node, found: list[Ids | None], heads: int,
         ledger.set(name, 1, units.ravel())
 
 
-def _cut_queries(ledger: Ledger, node: Node, found: list[Ids | None], heads: int, kv_heads: int) -> None:
+def _cut_queries(ledger: Ledger, node: Node, found: list[IntArray | None], heads: int, kv_heads: int) -> None:
     """Let a head of queries be one unit; every head of keys keeps equally many, and none of those goes."""
     for ids in found[1:]:
         if ids is not None:
@@ -243,7 +244,7 @@ def hidden_sizes(node: Node, columns: int) -> list[int]:
     return list(node.attribute("qkv_hidden_sizes") or [columns // 3] * 3)
 
 
-def _flat(ledger: Ledger, node: Node, q_heads: int, kv_heads: int) -> list[Ids | None]:
+def _flat(ledger: Ledger, node: Node, q_heads: int, kv_heads: int) -> list[IntArray | None]:
     """Queries, keys and values (batch, length, heads * size): heads of queries share the keys of their number."""
     q, k, v = (ledger.flat(node, name, 2) for name in node.inputs[:3])
     grids = [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.zeros import removed_are_zero
-from agmc_onnx.ties.ledger import Entries, Ids, Ledger, tie_or_freeze
+from agmc_onnx.ties.ledger import Entries, Ledger, tie_or_freeze
 
 
 def conv(ledger: Ledger, node: Node, bias: int = 2) -> None:
@@ -111,13 +112,13 @@ def conv_transpose(ledger: Ledger, node: Node) -> None:
     ledger.set(node.outputs[0], 1, out)
 
 
-def _contract(ledger: Ledger, node: Node, source: Ids | None, weight: str, dim: int) -> None:
+def _contract(ledger: Ledger, node: Node, source: IntArray | None, weight: str, dim: int) -> None:
     """Tie contracted input channels to a dim of the weight; channels that cannot be cut leave the weight whole."""
     if source is not None:
         tie_or_freeze(ledger, node, source, weight, dim)
 
 
-def _bind_grouped(ledger: Ledger, node: Node, weight: str, grid: Ids) -> None:
+def _bind_grouped(ledger: Ledger, node: Node, weight: str, grid: IntArray) -> None:
     """Let dim 1 of a grouped Conv's weight have ids of its own for every group."""
     axis = (weight, 1)
     if weight not in ledger.graph.tensors or axis in ledger.entries:
@@ -131,6 +132,6 @@ def _bind_grouped(ledger: Ledger, node: Node, weight: str, grid: Ids) -> None:
     ledger.entries[axis] = Entries(grid, (0,))
 
 
-def _bias(ledger: Ledger, node: Node, position: int, ids: Ids) -> None:
+def _bias(ledger: Ledger, node: Node, position: int, ids: IntArray) -> None:
     if len(node.inputs) > position and node.inputs[position]:
         tie_or_freeze(ledger, node, ids, node.inputs[position], 0)

@@ -6,14 +6,12 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import FLOATS, Node
 from agmc_onnx.ops.reshape import reshape
 from agmc_onnx.ties.ledger import Entries, Handler, Ledger
-
-IntArray = npt.NDArray[np.int64]
 
 
 def carry(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.view import Node
-from agmc_onnx.ties.ledger import Ids, Ledger
+from agmc_onnx.ties.ledger import Ledger
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _BIAS, _PEEPHOLES = 3, 7  # input positions
@@ -39,7 +40,7 @@ def recurrent(ledger: Ledger, node: Node) -> None:
             ledger.set(output, 3 if position == 0 else 2, units)
 
 
-def _follow(ledger: Ledger, node: Node, units: Ids, value: str, dim: int, times: int) -> None:
+def _follow(ledger: Ledger, node: Node, units: IntArray, value: str, dim: int, times: int) -> None:
     ids = ledger.flat(node, value, dim)
     if ids is None:
         ledger.freeze(units, f"{node.label}: its operand {value} cannot be cut with it")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import Node
-from agmc_onnx.ties.ledger import Entries, Ids, Ledger, Shuffle
+from agmc_onnx.ties.ledger import Entries, Ledger, Shuffle
 
 Block = tuple[list[int], list[int]]  # consecutive dims before and after a reshape that hold the same entries
 _LARGEST_GRID = 1 << 23  # ids of a reshaped block; beyond that the block is left whole
@@ -274,7 +275,7 @@ def _strided_view(ledger: Ledger, node: Node) -> bool:
 
 def _move_rows(
     ledger: Ledger, entries: Entries, blocks: list[Block], before: Shape, after: Shape, skip: Sequence[int] = ()
-) -> tuple[Ids, tuple[int, ...]]:
+) -> tuple[IntArray, tuple[int, ...]]:
     """Follow the row dims of entries through a reshape.
 
     Args:

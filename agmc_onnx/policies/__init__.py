@@ -10,12 +10,13 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from agmc_onnx.arrays import FloatArray
 from agmc_onnx.errors import UsageError
 from agmc_onnx.options import SearchOptions
 from agmc_onnx.policies import blackbox as searching
 from agmc_onnx.policies import handcrafted
 from agmc_onnx.policies.guide.prior import prior_candidates, unchecked_candidates
-from agmc_onnx.search.problem import FloatArray, Outcome, Problem
+from agmc_onnx.search.problem import Outcome, Problem
 
 
 class Policy(Protocol):

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.errors import UsageError
 from agmc_onnx.options import SearchOptions
 from agmc_onnx.policies.guide.prior import ScoreCurves, greedy_candidates
 from agmc_onnx.policies.handcrafted import ListPolicy
-from agmc_onnx.search.problem import FloatArray, IntArray, Outcome, Problem
+from agmc_onnx.search.problem import Outcome, Problem
 
 RATIOS = (0.5, 0.25, 0.75)  # keep ratios at which sensitivity is measured, in this order
 SMALLEST = 0.01  # smallest keep ratio proposed

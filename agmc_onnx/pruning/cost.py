@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
+from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.conv import slides
 from agmc_onnx.ops.recurrent import GATES
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.ties.ledger import Axis
 
-IntArray = npt.NDArray[np.int64]
 _LARGEST = 1 << 20  # sizes looked up at once
 
 
@@ -65,7 +65,7 @@ class Cost:
         sizes = (self.base + self.slope @ np.asarray(kept, np.int64)) // self.rows
         return self.coefficient * sizes[self.factors].prod(axis=1)
 
-    def share_of(self, n_units: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    def share_of(self, n_units: npt.ArrayLike) -> FloatArray:
         """Return, for every group, the share of the whole cost that lies in terms it changes, (n_groups,)."""
         terms = self.terms(n_units)
         n_terms, width = self.factors.shape

@@ -7,15 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.graph.view import Node as GraphNode
 from agmc_onnx.ops.sizes import SHAPE_INPUTS
-from agmc_onnx.ties.cut import Cut, Mask
+from agmc_onnx.ties.cut import Cut
 
-IntArray = npt.NDArray[np.int64]
 _PADS_ARE_AN_INPUT = 11  # since this opset
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import linprog
 
+from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.errors import UsageError
 from agmc_onnx.ties.groups import Channels, Group
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 Importance = Callable[[Channels], FloatArray]
 _CHUNK = 65_536  # elements: their squares stay in the cache, and no copy of a large weight is made
 

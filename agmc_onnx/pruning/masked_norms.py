@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from agmc_onnx.graph.external import Mask
+from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.computing import reduced_dims
 from agmc_onnx.ties.cut import Cut
@@ -44,12 +43,12 @@ class Norm:
 
     output: str
     dim: int
-    kept: npt.NDArray[np.int64] | Mask
+    kept: IntArray | Mask
     size: int
     is_weight: bool = False
 
 
-def norms_of(channels: Channels, kept: Sequence[npt.NDArray[np.int64]]) -> list[Norm] | None:
+def norms_of(channels: Channels, kept: Sequence[IntArray]) -> list[Norm] | None:
     """Return the nodes whose statistics run over channels that a plan cuts.
 
     Args:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.errors import PlanError
-from agmc_onnx.ties.cut import Cut, Mask
+from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 
-IntArray = npt.NDArray[np.int64]
 FORMAT = "agmc-onnx/plan@1"
 
 

@@ -9,18 +9,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from agmc_onnx.arrays import FloatArray, Mask
 from agmc_onnx.errors import ModelError, PlanError, VerificationError
 from agmc_onnx.graph.files import read_sparse
 from agmc_onnx.graph.view import Graph, view
 from agmc_onnx.options import CompressOptions, pattern_of
 from agmc_onnx.pruning.plan import Plan
 
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 _DENSE_OPS, _KERNEL_OPS = ("Gemm", "MatMul"), ("Conv", "ConvTranspose")
 _INDEX_BYTES = 8  # of a stored non-zero, beside its number: ONNX wants int64
 _ZIP_LEVEL = 6
@@ -102,7 +100,7 @@ def zeros_wanted(size: int, share: float) -> int:
     return min(size, math.ceil(share * size - 1e-9))
 
 
-def weakest(scores: FloatArray, n: int) -> BoolArray:
+def weakest(scores: FloatArray, n: int) -> Mask:
     """Return the n lowest scores of an array of any shape as a mask; ties go to the first."""
     flat = np.asarray(scores).reshape(-1)
     if n <= 0:
@@ -113,7 +111,7 @@ def weakest(scores: FloatArray, n: int) -> BoolArray:
     return chosen.reshape(scores.shape)
 
 
-def weakest_of_pattern(scores: FloatArray, pattern: tuple[int, int], run: int) -> BoolArray:
+def weakest_of_pattern(scores: FloatArray, pattern: tuple[int, int], run: int) -> Mask:
     """Return which scores go so that of m neighbours along the last axis at most n stay.
 
     Args:
@@ -153,7 +151,7 @@ def thin_by_magnitude(model: onnx.ModelProto, sparsity: Sparsity) -> onnx.ModelP
     return with_arrays(model, changed) if changed else model
 
 
-def magnitude_mask(array: np.ndarray, input_dim: int, share: float, pattern: tuple[int, int] | None) -> BoolArray:
+def magnitude_mask(array: np.ndarray, input_dim: int, share: float, pattern: tuple[int, int] | None) -> Mask:
     """Return which weights of a tensor go when the smallest do.
 
     Args:

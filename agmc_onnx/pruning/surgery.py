@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
-from agmc_onnx.graph.external import Mask, is_external, part_of, take
+from agmc_onnx.arrays import IntArray, Mask
+from agmc_onnx.graph.external import is_external, part_of, take
 from agmc_onnx.graph.files import write_array
 from agmc_onnx.graph.protobuf import without_initializers
 from agmc_onnx.graph.view import Graph
@@ -17,7 +16,6 @@ from agmc_onnx.pruning.editor import Editor
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 
-IntArray = npt.NDArray[np.int64]
 _PREPARED_BYTES = 64_000_000  # of weights that are kept as arrays between cuts
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from agmc_onnx.arrays import Mask
 from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.errors import AgmcError, PlanError, VerificationError
-from agmc_onnx.graph.external import Mask, is_external, part_of
+from agmc_onnx.graph.external import is_external, part_of
 from agmc_onnx.graph.files import external_tensors, without_external, write_array
 from agmc_onnx.graph.precision import as_fed, is_half, to_float32
 from agmc_onnx.graph.protobuf import without_initializers

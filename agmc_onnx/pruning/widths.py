@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.latency.tables import layout_block
 from agmc_onnx.ties.groups import Channels
 
@@ -12,7 +12,7 @@ AUTO = "auto"
 FINE = 4  # onnxruntime's blocked layout takes no other widths: 17 channels take 1.9 times as long as 16
 
 
-def rounding(channels: Channels, round_to: int | str | None, provider: str = "cpu") -> npt.NDArray[np.int64]:
+def rounding(channels: Channels, round_to: int | str | None, provider: str = "cpu") -> IntArray:
     """Return for each group what its kept counts are multiples of, (n_groups,), where it has that many units.
 
     Args:

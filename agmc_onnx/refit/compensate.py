@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.view import view
@@ -37,7 +37,6 @@ from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.torch_view.module import replace_constants
 
-IntArray = npt.NDArray[np.int64]
 Halves = tuple[Moments, ...]  # of the batches of even and of odd numbers, or of all
 Progress = Callable[[int, int, str], None]
 _TRIES = 16  # tenfold ridges before moments count as not finite

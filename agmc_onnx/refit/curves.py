@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.linalg import cholesky, solve_triangular
 
+from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import BudgetError
 from agmc_onnx.refit.moments import Moments, Patches, sample_positions, to_rows
@@ -29,8 +29,6 @@ from agmc_onnx.refit.sites import find_sites
 from agmc_onnx.refit.stream import Stream, read_batches
 from agmc_onnx.ties.groups import Channels
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 _STEPS = 64  # of an elimination: more than that many units go several at a time
 # Ridge of the covariance as a share of its mean diagonal: at least _RIDGE, more where samples are few beside the width, or
 # units would seem to be made up for by others that merely fit the samples.

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from scipy.special import log_softmax
 
+from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.data.samples import Feed, Samples
 from agmc_onnx.graph.view import Graph
 from agmc_onnx.measuring.session import make_session, run_model
@@ -25,8 +25,6 @@ from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.quick import QuickRefit
 from agmc_onnx.ties.groups import Channels
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 SHARES = (0.25, 0.5, 0.75, 0.875)  # widths that are measured
 MOST, LEAST, MOST_MACS = 64, 8, 1e12  # samples per candidate; multiply-adds of all candidates together, about a minute
 

@@ -7,15 +7,14 @@ from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
+from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import UsageError
 from agmc_onnx.refit.curves import Consumer, Curves, error_curves, measure_consumers, moment_importance
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.ties.groups import Channels
 
-FloatArray = npt.NDArray[np.float64]
 _AT_ONCE = 1 << 28  # bytes of activations that one backward pass may keep
 
 
@@ -88,7 +87,7 @@ def taylor(measured: Measurements) -> FloatArray:
 
     channels, options = measured.channels, measured.options
     graph = channels.graph
-    axes: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
+    axes: dict[tuple[str, int], IntArray] = {}
     for site in find_sites(graph):
         shape = graph.shape(site.x)
         axis = None if shape is None else channels.axes.get((site.x, site.channel_dim % shape.rank))

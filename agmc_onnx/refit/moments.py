@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.graph.view import Node
 from agmc_onnx.refit.sites import Site
 from agmc_onnx.refit.stream import Stream, channels_last
@@ -102,7 +102,7 @@ class Patches:
             ]
         return (x.shape[0], *out)
 
-    def places(self, x: Tensor, weight: Tensor, positions: npt.NDArray[np.int64]) -> Places:
+    def places(self, x: Tensor, weight: Tensor, positions: IntArray) -> Places:
         """Return where the patches of some output positions lie in the node's input; its channels do not matter.
 
         Args:
@@ -136,9 +136,7 @@ class Patches:
         # positions last in memory: a batch of products of narrow matrices is 60 times as slow otherwise
         return u.reshape(n, len(places.index) // n, g, -1).permute(2, 1, 3, 0).reshape(g, -1, n).transpose(1, 2)
 
-    def _sources(
-        self, x: Tensor, weight: Tensor, positions: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    def _sources(self, x: Tensor, weight: Tensor, positions: IntArray) -> tuple[IntArray, Mask]:
         """Return the input position behind every place of the kernel, (positions, places), and whether there is one."""
         call, kernel, sizes = self._call, list(weight.shape[2:]), list(x.shape[2:])
         rank = len(kernel)
@@ -165,7 +163,7 @@ class Patches:
 
 def sample_positions(
     n_available: int, n_rows: int, n_total_rows: int, limit: int, generator: np.random.Generator
-) -> npt.NDArray[np.int64]:
+) -> IntArray:
     """Return the output positions of one batch that are looked at, ascending.
 
     Args:

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from scipy.linalg import cho_factor, cho_solve
 
+from agmc_onnx.arrays import FloatArray, IntArray, Mask
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.graph.external import take
 from agmc_onnx.refit.compensate import add_biases
@@ -31,9 +31,6 @@ from agmc_onnx.refit.stream import Stream, read_batches
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.torch_view.module import replace_constants
-
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +143,7 @@ class QuickRefit:
                 added[site.node.outputs[0]] = (offset if axis is None else offset[axis]).astype(np.float32)
         return add_biases(replace_constants(pruned, changed), added)
 
-    def _solved(self, number: int, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+    def _solved(self, number: int, mask: Mask) -> tuple[FloatArray, FloatArray]:
         """Return the weight of a node, of the original's shape, and its bias' change, for the inputs that stay."""
         key = (number, np.packbits(mask).tobytes())
         if key in self._known:

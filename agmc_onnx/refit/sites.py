@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from agmc_onnx.arrays import FloatArray
 from agmc_onnx.graph.view import Graph, Node
 
-FloatArray = npt.NDArray[np.float64]
 _FIRST_CHANNEL = ("Conv", "ConvTranspose", "BatchNormalization")
 _PASSING = ("Identity", "Dropout")
 

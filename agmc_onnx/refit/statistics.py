@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from torch import Tensor
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.graph.view import Graph, Node, view
 from agmc_onnx.refit.compensate import add_biases
@@ -25,8 +25,6 @@ from agmc_onnx.refit.stream import Stream, read_batches
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.torch_view.module import replace_constants
-
-IntArray = npt.NDArray[np.int64]
 
 
 class Restatement:

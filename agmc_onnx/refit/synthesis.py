@@ -7,17 +7,16 @@ are moved by gradients until they give the same (Yin et al. 2020, arXiv:1912.087
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from agmc_onnx.arrays import FloatArray
 from agmc_onnx.data.samples import Feed, Samples
 from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.torch_view.module import TorchGraph
 
-FloatArray = npt.NDArray[np.float32]
 _SHARED = 0.8  # of the variance, that all colours have in common
 
 

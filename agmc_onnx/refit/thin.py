@@ -10,19 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from agmc_onnx.arrays import FloatArray, Mask
 from agmc_onnx.errors import UsageError
 from agmc_onnx.pruning.sparsity import Sparsity, weakest, weakest_of_pattern, zeros_wanted
 from agmc_onnx.refit.moments import Moments
 from agmc_onnx.refit.sites import Site
 
-FloatArray = npt.NDArray[np.float64]
 BLOCK = 128  # columns thinned before their error is handed on to the later ones
 DAMPING = 1e-2  # least ridge as a share of the mean diagonal; arXiv:2301.00774 has the same
-Choose = Callable[[FloatArray, int], npt.NDArray[np.bool_]]  # (scores, first column) -> what goes
+Choose = Callable[[FloatArray, int], Mask]  # (scores, first column) -> what goes
 
 
 class Thinner:
@@ -170,7 +169,7 @@ def obs(
     return found
 
 
-def _share_of_rest(scores: FloatArray, later: FloatArray, n: int) -> npt.NDArray[np.bool_]:
+def _share_of_rest(scores: FloatArray, later: FloatArray, n: int) -> Mask:
     """Return what goes of these columns when n weights of these and the later ones go, the weakest of all first."""
     both = np.concatenate([scores, later], axis=1)
     return weakest(both, n)[:, : scores.shape[1]]
@@ -185,7 +184,7 @@ def _factor_of_inverse(second: FloatArray) -> FloatArray:
     return np.asarray(solve_triangular(upper, np.eye(len(second)), lower=False))
 
 
-def _goes(scores: FloatArray, asked: Sparsity, name: str, run: int) -> npt.NDArray[np.bool_]:
+def _goes(scores: FloatArray, asked: Sparsity, name: str, run: int) -> Mask:
     if asked.pattern is not None:
         return weakest_of_pattern(scores, asked.pattern, run)
     return weakest(scores, zeros_wanted(scores.size, asked.share_of(name)))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.files import ModelFile, read_model
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import Graph, view
@@ -46,10 +46,10 @@ class Base:
     """
 
     model: onnx.ModelProto
-    kept: list[npt.NDArray[np.int64]]
+    kept: list[IntArray]
 
     @property
-    def n_units(self) -> npt.NDArray[np.int64]:
+    def n_units(self) -> IntArray:
         """Units that are left in every group."""
         return np.array([len(positions) for positions in self.kept], np.int64)
 

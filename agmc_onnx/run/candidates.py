@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
+from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.data.roles import Roles
 from agmc_onnx.errors import BudgetError, ModelError, UsageError
 from agmc_onnx.options import CompressOptions
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from agmc_onnx.refit.compensate import Compensator
     from agmc_onnx.refit.importance import Measurements
 
-IntArray = npt.NDArray[np.int64]
 Progress = Callable[[str, Mapping[str, Any]], None]
 QUICK_RIDGE = 0.1  # of a candidate's refit: as good on few samples as the choice among four, in two thirds of the time
 QUICK_ROUNDS = 1  # of a candidate's refit behind activations
@@ -155,7 +154,7 @@ def _measurements(channels: Channels, data: Roles, settings: CompressOptions) ->
 
 
 def _divergence(
-    channels: Channels, scores: npt.NDArray[np.float64], data: Roles, settings: CompressOptions, step: IntArray
+    channels: Channels, scores: FloatArray, data: Roles, settings: CompressOptions, step: IntArray
 ) -> Curves:
     from agmc_onnx.refit.divergence import divergence_curves
     from agmc_onnx.refit.options import RecoverOptions
@@ -164,9 +163,7 @@ def _divergence(
     return divergence_curves(channels, scores, step, data.role("calibration"), few, settings.threads)
 
 
-def _scores(
-    channels: Channels, measured: Callable[[], Measurements] | None, settings: CompressOptions
-) -> npt.NDArray[np.float64]:
+def _scores(channels: Channels, measured: Callable[[], Measurements] | None, settings: CompressOptions) -> FloatArray:
     name = settings.importance or "l2"
     if name in NEED_DATA and measured is not None:
         return measured().scores(name)

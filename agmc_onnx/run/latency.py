@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.roles import Roles
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.files import write_atomically
@@ -21,7 +22,7 @@ from agmc_onnx.measuring.session import make_session, provider_of
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.widths import AUTO, FINE
 from agmc_onnx.run.analysis import Analysis
-from agmc_onnx.run.candidates import IntArray, Progress, environment_of
+from agmc_onnx.run.candidates import Progress, environment_of
 from agmc_onnx.run.recovering import distilled, recovered
 from agmc_onnx.run.stages import Found, Job
 from agmc_onnx.run.target import Target

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.roles import Roles
 from agmc_onnx.measuring.session import processors
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude
 from agmc_onnx.run.analysis import Analysis
-from agmc_onnx.run.candidates import IntArray, Progress
+from agmc_onnx.run.candidates import Progress
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.joint import JointEnvironment
 from agmc_onnx.search.journal import run_folder

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.roles import Roles
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.files import read_model, write_model
@@ -17,7 +18,7 @@ from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.verify import masked
 from agmc_onnx.run.analysis import Analysis, Base
-from agmc_onnx.run.candidates import IntArray, Progress, environment_of, reachable, search_candidates
+from agmc_onnx.run.candidates import Progress, environment_of, reachable, search_candidates
 from agmc_onnx.run.recovering import best_finalist, distilled
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.environment import Environment

@@ -9,8 +9,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.errors import UsageError
-from agmc_onnx.search.problem import FloatArray, IntArray, Problem
+from agmc_onnx.search.problem import Problem
 
 CLOSE_ENOUGH = 5e-4  # share of the full cost; a result this close below the budget is not repaired any further
 MAX_REPAIRS = 12  # repair rounds; each tries one step up of every group that may still fit
@@ -34,7 +35,7 @@ def algorithm1_literal(
     a_max: float = 0.8,
     skip_first: bool = False,
     update_sum_in_place: bool = False,
-) -> npt.NDArray[np.float64]:
+) -> FloatArray:
     """Return the prune ratios a' of the paper's Algorithm 1 (section 3.4.4), as printed.
 
     It can miss the budget (the share lost to `a_max` is given to nobody), and never corrects over-pruning;
@@ -76,7 +77,7 @@ class Rescaled:
     """
 
     kept: IntArray
-    keep_ratio: npt.NDArray[np.float64]
+    keep_ratio: FloatArray
     reached: int
     feasible: bool
     best_reachable: int
@@ -181,7 +182,7 @@ def _check(ratio: FloatArray, units: IntArray, steps: IntArray, least: IntArray)
 class _Path:
     """Kept counts along the common scaling, one group losing one step at each event."""
 
-    def __init__(self, prune: npt.NDArray[np.float64], units: IntArray, steps: IntArray, least: IntArray) -> None:
+    def __init__(self, prune: FloatArray, units: IntArray, steps: IntArray, least: IntArray) -> None:
         """Order the events; `prune` is the proposal, (n_groups,) in 0..1."""
         self.units, self.steps = units, steps
         self.top = (units - 1) // steps  # multiples of the step below all units; kept = top * step after one event

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.errors import AgmcError, UsageError
 from agmc_onnx.search.journal import Errors
-from agmc_onnx.search.problem import IntArray, Outcome
+from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.workers import MAX_TRIES, Evaluate
 
 LOCAL = "local"  # the address that starts Ray on this machine

@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.motifs import arrays, build
 from agmc_onnx.motifs.level1 import kernel_shape, op_macs
 from agmc_onnx.pruning.cost import macs_cost, params_cost
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.search.journal import Errors
-from agmc_onnx.search.problem import Curves, IntArray, Outcome, Problem
+from agmc_onnx.search.problem import Curves, Outcome, Problem
 from agmc_onnx.ties.groups import Channels
 
-FloatArray = npt.NDArray[np.float64]
 Evaluate = Callable[..., Outcome]  # of a model and, in a race, the errors of the best
 Recover = Callable[[list[IntArray], onnx.ModelProto], onnx.ModelProto]
 

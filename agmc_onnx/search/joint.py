@@ -15,11 +15,12 @@ import numpy.typing as npt
 import onnx
 from scipy.sparse import csr_array
 
+from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.motifs import arrays, build
 from agmc_onnx.pruning.cost import Cost
 from agmc_onnx.search.budget import Rescaled, meet_target
 from agmc_onnx.search.environment import Environment
-from agmc_onnx.search.problem import Curves, FloatArray, IntArray, Problem
+from agmc_onnx.search.problem import Curves, Problem
 from agmc_onnx.ties.groups import Channels
 
 LEVELS = 40  # steps of a density: 2.5 % of a layer's weights
@@ -33,7 +34,7 @@ class JointCurves:
     """Error curves of groups and, after them, of layers; see `agmc_onnx.search.problem.Curves`."""
 
     counts: tuple[IntArray, ...]
-    errors: tuple[npt.NDArray[np.float64], ...]
+    errors: tuple[FloatArray, ...]
 
     def error(self, group: int, n_kept: int) -> float:
         """Return a decision's error at any count, interpolated."""
@@ -158,7 +159,7 @@ def widened(cost: Cost, n: int) -> Cost:
     return replace(cost, slope=wider)
 
 
-def _joined_curves(groups: Curves, power: Sequence[npt.NDArray[np.float64]]) -> JointCurves:
+def _joined_curves(groups: Curves, power: Sequence[FloatArray]) -> JointCurves:
     """Return the curves of the groups, and for every layer the share of its weights' power that goes."""
     counts = tuple(np.arange(1, LEVELS + 1) for _ in power)
     errors = tuple(np.maximum(1 - np.cumsum(p) / max(float(p.sum()), 1e-30), 0.0) for p in power)

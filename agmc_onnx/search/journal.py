@@ -18,8 +18,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.errors import UsageError
-from agmc_onnx.search.problem import IntArray, Outcome
+from agmc_onnx.search.problem import Outcome
 
 FORMAT = "agmc-onnx/journal@2"
 NAME, OLD_NAME = "journal.jsonl", "journal.old.jsonl"

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.floating[Any]]
+from agmc_onnx.arrays import FloatArray, IntArray, Mask
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Curves(Protocol):
     def counts(self) -> tuple[IntArray, ...]: ...  # noqa: D102
 
     @property
-    def errors(self) -> tuple[npt.NDArray[np.float64], ...]: ...  # noqa: D102
+    def errors(self) -> tuple[FloatArray, ...]: ...  # noqa: D102
 
     def error(self, group: int, n_kept: int) -> float:
         """Return a group's error at any count."""
@@ -117,9 +116,9 @@ class Problem:
     features: npt.NDArray[np.float32]
     group_nodes: Sequence[IntArray]
     evaluate: Callable[[IntArray], Outcome]
-    is_joined: npt.NDArray[np.bool_] | None = None
+    is_joined: Mask | None = None
     layers: npt.NDArray[np.float32] | None = None
-    scores: Sequence[npt.NDArray[np.float64]] | None = None
+    scores: Sequence[FloatArray] | None = None
     curves: Callable[[], Curves] | None = None
     divergence: Callable[[], Curves] | None = None
     meet: Callable[[FloatArray], Any] | None = None

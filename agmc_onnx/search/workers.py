@@ -11,9 +11,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.errors import UsageError
 from agmc_onnx.search.journal import Errors
-from agmc_onnx.search.problem import IntArray, Outcome
+from agmc_onnx.search.problem import Outcome
 
 MAX_TRIES = 3  # of a candidate whose worker died
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.ties.bundles import bundles
 from agmc_onnx.ties.ledger import Ledger
-
-IntArray = npt.NDArray[np.int64]
 
 
 def merge(

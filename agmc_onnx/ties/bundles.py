@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-IntArray = npt.NDArray[np.int64]
+from agmc_onnx.arrays import IntArray
+
 _FINE = 32  # bundles of a group that are enough: a step is then 3 % of it
 _NODES = 200  # of a search for one bundle; what was found by then is taken
 

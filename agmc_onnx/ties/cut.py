@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
-from agmc_onnx.graph.external import Mask
+from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.graph.view import Graph
 from agmc_onnx.ties.groups import Channels
-
-IntArray = npt.NDArray[np.int64]
 
 
 class Cut:

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.table import rule_of
 from agmc_onnx.ties.balance import join_uneven, merge, step_of
 from agmc_onnx.ties.ledger import Axis, Ledger, Shuffle, walk
 
-IntArray = npt.NDArray[np.int64]
 _CONTRACTING = frozenset(("Conv", "Gemm", "MatMul"))
 RESIDUAL = "residual"  # stands for all groups that shortcuts join
 
@@ -90,7 +90,7 @@ class Channels:
     views: Mapping[int, Node]
     sized: Mapping[int, Set[Axis]]
 
-    def removed(self, kept: list[IntArray]) -> npt.NDArray[np.bool_]:
+    def removed(self, kept: list[IntArray]) -> Mask:
         """Return a mask over units, true where a unit goes.
 
         Args:
@@ -103,7 +103,7 @@ class Channels:
         return gone
 
     @property
-    def joined(self) -> npt.NDArray[np.bool_]:
+    def joined(self) -> Mask:
         """Whether a sum of two feature maps or more joins the units of each prunable group (n_groups,)."""
         sums = {
             name
@@ -234,7 +234,7 @@ def _frozen_units(ledger: Ledger, unit_of: IntArray) -> dict[int, str]:
     return why
 
 
-def _uses(graph: Graph, axes: dict[Axis, AxisUnits], n_units: int) -> npt.NDArray[np.bool_]:
+def _uses(graph: Graph, axes: dict[Axis, AxisUnits], n_units: int) -> Mask:
     """Return (2, n_units): whether a unit has a weight, and whether it stands on an axis that meets more than constants.
 
     Exporters leave copies of a weight behind of which only statistics are taken. (Products of constants are layers of their

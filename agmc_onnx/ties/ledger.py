@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import Graph, Node
 
-Ids = npt.NDArray[np.int64]
 Axis = tuple[str, int]
 _TO_FOLD = "an export with fixed input sizes often does without it"
 Handler = Callable[["Ledger", Node], None]
@@ -37,11 +36,11 @@ class Entries:
             `ids` has there, so a period divides that dim's size.
     """
 
-    ids: Ids
+    ids: IntArray
     rows: tuple[int, ...] = ()
 
     @property
-    def grid(self) -> Ids:
+    def grid(self) -> IntArray:
         """Ids as (number of rows, size)."""
         return self.ids.reshape(-1, self.ids.shape[-1])
 
@@ -56,7 +55,7 @@ class Entries:
 class Freeze:
     """Ids that must stay, and why."""
 
-    ids: Ids
+    ids: IntArray
     why: str
 
 
@@ -89,8 +88,8 @@ class Ledger:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.entries: dict[Axis, Entries] = {}
-        self.ties: list[tuple[Ids, Ids]] = []
-        self.balances: list[Ids] = []
+        self.ties: list[tuple[IntArray, IntArray]] = []
+        self.balances: list[IntArray] = []
         self.frozen: list[Freeze] = []
         self.mentioned: set[tuple[str, int, int]] = set()
         self.normalised: list[Freeze] = []
@@ -138,12 +137,12 @@ class Ledger:
                 entries = self.entries[axis] = Entries(self.fresh(size))
         return entries
 
-    def flat(self, node: Node, value: str, dim: int) -> Ids | None:
+    def flat(self, node: Node, value: str, dim: int) -> IntArray | None:
         """Return the ids of an axis as one row; rows that could differ are tied together."""
         entries = self.axis(node, value, dim)
         return None if entries is None else self.column(entries)
 
-    def column(self, entries: Entries) -> Ids:
+    def column(self, entries: Entries) -> IntArray:
         """Return entries as one row; rows that could differ are tied together."""
         return self.collapse(entries, entries.rows).ids
 
@@ -170,19 +169,19 @@ class Ledger:
 
     # -- writing --------------------------------------------------------------------------------------------------
 
-    def fresh(self, size: int) -> Ids:
+    def fresh(self, size: int) -> IntArray:
         """Return `size` ids never used before."""
         ids = np.arange(self.n_ids, self.n_ids + size, dtype=np.int64)
         self.n_ids += size
         return ids
 
-    def fixed(self, size: int, why: str) -> Ids:
+    def fixed(self, size: int, why: str) -> IntArray:
         """Return `size` new ids that must stay."""
         ids = self.fresh(size)
         self.freeze(ids, why)
         return ids
 
-    def set(self, value: str, dim: int, ids: Ids, rows: tuple[int, ...] = ()) -> None:
+    def set(self, value: str, dim: int, ids: IntArray, rows: tuple[int, ...] = ()) -> None:
         """Give ids to an axis of an output; sizes 1 and open sizes take none.
 
         Args:
@@ -206,7 +205,7 @@ class Ledger:
         else:
             self.freeze(ids, f"dimension {dim} of {value} has size 1 and must stay")
 
-    def tie(self, one: Ids, other: Ids) -> None:
+    def tie(self, one: IntArray, other: IntArray) -> None:
         """Let two arrays of ids live and die together, entry by entry."""
         if one is other:
             return
@@ -215,7 +214,7 @@ class Ledger:
         if not (one == other).all():
             self.ties.append((one.ravel(), other.ravel()))
 
-    def balance(self, ids: Ids) -> None:
+    def balance(self, ids: IntArray) -> None:
         """Let every row of (..., size) ids keep equally many."""
         if not ids.size:
             return
@@ -223,11 +222,11 @@ class Ledger:
         if grid.shape[0] > 1:
             self.balances.append(grid)
 
-    def freeze(self, ids: Ids, why: str) -> None:
+    def freeze(self, ids: IntArray, why: str) -> None:
         """Keep all these ids."""
         self.frozen.append(Freeze(ids.ravel(), why))
 
-    def normalise(self, ids: Ids, node: Node) -> None:
+    def normalise(self, ids: IntArray, node: Node) -> None:
         """Note that a node takes statistics over these ids."""
         self.normalised.append(Freeze(ids.ravel(), node.label))
 
@@ -291,13 +290,13 @@ def _without_unused(graph: Graph, node: Node) -> Node:
     return replace(node, outputs=(node.outputs[0], *used))
 
 
-def _spread(entries: Entries, rows: tuple[int, ...]) -> Ids:
+def _spread(entries: Entries, rows: tuple[int, ...]) -> IntArray:
     """Return ids with an axis for every dim of `rows`, of size 1 where the entries do not differ along it."""
     sizes = iter(entries.ids.shape)
     return entries.ids.reshape([next(sizes) if row in entries.rows else 1 for row in rows] + [entries.ids.shape[-1]])
 
 
-def tie_or_freeze(ledger: Ledger, node: Node, ids: Ids, value: str, dim: int) -> None:
+def tie_or_freeze(ledger: Ledger, node: Node, ids: IntArray, value: str, dim: int) -> None:
     """Let ids live and die with a dim of another value, or freeze them where that cannot be cut."""
     entries = ledger.axis(node, value, dim)
     if entries is None:
@@ -318,7 +317,7 @@ def describe(ledger: Ledger, names: Iterable[str]) -> str:
     return " ".join(parts + ties)
 
 
-def _ranges(ids: Ids) -> str:
+def _ranges(ids: IntArray) -> str:
     runs: list[list[int]] = []
     for i in ids.tolist():
         if runs and i == runs[-1][-1] + 1 and len(runs[-1]) <= 2:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from agmc_onnx.arrays import FloatArray
 from agmc_onnx.errors import UsageError
 from agmc_onnx.options import AgmcOptions, SearchOptions
 from agmc_onnx.policies.agmc.ddpg import DdpgAgent, Known, single_thread, truncated_normal
@@ -14,7 +14,7 @@ from agmc_onnx.policies.agmc.states import GraphStates, States, graph_tensors, s
 from agmc_onnx.policies.guide.guide import N_GRID, SMALLEST, Guide, on_grid
 from agmc_onnx.policies.guide.linear_budget import LinearBudget, linear_budget
 from agmc_onnx.policies.guide.prior import best_curves
-from agmc_onnx.search.problem import FloatArray, Outcome, Problem
+from agmc_onnx.search.problem import Outcome, Problem
 
 N_FROM_BEST, N_FROM_ACTOR = 4, 8  # where climbs of an episode start: at means of the best ones, at what the actor takes
 N_CLIMBS = 4  # from each of the former
@@ -167,7 +167,7 @@ class AgmcPolicy:
         return torch.where((draw < share) | (draw <= least), noisy, centre)
 
     @staticmethod
-    def _as_ratio(actions: Tensor) -> npt.NDArray[np.float64]:
+    def _as_ratio(actions: Tensor) -> FloatArray:
         """Return actions as the search wants them."""
         return np.clip(actions.double().numpy(), SMALLEST, 1.0)
 

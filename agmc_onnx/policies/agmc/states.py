@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from agmc_onnx.arrays import FloatArray
 from agmc_onnx.options import AgmcOptions
 from agmc_onnx.policies.agmc.networks import Decoder, DiffPoolEncoder, GCNEncoder, LstmState
 from agmc_onnx.search.problem import Problem
@@ -185,7 +185,7 @@ class _FeatureWalk:
         return self.owner.states(self.actions)[:, t]
 
 
-def standardised(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def standardised(x: FloatArray) -> FloatArray:
     """Return columns of mean 0 and deviation 1; a constant column becomes zero."""
     deviation = x.std(axis=0)
     return np.asarray((x - x.mean(axis=0)) / np.where(deviation > 1e-12, deviation, 1.0))

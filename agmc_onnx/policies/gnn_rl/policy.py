@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GCNConv
 
+from agmc_onnx.arrays import FloatArray
 from agmc_onnx.motifs.encoding import HierarchyArrays
 from agmc_onnx.options import GnnRlOptions, SearchOptions
 from agmc_onnx.policies.agmc.ddpg import single_thread
 from agmc_onnx.policies.agmc.states import standardised
 from agmc_onnx.policies.gnn_rl import ppo
 from agmc_onnx.policies.guide.guide import SMALLEST, Guide
-from agmc_onnx.search.problem import FloatArray, Outcome, Problem
+from agmc_onnx.search.problem import Outcome, Problem
 
 LEAST_FACTOR = 0.2  # a step keeps at least this share of what was left
 N_FROM_BEST, N_FROM_ACTOR = 4, 8  # climbs from means of the best episodes, and from what the actor does

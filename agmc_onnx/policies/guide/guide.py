@@ -7,16 +7,16 @@ not learn again what the error curves and a linear model of them say already.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from agmc_onnx.arrays import FloatArray
 from agmc_onnx.policies.guide import generalist
 from agmc_onnx.policies.guide.error_model import ErrorModel, Tables, normalised
 from agmc_onnx.policies.guide.linear_budget import linear_budget
 from agmc_onnx.policies.guide.prior import best_curves
 from agmc_onnx.search.budget import met
-from agmc_onnx.search.problem import Curves, FloatArray, Problem
+from agmc_onnx.search.problem import Curves, Problem
 
 N_GRID = 33  # keep ratios at which an error curve is read
 SMALLEST = 0.01  # smallest keep ratio proposed
@@ -187,7 +187,7 @@ def error_tables(problem: Problem, around: Tensor) -> Tables:
     return Tables(torch.as_tensor(np.array(kinds))).standardised(around.double())
 
 
-def on_grid(curves: Curves, problem: Problem) -> npt.NDArray[np.float64]:
+def on_grid(curves: Curves, problem: Problem) -> FloatArray:
     """Return the errors (n_groups, N_GRID) at evenly spaced keep ratios."""
     grid = np.linspace(0.0, 1.0, N_GRID)
     errors = [

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.search.budget import met
-from agmc_onnx.search.problem import IntArray, Problem
+from agmc_onnx.search.problem import Problem
 
 CLAMP_FLOOR = 0.2  # lowest keep ratio that AMC's clamp counts on (its lbound)
 

@@ -6,13 +6,13 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.errors import BudgetError
-from agmc_onnx.search.problem import Curves, FloatArray, IntArray, Problem
+from agmc_onnx.search.problem import Curves, Problem
 
 LOG = logging.getLogger(__name__)
-Float64Array = npt.NDArray[np.float64]
+Float64Array = FloatArray
 
 
 @dataclass(frozen=True, eq=False)
