@@ -68,6 +68,7 @@ MOVED = {
     "agmc_onnx.norms": "agmc_onnx.pruning.masked_norms",
     "agmc_onnx.output": "agmc_onnx.graph.outputs",
     "agmc_onnx.pipeline": "agmc_onnx.verbs.compress",
+    "agmc_onnx.pruning.editor": "agmc_onnx.ops.editor",
     "agmc_onnx.pruning.fused": "agmc_onnx.ops.fused_repairs",
     "agmc_onnx.pruning.latency_cost": "agmc_onnx.latency.predict",
     "agmc_onnx.pruning.layout": "agmc_onnx.latency.layout",

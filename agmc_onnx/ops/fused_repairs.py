@@ -6,7 +6,7 @@ import onnx
 
 from agmc_onnx.graph.view import Node
 from agmc_onnx.ops.attention import hidden_sizes
-from agmc_onnx.pruning.editor import Editor
+from agmc_onnx.ops.editor import Editor
 
 
 def attention(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:

@@ -11,9 +11,9 @@ from agmc_onnx.arrays import Mask
 from agmc_onnx.graph.view import Node
 from agmc_onnx.ops import fused_repairs as fused
 from agmc_onnx.ops.conv import slides
+from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.move import pad_amounts, slice_bounds
 from agmc_onnx.ops.recurrent import GATES
-from agmc_onnx.pruning.editor import Editor
 from agmc_onnx.ties.ledger import Ledger, Shuffle
 
 Repair = Callable[[Editor, Node, onnx.NodeProto], None]

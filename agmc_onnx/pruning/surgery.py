@@ -11,8 +11,8 @@ from agmc_onnx.graph.external import is_external, part_of, take
 from agmc_onnx.graph.files import write_array
 from agmc_onnx.graph.protobuf import without_initializers
 from agmc_onnx.graph.view import Graph
+from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.repairs import REPAIRS
-from agmc_onnx.pruning.editor import Editor
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 
