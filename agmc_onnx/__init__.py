@@ -16,8 +16,9 @@ from agmc_onnx.errors import AgmcError, BudgetError, DataError, ModelError, Plan
 if TYPE_CHECKING:
     from agmc_onnx.options import CompressOptions
     from agmc_onnx.pruning.verify import Verification
+    from agmc_onnx.reporting.schema import Report
     from agmc_onnx.verbs.batch import compress_folder
-    from agmc_onnx.verbs.compress import Result, apply, compress
+    from agmc_onnx.verbs.compress import Applied, Result, apply, compress
     from agmc_onnx.verbs.compress import verify_files as verify
     from agmc_onnx.verbs.doctor import doctor
     from agmc_onnx.verbs.export import export
@@ -29,14 +30,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "AgmcError", "BudgetError", "CompressOptions", "DataError", "Imported", "ModelError", "PlanError", "Result", "UsageError",
-    "Verification", "VerificationError", "apply", "compress", "compress_folder", "doctor", "export", "finetune",
-    "import_model", "inspect", "measure", "verify", "write_report",
+    "AgmcError", "Applied", "BudgetError", "CompressOptions", "DataError", "Imported", "ModelError", "PlanError", "Report",
+    "Result", "UsageError", "Verification", "VerificationError", "apply", "compress", "compress_folder", "doctor", "export",
+    "finetune", "import_model", "inspect", "measure", "verify", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
     "CompressOptions": ("agmc_onnx.options", "CompressOptions"),
     "Result": ("agmc_onnx.verbs.compress", "Result"),
+    "Report": ("agmc_onnx.reporting.schema", "Report"),
+    "Applied": ("agmc_onnx.verbs.compress", "Applied"),
     "Verification": ("agmc_onnx.pruning.verify", "Verification"),
     "Imported": ("agmc_onnx.verbs.import_", "Imported"),
     "import_model": ("agmc_onnx.verbs.import_", "import_model"),

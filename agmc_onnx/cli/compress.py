@@ -228,7 +228,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = compress(model, output=output, data=arguments.data, progress=progress, **options)
     files = {name: str(path) for name, path in output_files(output).items()}
     if arguments.json:
-        tell_json({name: fact for name, fact in result.report.items() if name not in LONG} | {"files": files})
+        tell_json({**{name: fact for name, fact in result.report.items() if name not in LONG}, "files": files})
     for line in summary(result.report):
         say(line)
     say(f"wrote {', '.join(files.values())}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.outputs import output_files
-from agmc_onnx.reporting.record import REPORT_FORMAT
+from agmc_onnx.reporting.schema import Report, read_report
 from agmc_onnx.search import journal
 
 
@@ -21,14 +21,14 @@ class Run:
     Attributes:
         path: Its report, or its journal while it lasts.
         name: Of the output, without .report.json and the like.
-        report: `agmc-onnx/report@1`; None while it lasts.
+        report: None while it lasts.
         settings: Of the run.
         evaluations: Lines of the journal; empty where there is a report.
     """
 
     path: Path
     name: str
-    report: Mapping[str, Any] | None
+    report: Report | None
     settings: Mapping[str, Any]
     evaluations: tuple[Mapping[str, Any], ...] = ()
 
@@ -54,24 +54,14 @@ def read_run(source: str | Path) -> Run:
             f"{source}: has no report, got no file {path}; expected X.report.json, X.onnx, or a run's folder X.run."
             " Name what agmc-onnx compress wrote."
         )
+    if path.suffix != ".jsonl":
+        report = read_report(path)
+        return Run(path, path.name.removesuffix(".json").removesuffix(".report"), report, report.settings)
     try:
         raw = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}). Name an X.report.json.") from None
-    return _journal(path, raw) if path.suffix == ".jsonl" else _report(path, raw)
-
-
-def _report(path: Path, raw: str) -> Run:
-    try:
-        found = json.loads(raw)
-    except ValueError as error:
-        raise UsageError(f"{path}: not JSON ({error}). Name an X.report.json.") from None
-    if not isinstance(found, dict) or found.get("format") != REPORT_FORMAT:
-        got = found.get("format") if isinstance(found, dict) else type(found).__name__
-        raise UsageError(
-            f"{path}: not a report, got {got!r}; expected format {REPORT_FORMAT!r}. Name an X.report.json."
-        )
-    return Run(path, path.name.removesuffix(".json").removesuffix(".report"), found, found["settings"])
+    return _journal(path, raw)
 
 
 def _journal(path: Path, raw: str) -> Run:

@@ -1,8 +1,9 @@
-"""The report of a run as data: `agmc-onnx/report@1` of the contract."""
+"""The report of a run, measured and put together."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -22,11 +23,22 @@ from agmc_onnx.pruning.cost import count_macs, count_params
 from agmc_onnx.pruning.sparsity import dense
 from agmc_onnx.pruning.verify import Verification
 from agmc_onnx.reporting.network import network_of
+from agmc_onnx.reporting.schema import (
+    Compressed,
+    DataFacts,
+    GroupFacts,
+    LatencyFacts,
+    Metric,
+    RatioFacts,
+    Report,
+    Side,
+    SourceFacts,
+    TargetFacts,
+    VerifiedFacts,
+)
 from agmc_onnx.search.loop import SearchResult
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.verbs.doctor import cpu_name
-
-REPORT_FORMAT = "agmc-onnx/report@1"
 
 
 def compose(
@@ -38,11 +50,11 @@ def compose(
     settings: CompressOptions,
     found: SearchResult,
     checked: Verification,
-    kind: str,
-    share: float,
-    reached: float,
-) -> dict[str, Any]:
-    """Measure the original and the result on the test role, and return the report of the contract.
+    target: TargetFacts,
+    finalists: list[dict[str, Any]],
+    more: Mapping[str, Any],
+) -> Report:
+    """Measure the original and the result on the test role, and return the report.
 
     Args:
         source: The original's file.
@@ -53,9 +65,9 @@ def compose(
         settings: Of the run.
         found: Of the search.
         checked: How the result was verified.
-        kind: "flops" or "params".
-        share: Share to keep.
-        reached: Share kept.
+        target: The budget, and what was reached.
+        finalists: What was measured of the best candidates.
+        more: Fields that only some runs have.
     """
     evaluator = data.evaluator("test")
     original = source.proto
@@ -67,30 +79,30 @@ def compose(
         [original, compressed], feeds, threads=threads, seconds=seconds, rounds=MORE_ROUNDS, provider=provider
     )
     peaks = [peak_bytes(model, feeds[0], threads, provider) for model in (original, compressed)]
-    return {
-        "format": REPORT_FORMAT,
-        "model": {"path": str(source.path), "sha256": source.sha256},
-        "original": {**sizes_of(original), **_measured(before, times[0]), "peak_bytes": peaks[0]},
-        "compressed": {
-            **sizes_of(compressed), **_measured(after, times[1]), "peak_bytes": peaks[1],
-            "metric_before_recovery": cut.value, "weight_density": _density(view(dense(compressed))),
-        },
-        "latency_ratio": asdict(ratio(times[1], times[0])),
-        "accuracy_measured": data.real,
-        "data": {"source": data.source, "metric": data.metric, "roles": data.sizes()} if data.real else None,
-        "target": {"kind": kind, "keep": share, "reached": reached},
-        "policy": settings.policy, "seed": settings.seed, "episodes": len(found.history),
-        "evaluations": found.n_extra + sum(not record["cached"] for record in found.history),
-        "interrupted": found.interrupted,
-        "wall_s": 0.0,
-        "inference_s": sum(record["inference_s"] for record in found.history if not record["cached"]),
-        "history": found.history,
-        "verified": verified_facts(checked, settings.recover != "none"),
-        "groups": _groups(channels, found.kept.tolist()),
-        "network": network_of(channels.graph, view(compressed)),
-        "settings": asdict(settings),
-        "environment": environment_versions(provider_of(make_session(compressed, settings.threads, settings.provider))),
-    }  # fmt: skip
+    return Report(
+        model=SourceFacts(str(source.path), source.sha256),
+        original=Side(**_side(original, before, times[0], peaks[0])),
+        compressed=Compressed(
+            **_side(compressed, after, times[1], peaks[1]),
+            metric_before_recovery=cut.value, weight_density=_density(view(dense(compressed))),
+        ),
+        latency_ratio=RatioFacts(**asdict(ratio(times[1], times[0]))),
+        accuracy_measured=data.real,
+        data=DataFacts(str(data.source), data.metric, data.sizes()) if data.real else None,
+        target=target,
+        policy=settings.policy, seed=settings.seed, episodes=len(found.history),
+        evaluations=found.n_extra + sum(not record["cached"] for record in found.history),
+        interrupted=found.interrupted,
+        inference_s=sum(record["inference_s"] for record in found.history if not record["cached"]),
+        history=found.history,
+        finalists=finalists,
+        verified=verified_facts(checked, settings.recover != "none"),
+        groups=_groups(channels, found.kept.tolist()),
+        network=network_of(channels.graph, view(compressed)),
+        settings=asdict(settings),
+        environment=environment_versions(provider_of(make_session(compressed, settings.threads, settings.provider))),
+        **more,
+    )  # fmt: skip
 
 
 def environment_versions(provider: str) -> dict[str, str]:
@@ -116,15 +128,22 @@ def sizes_of(model: onnx.ModelProto) -> dict[str, int]:
     return {"macs": sum(count_macs(graph).values()), "params": count_params(graph), "file_bytes": model_bytes(model)}
 
 
-def _measured(score: Score, times: Latency) -> dict[str, Any]:
+def _side(model: onnx.ModelProto, score: Score, times: Latency, peak: int | None) -> dict[str, Any]:
     return {
-        "metric": {"name": score.name, "value": score.value, "n": score.n, "interval": score.interval},
-        "latency_ms": {
-            "p50": times.p50, "p90": times.p90, "min": times.minimum, "cpu": times.mean_cpu_ms,
-            "interval": list(times.interval), "cpu_p50": times.cpu_p50, "provider": times.provider,
-            "batch": times.batch, "threads": times.threads, "rounds": [round(ms, 4) for ms in times.rounds_ms],
-        },
+        **sizes_of(model),
+        "peak_bytes": peak,
+        "metric": metric_facts(score),
+        "latency_ms": LatencyFacts(
+            p50=times.p50, p90=times.p90, min=times.minimum, cpu=times.mean_cpu_ms,
+            interval=times.interval, cpu_p50=times.cpu_p50, provider=times.provider,
+            batch=times.batch, threads=times.threads, rounds=[round(ms, 4) for ms in times.rounds_ms],
+        ),
     }  # fmt: skip
+
+
+def metric_facts(score: Score) -> Metric:
+    """Return a score as the report has it."""
+    return Metric(score.name, score.value, score.n, score.interval)
 
 
 def _density(graph: Graph) -> float:
@@ -137,7 +156,7 @@ def _density(graph: Graph) -> float:
     return stay / total if total else 1.0
 
 
-def _groups(channels: Channels, kept: list[int]) -> list[dict[str, Any]]:
+def _groups(channels: Channels, kept: list[int]) -> list[GroupFacts]:
     """Return every group with what is kept of it, frozen ones included, in the order of the network."""
     counts = {id(group): n for group, n in zip(channels.groups, kept, strict=True)}
     first: dict[int, int] = {}
@@ -147,19 +166,16 @@ def _groups(channels: Channels, kept: list[int]) -> list[dict[str, Any]]:
     ordered = sorted(
         (*channels.groups, *channels.frozen), key=lambda group: min(first[unit] for unit in group.units.tolist())
     )
-    return [
-        {"name": g.name, "units": g.n_units, "kept": counts.get(id(g), g.n_units), "why_frozen": g.why_frozen}
-        for g in ordered
-    ]
+    return [GroupFacts(g.name, g.n_units, counts.get(id(g), g.n_units), g.why_frozen) for g in ordered]
 
 
-def verified_facts(checked: Verification, recovered: bool) -> dict[str, Any]:
+def verified_facts(checked: Verification, recovered: bool) -> VerifiedFacts:
     """Return a verification as the report has it."""
-    return {
-        "masked_equivalence": checked.masked_equivalence, "max_abs_diff": _number(checked.max_abs_diff),
-        "max_abs_output": _number(checked.max_abs_output), "tolerance": _number(checked.tolerance),
-        "checker": checked.checker, "n_samples": checked.n_samples, "note": checked.note, "recovered": recovered,
-    }  # fmt: skip
+    return VerifiedFacts(
+        masked_equivalence=checked.masked_equivalence, max_abs_diff=_number(checked.max_abs_diff),
+        max_abs_output=_number(checked.max_abs_output), tolerance=_number(checked.tolerance),
+        checker=checked.checker, n_samples=checked.n_samples, note=checked.note, recovered=recovered,
+    )  # fmt: skip
 
 
 def _number(value: float) -> float | None:

@@ -230,23 +230,21 @@ def _not_slower(job: Job, environment: Environment, target: Target, found: Found
     return replace(chosen, facts={**chosen.facts, "slower": facts})
 
 
-def reported(report: dict[str, Any], target: Target, settings: CompressOptions) -> dict[str, Any]:
-    """Return a report whose target says what share of a latency was measured; what the table predicts stands beside.
+def measured_share(reached: float, ratio: float, target: Target, settings: CompressOptions) -> dict[str, Any]:
+    """Return what the report says of a latency budget: the share that was measured, and what the table predicts.
 
-    Of another device's latency only the prediction is known here, and the report says so.
+    Of another device's latency only the prediction is known here, and the device is named.
+
+    Args:
+        reached: Share by the cost that was searched with.
+        ratio: Measured here: of processor time where that compares, else of the medians.
+        target: The budget.
+        settings: Of the run.
     """
-    if target.kind != "latency":
-        return report
-    predicted, times = report["target"]["reached"] * target.miss, report["latency_ratio"]
-    if not is_here(settings) and settings.latency_table is not None:
-        facts = {
-            "predicted": predicted,
-            "reached": predicted,
-            "device": dict(read_table(settings.latency_table).device),
-        }
-    else:
-        facts = {"predicted": predicted, "reached": times["median"] if times["cpu"] is None else times["cpu"]}
-    return report | {"target": report["target"] | facts}
+    predicted = reached * target.miss
+    if is_here(settings) or settings.latency_table is None:
+        return {"predicted": predicted, "reached": ratio}
+    return {"predicted": predicted, "reached": predicted, "device": dict(read_table(settings.latency_table).device)}
 
 
 def laid_out(model: onnx.ModelProto, settings: CompressOptions) -> onnx.ModelProto:

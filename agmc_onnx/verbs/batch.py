@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.outputs import output_files
 from agmc_onnx.options import CompressOptions
+from agmc_onnx.reporting.schema import Report, read_report
 
 SUMMARY_FORMAT = "agmc-onnx/summary@1"
 SUMMARY = "summary.json"
@@ -175,15 +176,14 @@ def _words(name: str, value: Any) -> list[str]:
 def _found(job: Job, options: dict[str, Any]) -> Row | None:
     """Return the row of a result that an earlier run left, if it is of the same model and options."""
     try:
-        report = json.loads(output_files(job.output)["report"].read_text(encoding="utf-8"))
-        settings = report["settings"]
+        report = read_report(output_files(job.output)["report"])
         is_same = all(
-            settings.get(name) == value for name, value in options.items() if name not in ("workers", "resume")
+            report.settings.get(name) == value for name, value in options.items() if name not in ("workers", "resume")
         )
-        if not is_same or report["interrupted"] or report["model"]["sha256"] != _digest(job.model):
+        if not is_same or report.interrupted or report.model.sha256 != _digest(job.model):
             return None
         return _row(job, report, 0.0, found=True)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, UsageError):  # no model to take the digest of, or no report that can be read
         return None
 
 
@@ -195,13 +195,12 @@ def _digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def _row(job: Job, report: dict[str, Any], wall_s: float, found: bool = False) -> Row:
-    before, after = report["original"], report["compressed"]
-    has_metric = report["accuracy_measured"]
+def _row(job: Job, report: Report, wall_s: float, found: bool = False) -> Row:
+    before, after = report.original, report.compressed
     return Row(
-        job.name, 0, "", report["target"]["reached"],
-        before["metric"]["value"] if has_metric else None, after["metric"]["value"] if has_metric else None,
-        after["latency_ms"]["p50"] / before["latency_ms"]["p50"], after["file_bytes"] / before["file_bytes"],
+        job.name, 0, "", report.target.reached,
+        before.metric.value if report.accuracy_measured else None, after.metric.value if report.accuracy_measured else None,
+        after.latency_ms.p50 / before.latency_ms.p50, after.file_bytes / before.file_bytes,
         round(wall_s, 3), found,
     )  # fmt: skip
 
@@ -233,8 +232,7 @@ def _run(jobs: Sequence[Job], processes: _Processes, n_at_once: int) -> Iterator
 
 def _ended(job: Job, code: int, errors: str, wall_s: float) -> Row:
     if code == 0:
-        report = json.loads(output_files(job.output)["report"].read_text(encoding="utf-8"))
-        return _row(job, report, wall_s)
+        return _row(job, read_report(output_files(job.output)["report"]), wall_s)
     said = [line for line in errors.splitlines() if line.strip()]
     message = said[-1].partition("error: ")[2] or said[-1] if said else f"ended by signal {-code}" if code < 0 else ""
     return Row(job.name, code, message, wall_s=round(wall_s, 3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,13 +27,15 @@ from agmc_onnx.pruning.sparsity import check_zeros, facts, planned, sparse_plan,
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import Verification, norms_of, verify
 from agmc_onnx.reporting.record import compose, environment_versions, sizes_of, verified_facts
+from agmc_onnx.reporting.schema import Report, TargetFacts, VerifiedFacts
 from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.run.candidates import Progress, environment_of, reachable
 from agmc_onnx.run.dropping import by_drop
-from agmc_onnx.run.latency import laid_out, latency_target, reported, settled
+from agmc_onnx.run.latency import laid_out, latency_target, measured_share, settled
 from agmc_onnx.run.samples import roles_of, with_recovery
 from agmc_onnx.run.stages import Job, by_stages
 from agmc_onnx.run.target import Target, target_of
+from agmc_onnx.schema import Record
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.joint import JointEnvironment
 from agmc_onnx.search.journal import Journal, run_folder
@@ -50,13 +51,48 @@ class Result:
     Attributes:
         model: The compressed model.
         plan: What was kept.
-        report: As `agmc-onnx/report@1` in the contract, plus groups and settings.
+        report: All numbers.
         verification: How it was checked.
     """
 
     model: onnx.ModelProto
     plan: Plan
-    report: dict[str, Any]
+    report: Report
+    verification: Verification
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes(Record):
+    """What a model is, without running it."""
+
+    macs: int
+    params: int
+    file_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class AppliedReport(Record):
+    """What `apply` says: sizes before and after, and how the result was verified."""
+
+    original: Sizes
+    compressed: Sizes
+    verified: VerifiedFacts
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What `apply` made.
+
+    Attributes:
+        model: The compressed model.
+        plan: What was kept.
+        report: Sizes and verification.
+        verification: How it was checked.
+    """
+
+    model: onnx.ModelProto
+    plan: Plan
+    report: AppliedReport
     verification: Verification
 
 
@@ -151,6 +187,8 @@ def _searched(
     if settings.sparse_storage == "smallest":
         compressed = _smallest(compressed, plan, data_of.verification_feeds())
     tell("measuring", {})
+    reached = target.cost(found.kept) / target.full
+    asked = result_of.facts.get("max_drop", {}).get("keep", target.share)
     report = compose(
         analysis.file,
         analysis.channels,
@@ -160,17 +198,21 @@ def _searched(
         settings,
         found,
         checked,
-        target.kind,
-        result_of.facts.get("max_drop", {}).get("keep", target.share),
-        target.cost(found.kept) / target.full,
+        TargetFacts(target.kind, asked, reached),
+        result_of.finalists,
+        {
+            **result_of.facts,
+            "sparsity": None if sparsity is None else facts(analysis.file.proto, compressed, sparsity),
+            "resumed": 0 if journal is None else journal.n_resumed,
+            "output": None if output is None else str(output),
+        },
     )
-    report["sparsity"] = None if sparsity is None else facts(analysis.file.proto, compressed, sparsity)
-    report["finalists"] = result_of.finalists
-    report.update(result_of.facts)
-    report = reported(report, target, settings)
-    report["resumed"] = 0 if journal is None else journal.n_resumed
-    report["output"] = None if output is None else str(output)
-    report["wall_s"] = round(time.perf_counter() - start, 3)
+    if target.kind == "latency":
+        times = report.latency_ratio
+        assert times is not None
+        share = measured_share(reached, times.median if times.cpu is None else times.cpu, target, settings)
+        report = replace(report, target=replace(report.target, **share))
+    report = replace(report, wall_s=round(time.perf_counter() - start, 3))
     result = Result(compressed, plan, report, checked)
     if output is not None:
         write_result(result, output)
@@ -223,7 +265,7 @@ def _torch_threads(settings: CompressOptions) -> AbstractContextManager[None]:
     return torch_threads(settings.threads)
 
 
-def apply(model: str | Path, plan: str | Path, output: str | Path | None = None) -> Result:
+def apply(model: str | Path, plan: str | Path, output: str | Path | None = None) -> Applied:
     """Rebuild the compressed model of a plan, without data or search.
 
     Raises:
@@ -241,14 +283,12 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None)
         pruned = thin_by_magnitude(pruned, sparsity)
         made = sparse_plan(made, pruned, sparsity)
     checked = _checked(analysis, pruned, made, recovered=False)
-    report = {
-        "original": sizes_of(analysis.file.proto),
-        "compressed": sizes_of(pruned),
-        "verified": verified_facts(checked, False),
-    }
+    report = AppliedReport(
+        Sizes(**sizes_of(analysis.file.proto)), Sizes(**sizes_of(pruned)), verified_facts(checked, False)
+    )
     if output is not None:
         write_files(pruned, {}, output)
-    return Result(pruned, made, report, checked)
+    return Applied(pruned, made, report, checked)
 
 
 def verify_files(model: str | Path, compressed: str | Path, plan: str | Path | None = None) -> Verification:
@@ -315,7 +355,7 @@ def write_result(result: Result, output: str | Path) -> None:
 
     texts = {
         "plan": result.plan.to_json(),
-        "report": json.dumps(result.report, indent=1) + "\n",
+        "report": result.report.to_json(),
         "html": render(result.report),
     }
     write_files(result.model, texts, output)

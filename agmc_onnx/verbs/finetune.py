@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -14,14 +13,31 @@ from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.errors import ModelError, UsageError
 from agmc_onnx.graph.files import read_model
 from agmc_onnx.graph.outputs import check_output, output_files, write_files
-from agmc_onnx.measuring.accuracy import Evaluator, Score
+from agmc_onnx.measuring.accuracy import Evaluator
 from agmc_onnx.measuring.session import model_inputs, processors
 from agmc_onnx.pruning.plan import read_plan
 from agmc_onnx.pruning.sparsity import dense
 from agmc_onnx.refit.options import RecoverOptions
+from agmc_onnx.reporting.record import metric_facts
+from agmc_onnx.reporting.schema import Metric
+from agmc_onnx.schema import Record
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 REWARD_SAMPLES = 4000  # of the reward role, that decide when to stop
+
+
+@dataclass(frozen=True, eq=False)
+class TunedReport(Record):
+    """Metric of the original, and of the model before and after, on the test role; and what that took."""
+
+    teacher: Metric
+    before: Metric
+    after: Metric
+    steps: int
+    samples: int
+    labels: bool
+    seed: int
+    wall_s: float
 
 
 @dataclass(frozen=True)
@@ -30,11 +46,11 @@ class Tuned:
 
     Attributes:
         model: The fine-tuned model.
-        report: metric of the teacher, and of the model before and after, on the test role; steps, samples, wall_s.
+        report: How it did.
     """
 
     model: onnx.ModelProto
-    report: dict[str, Any]
+    report: TunedReport
 
 
 def finetune(
@@ -110,16 +126,9 @@ def finetune(
             folder=None if output is None else run_folder(output),
             thinned=_thinned(output_files(model)["plan"]),
         )  # fmt: skip
-    report = {
-        "teacher": _facts(scored["test"](original).score),
-        "before": _facts(scored["test"](student).score),
-        "after": _facts(scored["test"](tuned).score),
-        "steps": steps,
-        "samples": samples.n,
-        "labels": label_weight > 0,
-        "seed": seed,
-        "wall_s": round(time.perf_counter() - start, 3),
-    }
+    teacher_score, before, after = (metric_facts(scored["test"](one).score) for one in (original, student, tuned))
+    wall_s = round(time.perf_counter() - start, 3)
+    report = TunedReport(teacher_score, before, after, steps, samples.n, label_weight > 0, seed, wall_s)
     if output is not None:
         plan = output_files(model)["plan"]
         texts = {"plan": plan.read_text(encoding="utf-8")} if plan.is_file() else {}
@@ -143,7 +152,3 @@ def _belong_together(
             f"{model}: its inputs and outputs are not those of {teacher}, got {names(student)}; expected"
             f" {names(original)}. Give the original that it was compressed from as --teacher."
         )
-
-
-def _facts(score: Score) -> dict[str, Any]:
-    return {"name": score.name, "value": score.value, "n": score.n, "interval": score.interval}

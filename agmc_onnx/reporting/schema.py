@@ -1,0 +1,193 @@
+"""The report of a run as data: `agmc-onnx/report@1` of docs/files.md, typed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from agmc_onnx.errors import UsageError
+from agmc_onnx.schema import RARE, Record, checked, parse
+
+REPORT_FORMAT: Literal["agmc-onnx/report@1"] = "agmc-onnx/report@1"
+SCHEMA_VERSION = "1.1"  # the format's number, and one more whenever a field is added; what is there keeps its meaning
+
+Share = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0)]
+Interval = tuple[float | None, float | None]
+TODO = "Name an X.report.json that compress wrote."
+
+
+@dataclass(frozen=True, eq=False)
+class Metric(Record):
+    """A metric's value on the test role: percent for top1, top5 and agreement, else what the function returned."""
+
+    name: str
+    value: float
+    n: Annotated[Count, Meta(description="samples")]
+    interval: Annotated[Interval | None, Meta(description="95 % confidence, of a share of samples")] = None
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyFacts(Record):
+    """Milliseconds per inference of a whole batch, original and result measured in turns."""
+
+    p50: float
+    p90: float
+    batch: Count
+    threads: Count
+    min: float | None = None
+    cpu: Annotated[float | None, Meta(description="mean processor time")] = None
+    interval: Annotated[Interval | None, Meta(description="95 % confidence of the median")] = None
+    cpu_p50: float | None = None
+    provider: str = "cpu"
+    rounds: Annotated[list[float], Meta(description="every timed inference")] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Side(Record):
+    """The original, or the result."""
+
+    macs: Annotated[Count, Meta(description="of one sample; one is two FLOPs")]
+    params: Count
+    file_bytes: Annotated[Count, Meta(description="external weights included")]
+    metric: Metric
+    latency_ms: LatencyFacts
+    peak_bytes: Annotated[Count | None, Meta(description="of activations, None where not known")] = None
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed(Side):
+    """The result; before recovery it had `metric_before_recovery`."""
+
+    metric_before_recovery: float | None = None
+    weight_density: Annotated[Share, Meta(le=1, description="non-zero share of all weights of two or more dims")] = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class RatioFacts(Record):
+    """Latency of the result over that of the original."""
+
+    median: float
+    minimum: float
+    interval: Interval | None = None
+    cpu: Annotated[float | None, Meta(description="by processor time, where that compares")] = None
+
+
+@dataclass(frozen=True, eq=False)
+class TargetFacts(Record):
+    """The budget."""
+
+    kind: Annotated[str, Meta(description="flops, params or latency")]
+    keep: Annotated[Share, Meta(description="share asked for, at most")]
+    reached: Share
+    predicted: Annotated[float | None, Meta(description="of a latency: what the table of op times says")] = field(
+        default=None, metadata=RARE
+    )
+    device: Annotated[dict[str, str] | None, Meta(description="whose latency it is, where not this one's")] = field(
+        default=None, metadata=RARE
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class VerifiedFacts(Record):
+    """How the result was compared with the masked original (`agmc_onnx.Verification`)."""
+
+    masked_equivalence: bool | None
+    max_abs_diff: float | None
+    max_abs_output: float | None
+    tolerance: float | None
+    checker: bool | None
+    n_samples: Count = 0
+    note: str = ""
+    recovered: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class SourceFacts(Record):
+    """The original's file; `path` is None for a model that was given as bytes."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class DataFacts(Record):
+    """The data that was measured on."""
+
+    source: str
+    metric: str
+    roles: Annotated[dict[str, Count], Meta(description="samples of every role")]
+
+
+@dataclass(frozen=True, eq=False)
+class GroupFacts(Record):
+    """One group of channels."""
+
+    name: str
+    units: Count
+    kept: Count
+    why_frozen: Annotated[str | None, Meta(description="why it stays whole")] = None
+
+
+@dataclass(frozen=True, eq=False)
+class Report(Record):
+    """What a run did, and what came of it; reads as the mapping that X.report.json holds.
+
+    `history` has a row an episode, `finalists` what was measured of the best ones, `network` the two-level graph that the
+    page draws, `settings` the options by name. Of `stages`, `max_drop`, `latency_budget` and `slower` there is what the run had.
+    """
+
+    model: SourceFacts
+    original: Side
+    compressed: Compressed
+    target: TargetFacts
+    policy: str
+    seed: int
+    verified: VerifiedFacts
+    format: Literal["agmc-onnx/report@1"] = REPORT_FORMAT
+    schema_version: str = SCHEMA_VERSION
+    latency_ratio: RatioFacts | None = None
+    accuracy_measured: Annotated[bool, Meta(description="False without data")] = True
+    data: DataFacts | None = None
+    episodes: Count = 0
+    evaluations: Annotated[Count, Meta(description="networks that were measured")] = 0
+    interrupted: bool = False
+    resumed: Annotated[Count, Meta(description="evaluations taken from an interrupted run")] = 0
+    wall_s: float = 0.0
+    inference_s: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    finalists: list[dict[str, Any]] = field(default_factory=list)
+    groups: list[GroupFacts] = field(default_factory=list)
+    sparsity: Annotated[dict[str, Any] | None, Meta(description="of --sparsity")] = None
+    stages: Annotated[list[dict[str, Any]] | None, Meta(description="of --stages")] = field(default=None, metadata=RARE)
+    max_drop: Annotated[dict[str, Any] | None, Meta(description="of --max-drop")] = field(default=None, metadata=RARE)
+    latency_budget: Annotated[dict[str, Any] | None, Meta(description="of --latency")] = field(
+        default=None, metadata=RARE
+    )
+    slower: Annotated[dict[str, Any] | None, Meta(description="where a candidate was slower than the original")] = (
+        field(default=None, metadata=RARE)
+    )
+    network: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: Annotated[dict[str, str], Meta(description="versions and processor")] = field(default_factory=dict)
+    output: Annotated[str | None, Meta(description="where the model was written")] = None
+
+
+def read_report(path: Path) -> Report:
+    """Read an X.report.json.
+
+    Raises:
+        UsageError: If it cannot be read, or is not one.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). {TODO}") from None
+    found = parse(raw, path, "a report", TODO, UsageError)
+    if found.get("format") != REPORT_FORMAT:
+        got = found.get("format")
+        raise UsageError(f"{path}: not a report, got {got!r}; expected format {REPORT_FORMAT!r}. {TODO}")
+    return checked(found, Report, path, "a report", TODO, UsageError)
