@@ -20,6 +20,7 @@ from onnx import numpy_helper
 
 from agmc_onnx.errors import ModelError, UsageError
 from agmc_onnx.graph.external import is_external, is_part, part, stored_dims
+from agmc_onnx.graph.soundness import PACKED_BITS, check_sound, stored_bytes
 
 Array = np.ndarray
 _LIMIT = 1_900_000_000  # protobuf cannot hold 2 GiB; leave room for the graph itself
@@ -27,9 +28,6 @@ _LOADED_BYTES = 256_000_000  # external data up to this size is loaded; of large
 _SMALL_BYTES = 32_768  # shape inference and folding want to see numbers
 _INLINE_BYTES = 1024  # smaller initializers stay in the graph file, for the same reason
 _ALIGNMENT = 4096  # of large external data, so that it can be memory-mapped (onnx.proto, TensorProto.external_data)
-_PACKED_NAMES = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
-_PACKED_BITS = {onnx.TensorProto.DataType.Value(name): bits for name, bits in _PACKED_NAMES.items()
-                if name in onnx.TensorProto.DataType.keys()}  # fmt: skip  # noqa: SIM118
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,11 @@ def read_model(path: str | Path) -> ModelFile:
         ) from None
     if not proto.ir_version or not proto.graph.node or not proto.opset_import:
         raise ModelError(f"{path}: not an ONNX model (no graph found); expected an .onnx file. Export the model again.")
+    check_sound(proto, path.name)
     _drop_part_names(proto)
     file_bytes = len(raw) + sum(file.stat().st_size for file in _external_files(proto, path.parent))
-    limit = None if file_bytes <= _LOADED_BYTES else _SMALL_BYTES
+    referred = sum(_stored_bytes(tensor) for tensor in external_tensors(proto))  # many may refer to the same bytes
+    limit = None if max(file_bytes, referred) <= _LOADED_BYTES else _SMALL_BYTES
     _load_external(proto, path.parent, limit)
     for tensor in external_tensors(proto):
         next(e for e in tensor.external_data if e.key == "location").value = str(_location(tensor, path.parent)[0])
@@ -116,7 +116,7 @@ def read_array(tensor: onnx.TensorProto, folder: Path | None = None) -> Array:
     if not is_external(tensor):
         return numpy_helper.to_array(tensor)
     stored, dims = _read_external(tensor, folder), stored_dims(tensor)
-    if tensor.data_type in _PACKED_BITS:
+    if tensor.data_type in PACKED_BITS:
         packed = onnx.TensorProto(dims=dims, data_type=tensor.data_type, raw_data=stored.tobytes())
         return part(tensor, numpy_helper.to_array(packed))
     return part(tensor, stored.view(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(dims))
@@ -124,7 +124,7 @@ def read_array(tensor: onnx.TensorProto, folder: Path | None = None) -> Array:
 
 def write_array(array: Array, tensor: onnx.TensorProto) -> None:
     """Let a tensor without data, of the array's type and shape, hold the array's elements."""
-    if tensor.data_type in _PACKED_BITS or sys.byteorder != "little":
+    if tensor.data_type in PACKED_BITS or sys.byteorder != "little":
         tensor.raw_data = numpy_helper.from_array(array).raw_data
     else:
         tensor.raw_data = array.tobytes()
@@ -316,13 +316,8 @@ def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _stored_bytes(tensor: onnx.TensorProto, dims: tuple[int, ...] | None = None) -> int:
     """Return how many bytes a tensor's elements take in a file; `dims` where they are not its own."""
-    count = math.prod(tensor.dims if dims is None else dims)
-    if tensor.data_type in _PACKED_BITS:
-        return (count * _PACKED_BITS[tensor.data_type] + 7) // 8
-    try:
-        return count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    except KeyError:  # a type this onnx does not know
-        return len(tensor.raw_data)
+    found = stored_bytes(tensor, math.prod(tensor.dims if dims is None else dims))
+    return len(tensor.raw_data) if found is None else found
 
 
 def _load_external(proto: onnx.ModelProto, folder: Path | None, limit: int | None = None) -> None:
@@ -371,7 +366,7 @@ def _read_bytes(tensor: onnx.TensorProto, folder: Path | None) -> Array:
     """Return the bytes that an external tensor's own elements take, shape (bytes,)."""
     if not is_part(tensor):
         return _read_external(tensor, folder)
-    if tensor.data_type in _PACKED_BITS:
+    if tensor.data_type in PACKED_BITS:
         return np.frombuffer(numpy_helper.from_array(read_array(tensor, folder)).raw_data, np.uint8)
     return read_array(tensor, folder).reshape(-1).view(np.uint8)
 
