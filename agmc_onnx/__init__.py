@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from agmc_onnx.options import CompressOptions
     from agmc_onnx.pruning.verify import Verification
     from agmc_onnx.reporting.schema import Report
-    from agmc_onnx.verbs.batch import compress_folder
+    from agmc_onnx.verbs.batch import batch
+    from agmc_onnx.verbs.batch import batch as compress_folder
     from agmc_onnx.verbs.compress import Applied, Result, apply, compress
     from agmc_onnx.verbs.compress import verify_files as verify
     from agmc_onnx.verbs.doctor import doctor
@@ -31,8 +32,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgmcError", "Applied", "BudgetError", "CompressOptions", "DataError", "Imported", "ModelError", "PlanError", "Report",
-    "Result", "UsageError", "Verification", "VerificationError", "apply", "compress", "compress_folder", "doctor", "export",
-    "finetune", "import_model", "inspect", "measure", "verify", "write_report",
+    "Result", "UsageError", "Verification", "VerificationError", "apply", "batch", "compress", "compress_folder", "doctor",
+    "export", "finetune", "import_model", "inspect", "measure", "verify", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -47,7 +48,8 @@ _HOMES = {
     "finetune": ("agmc_onnx.verbs.finetune", "finetune"),
     "apply": ("agmc_onnx.verbs.compress", "apply"),
     "compress": ("agmc_onnx.verbs.compress", "compress"),
-    "compress_folder": ("agmc_onnx.verbs.batch", "compress_folder"),
+    "batch": ("agmc_onnx.verbs.batch", "batch"),
+    "compress_folder": ("agmc_onnx.verbs.batch", "batch"),
     "inspect": ("agmc_onnx.verbs.inspect", "inspect"),
     "measure": ("agmc_onnx.verbs.inspect", "measure"),
     "verify": ("agmc_onnx.verbs.compress", "verify_files"),

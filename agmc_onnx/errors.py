@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class AgmcError(Exception):
     """Root of all errors raised on purpose; `exit_code` is what the command line returns."""
@@ -43,3 +46,9 @@ class VerificationError(AgmcError):
     """A result failed its own verification; nothing was written."""
 
     exit_code = 4
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return " Did you mean ...?" where a choice is near, else nothing."""
+    near = difflib.get_close_matches(word, list(choices), 1, 0.5)
+    return f" Did you mean {near[0]}?" if near else ""

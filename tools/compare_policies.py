@@ -23,7 +23,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -39,7 +39,7 @@ from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.graph.files import read_model
 from agmc_onnx.measuring.accuracy import Evaluation, Evaluator
 from agmc_onnx.measuring.session import model_inputs
-from agmc_onnx.options import CompressOptions, SearchOptions
+from agmc_onnx.options import CompressOptions, Search, SearchOptions
 from agmc_onnx.policies import Policy
 from agmc_onnx.run import recovering, stages
 from agmc_onnx.run.analysis import Analysis
@@ -157,7 +157,7 @@ def shared() -> Iterator[None]:
         return held[name]
 
     def named(what: str, analysis: Analysis, settings: CompressOptions) -> str:
-        told = {name: value for name, value in asdict(settings).items() if name not in apart}
+        told = {name: value for name, value in settings.flat().items() if name not in apart}
         return repr((what, analysis.file.sha256, sorted(told.items())))
 
     def roles(analysis: Analysis, data: str, settings: CompressOptions) -> Roles:
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--recover", default="compensate")
     parser.add_argument("--reward-samples", type=int, default=500)
     parser.add_argument("--judge", default="fidelity")
-    parser.add_argument("--finalists", type=int, default=CompressOptions.finalists)
+    parser.add_argument("--finalists", type=int, default=Search.finalists)
     parser.add_argument("--share", action="store_true", help="share what does not depend on the policy")
     parser.add_argument("--searches", type=Path, help="runs whose searches are not repeated, but their finalists")
     parser.add_argument("--out", type=Path, required=True)

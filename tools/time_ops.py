@@ -35,14 +35,15 @@ def request(model: Path, output: Path, batch: int, round_to: str | int) -> int:
     """Write a request; return the number of models in it."""
     settings = CompressOptions.of(latency=0.5, recover="none", round_to=round_to)
     analysis = analyse_model(model)
-    data = Roles(analysis.file.proto, None, settings)
+    data = Roles(analysis.file.proto, None, settings.data, settings.execution)
     environment = environment_of(analysis, data, settings)
     feed = data.role("calibration").take(batch).feeds(batch)[0]
     samples = []
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as packed:
         for i, kept in enumerate(samples_of(environment)):
             name = f"sample_{i:02d}.onnx"
-            write_model(_emptied(laid_out(environment.candidate(kept), settings)), Path(folder, name), external=False)
+            candidate = laid_out(environment.candidate(kept), settings.execution.provider)
+            write_model(_emptied(candidate), Path(folder, name), external=False)
             packed.write(Path(folder, name), name)
             samples.append({"file": name, "kept": kept.tolist()})
         arrays = io.BytesIO()

@@ -23,20 +23,18 @@ def add(one: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compress a folder; the exit code is that of the first model which failed, by name."""
-    from agmc_onnx.verbs.batch import SUMMARY, compress_folder
+    from agmc_onnx.verbs.batch import SUMMARY, batch
 
     def progress(row: Row, n_done: int, n: int) -> None:
         if not arguments.quiet:
             tell(f"[{n_done}/{n}] {row_line(row)}")
 
     options = settings_of(arguments)
-    ray = options.pop("ray", None)
-    rows = compress_folder(
+    rows = batch(
         arguments.folder,
         arguments.output,
         data=arguments.data,
         jobs=arguments.jobs,
-        ray=ray,
         progress=progress,
         **options,
     )

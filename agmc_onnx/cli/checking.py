@@ -6,7 +6,7 @@ import argparse
 
 from agmc_onnx.cli.parsing import Parser, Verb, seconds, whole
 from agmc_onnx.cli.words import no_card, tell, tell_json
-from agmc_onnx.options import CompressOptions
+from agmc_onnx.options import Execution
 
 
 def _add_inspect(one: Parser) -> None:
@@ -31,15 +31,15 @@ def _add_verify(one: Parser) -> None:
 def _add_measure(one: Parser) -> None:
     one.add_argument("models", metavar="MODEL.onnx", nargs="+", help="ratios refer to the first")
     one.add_argument("--data", metavar="CARD", help="measure accuracy too: a data card, an .npz, a folder, or 'digits'")
-    one.add_argument("--threads", type=whole, metavar="N", default=CompressOptions.threads, help="default: %(default)s")
+    one.add_argument("--threads", type=whole, metavar="N", default=Execution.threads, help="default: %(default)s")
     one.add_argument(
         "--batch", type=whole, metavar="N", default=1, help="samples per timed inference; default: %(default)s"
     )
     one.add_argument(
-        "--seconds", type=seconds, metavar="S", default=CompressOptions.latency_seconds, help="default: %(default)s"
+        "--seconds", type=seconds, metavar="S", default=Execution.latency_seconds, help="default: %(default)s"
     )
     one.add_argument(
-        "--provider", choices=("cpu", "cuda", "auto"), default=CompressOptions.provider, help="default: %(default)s"
+        "--provider", choices=("cpu", "cuda", "auto"), default=Execution.provider, help="default: %(default)s"
     )
     one.add_argument("--json", action="store_true", help="print machine-readable JSON")
 

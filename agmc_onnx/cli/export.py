@@ -9,7 +9,7 @@ from typing import Any
 
 from agmc_onnx.cli.parsing import Parser, Verb, seconds, whole
 from agmc_onnx.cli.words import tell
-from agmc_onnx.options import CompressOptions
+from agmc_onnx.options import Execution
 
 
 def add(one: Parser) -> None:
@@ -52,7 +52,7 @@ def add(one: Parser) -> None:
         default = getattr(Settings, name)
         one.add_argument(option, type=whole, metavar="N", default=default, help=f"{text}; default: %(default)s")
     one.add_argument(
-        "--seconds", type=seconds, metavar="S", default=CompressOptions.latency_seconds, help="default: %(default)s"
+        "--seconds", type=seconds, metavar="S", default=Execution.latency_seconds, help="default: %(default)s"
     )
     one.add_argument("--json", action="store_true", help="print machine-readable JSON")
 

@@ -15,7 +15,7 @@ from agmc_onnx.data.samples import Dataset, Samples, load_card, open_data
 from agmc_onnx.measuring.accuracy import BATCH, Evaluator
 from agmc_onnx.measuring.closeness import MAX_ENTRIES
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
-from agmc_onnx.options import CompressOptions
+from agmc_onnx.options import Data, Execution
 
 MOST_FACTOR = 8  # samples of the reward role that the best candidates are measured on, over those that every one is
 MOST_BYTES = 1 << 30  # that these and what networks say of them may take, roughly
@@ -31,13 +31,14 @@ class Roles:
         augment: How the card augments what is learned from.
     """
 
-    def __init__(self, model: onnx.ModelProto, source: str | Path | None, settings: CompressOptions) -> None:
+    def __init__(self, model: onnx.ModelProto, source: str | Path | None, amounts: Data, execution: Execution) -> None:
         """Open the data, and run the original once: it must run before anything else is done.
 
         Args:
             model: The original.
             source: A card, an .npz, a folder, "digits", or None.
-            settings: Of the run.
+            amounts: How much of every role is used, and what judges.
+            execution: Threads, provider, and the seed of synthetic inputs.
 
         Raises:
             DataError: If the data cannot be used with this model.
@@ -55,23 +56,23 @@ class Roles:
             self._roles = {name: dataset.role(name) for name in ("calibration", "reward", "test")}
             self._dataset: Dataset | None = dataset if dataset.card.train is not None else None
             self._whole_reward = self._roles["reward"]
-            self._roles["reward"] = self._whole_reward.take(settings.reward_samples)
+            self._roles["reward"] = self._whole_reward.take(amounts.reward_samples)
         else:
             self.metric = "agreement"
             self._roles = {
-                name: runnable(self._model, n, settings.seed + i)
+                name: runnable(self._model, n, execution.seed + i)
                 for i, (name, n) in enumerate((("calibration", 64), ("reward", 64), ("test", 64)))
             }
             self._whole_reward, self._dataset = self._roles["reward"], None
             self.augment = ()
         feed = self._roles["test"].take(1).feeds(1)[0]
-        outputs = run_model(make_session(self._model, settings.threads), feed)
+        outputs = run_model(make_session(self._model, execution.threads), feed)
         arrays = [value for value in outputs if isinstance(value, np.ndarray)]
         rows = self._roles["test"].fixed_batch or 1
         of_outputs = sum(min(array.nbytes / rows, MAX_ENTRIES * array.itemsize) for array in arrays)
         of_inputs = sum(array.nbytes / rows for array in feed.values())
         self._sample_bytes = of_inputs + 6 * of_outputs  # two networks' outputs, and both in double precision
-        self._settings = settings
+        self._amounts, self._execution = amounts, execution
 
     @property
     def absolute_source(self) -> str | None:
@@ -103,7 +104,7 @@ class Roles:
     @property
     def n_most(self) -> int:
         """Samples of the reward role that the best candidates are measured on: more than the others, as memory allows."""
-        n_reward = self._settings.reward_samples
+        n_reward = self._amounts.reward_samples
         fitting = int(MOST_BYTES / max(self._sample_bytes, 1))
         return min(self._whole_reward.n, max(min(MOST_FACTOR * n_reward, fitting), n_reward))
 
@@ -123,14 +124,14 @@ class Roles:
 
         All are measured on as many samples as the settings say; in a race, those that keep up on `n_most`.
         """
-        n_first, early = self._settings.reward_samples, self._settings.racing
+        n_first, early = self._amounts.reward_samples, self._amounts.racing
         return self._evaluator(
             self._first_rewards(self.n_most), original=self._model, n_first=n_first, stops_early=early
         )
 
     def _evaluator(self, samples: Samples, **more: Any) -> Evaluator:
         reference = self._model if self.metric == "agreement" else None
-        threads, provider = self._settings.threads, self._settings.provider
+        threads, provider = self._execution.threads, self._execution.provider
         return Evaluator(samples, self.metric, reference=reference, threads=threads, provider=provider, **more)
 
     def _first_rewards(self, n: int) -> Samples:
@@ -142,8 +143,8 @@ class Roles:
 
     def digest(self) -> str:
         """Return the SHA-256 of all that a search sees of the data."""
-        n = self._roles["reward"].n if self._settings.judge == "metric" else self.n_most
-        reward, calibration = self._first_rewards(n), self._roles["calibration"].take(self._settings.search_samples)
+        n = self._roles["reward"].n if self._amounts.judge == "metric" else self.n_most
+        reward, calibration = self._first_rewards(n), self._roles["calibration"].take(self._amounts.search_samples)
         feeds = [
             *reward.feeds(BATCH),
             *(feed for feed, _ in calibration.batches(100)),

@@ -12,11 +12,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from agmc_onnx import options
 from agmc_onnx.arrays import FloatArray, Mask
 from agmc_onnx.errors import ModelError, PlanError, VerificationError
 from agmc_onnx.graph.files import read_sparse
 from agmc_onnx.graph.view import Graph, view
-from agmc_onnx.options import CompressOptions, pattern_of
+from agmc_onnx.options import pattern_of
 from agmc_onnx.pruning.plan import Plan
 
 _DENSE_OPS, _KERNEL_OPS = ("Gemm", "MatMul"), ("Conv", "ConvTranspose")
@@ -47,26 +48,26 @@ class Sparsity:
         return self.shares.get(name, self.share)
 
 
-def sparsity_of(settings: CompressOptions, graph: Graph) -> Sparsity | None:
+def sparsity_of(asked: options.Sparsity, graph: Graph, is_refitted: bool = True) -> Sparsity | None:
     """Return what a run asks for, or None where it asks for no zeros.
 
     Raises:
         ModelError: If the model has no such weights.
     """
-    if not settings.is_sparse:
+    if not asked.is_sparse:
         return None
-    pattern = None if settings.sparse_pattern is None else pattern_of(settings.sparse_pattern)
-    share = settings.sparsity
+    pattern = None if asked.sparse_pattern is None else pattern_of(asked.sparse_pattern)
+    share = asked.sparsity
     if share is None:
         assert pattern is not None
         share = 1 - pattern[0] / pattern[1]
-    names = weights_of(graph, settings.sparse_layers)
+    names = weights_of(graph, asked.sparse_layers)
     if not names:
         raise ModelError(
-            f"--sparsity: this model has no weights of {settings.sparse_layers} layers to set to zero; expected a Gemm or a"
+            f"--sparsity: this model has no weights of {asked.sparse_layers} layers to set to zero; expected a Gemm or a"
             " MatMul with a constant weight. Try --sparse-layers all, or leave it out."
         )
-    method = settings.sparse_method or ("magnitude" if settings.recover == "none" else "obs")
+    method = asked.sparse_method or ("obs" if is_refitted else "magnitude")
     return Sparsity(share, method, pattern, tuple(names))
 
 

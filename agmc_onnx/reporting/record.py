@@ -72,9 +72,10 @@ def compose(
     evaluator = data.evaluator("test")
     original = source.proto
     before, after = evaluator(original).score, evaluator(compressed).score
-    cut = after if settings.recover == "none" else evaluator(as_cut).score
+    cut = after if settings.recovery.recover == "none" else evaluator(as_cut).score
     feeds = data.role("test").take(8).feeds(1)
-    threads, seconds, provider = settings.threads, settings.latency_seconds, settings.provider
+    run = settings.execution
+    threads, seconds, provider = run.threads, run.latency_seconds, run.provider
     times = compare(
         [original, compressed], feeds, threads=threads, seconds=seconds, rounds=MORE_ROUNDS, provider=provider
     )
@@ -90,17 +91,17 @@ def compose(
         accuracy_measured=data.real,
         data=DataFacts(str(data.source), data.metric, data.sizes()) if data.real else None,
         target=target,
-        policy=settings.policy, seed=settings.seed, episodes=len(found.history),
+        policy=settings.search.policy, seed=settings.execution.seed, episodes=len(found.history),
         evaluations=found.n_extra + sum(not record["cached"] for record in found.history),
         interrupted=found.interrupted,
         inference_s=sum(record["inference_s"] for record in found.history if not record["cached"]),
         history=found.history,
         finalists=finalists,
-        verified=verified_facts(checked, settings.recover != "none"),
+        verified=verified_facts(checked, settings.recovery.recover != "none"),
         groups=_groups(channels, found.kept.tolist()),
         network=network_of(channels.graph, view(compressed)),
-        settings=asdict(settings),
-        environment=environment_versions(provider_of(make_session(compressed, settings.threads, settings.provider))),
+        settings=settings.flat(),
+        environment=environment_versions(provider_of(make_session(compressed, threads, provider))),
         **more,
     )  # fmt: skip
 

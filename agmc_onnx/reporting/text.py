@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from agmc_onnx.options import CompressOptions
+from agmc_onnx.options import known_options
 
 KINDS = {"flops": "multiply-adds", "params": "parameters", "latency": "latency"}
 PERCENT_METRICS = ("top1", "top5", "agreement")
@@ -222,7 +222,7 @@ def aligned(table: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
 
 def command(report: Report) -> list[str]:
     """Return the command line that makes this report's result again, one item an option with its value."""
-    settings, defaults = report["settings"], {f.name: f.default for f in fields(CompressOptions)}
+    settings, defaults = report["settings"], {name: one.default for name, one in known_options().items()}
     defaults["round_to"] = "auto" if settings.get("latency") else 4
     words = [["agmc-onnx", "compress", report["model"]["path"]]]
     for name, value in settings.items():

@@ -64,7 +64,7 @@ def environment_of(
         reasons = [group.why_frozen or "" for group in analysis.channels.frozen]
         why = reasons[0] if reasons else "no op of it is understood"
         raise ModelError(f"{analysis.file.path}: nothing in this model can be pruned ({why}). See agmc-onnx inspect.")
-    evaluator = data.race() if settings.judge == "fidelity" else data.evaluator("reward")
+    evaluator = data.race() if settings.data.judge == "fidelity" else data.evaluator("reward")
 
     def evaluate(model: onnx.ModelProto, *best: Errors) -> Outcome:
         rival = np.array(best[0]) if best and best[0] else None
@@ -73,21 +73,22 @@ def environment_of(
         score = found.score.value
         return Outcome(score, found.inference_s, fidelity=found.fidelity, errors=errors, n_images=found.n_images)
 
-    channels = analysis.channels if base is None else base.channels(settings.excluded)
+    channels = analysis.channels if base is None else base.channels(settings.search.excluded)
     measured = _measurements(channels, data, settings)
     scores = _scores(channels, measured, settings)
     if base is not None:
         for group, kept in zip(channels.groups, base.kept, strict=True):
             scores[np.delete(group.units, kept)] = -1.0  # gone already: they are the last to be kept
-    least = settings.floor if floor is None else floor
-    recover, sparsity = _recovery(analysis, data, settings), sparsity_of(settings, analysis.graph)
+    least = settings.search.floor if floor is None else floor
+    recover = _recovery(analysis, data, settings)
+    sparsity = sparsity_of(settings.sparsity, analysis.graph, settings.recovery.is_refit)
     curves = None if measured is None else lambda: measured().curves(scores)
     limit = None if base is None else base.n_units
-    rounds = rounding(channels, settings.round_to, settings.provider)
+    rounds = rounding(channels, settings.search.round_to, settings.execution.provider)
     divergence = None
-    if data.real and base is None and settings.recover != "none":
+    if data.real and base is None and settings.recovery.recover != "none":
         divergence = partial(_divergence, channels, scores, data, settings)
-    if sparsity is not None and settings.sparse_decide == "policy" and len(sparsity.names) > 1:
+    if sparsity is not None and settings.sparsity.sparse_decide == "policy" and len(sparsity.names) > 1:
         thin = _thinning(analysis, data, settings, sparsity)
         given = (scores, evaluate, None, rounds, least, curves, limit, divergence)
         return JointEnvironment(channels, *given, names=sparsity.names, share=sparsity.share, thin=thin)
@@ -96,17 +97,17 @@ def environment_of(
 
 def _recovery(analysis: Analysis, data: Roles, settings: CompressOptions) -> Recover | None:
     """Return what a freshly cut candidate goes through before it is measured, or None for nothing."""
-    sparsity = sparsity_of(settings, analysis.graph)
+    sparsity = sparsity_of(settings.sparsity, analysis.graph, settings.recovery.is_refit)
     if sparsity is not None:
         thin = _thinning(analysis, data, settings, sparsity)
         return lambda kept, model: thin(kept, model, {})
-    if settings.recover == "statistics":
+    if settings.recovery.recover == "statistics":
         from agmc_onnx.refit.options import RecoverOptions
         from agmc_onnx.refit.statistics import Restatement
 
-        few = RecoverOptions(n_samples=settings.search_samples, seed=settings.seed)
+        few = RecoverOptions(n_samples=settings.data.search_samples, seed=settings.execution.seed)
         return Restatement(analysis.channels, data.role("calibration"), few)
-    return None if settings.recover == "none" else _compensator(analysis, data, settings)
+    return None if settings.recovery.recover == "none" else _compensator(analysis, data, settings)
 
 
 def _compensator(analysis: Analysis, data: Roles, settings: CompressOptions) -> Compensator:
@@ -114,18 +115,18 @@ def _compensator(analysis: Analysis, data: Roles, settings: CompressOptions) -> 
     from agmc_onnx.refit.options import RecoverOptions
 
     quick = RecoverOptions(
-        n_samples=settings.search_samples,
-        n_positions=settings.search_positions,
+        n_samples=settings.data.search_samples,
+        n_positions=settings.recovery.search_positions,
         ridges=(QUICK_RIDGE,),
         n_rounds=QUICK_ROUNDS,
-        seed=settings.seed,
+        seed=settings.execution.seed,
     )
     return Compensator(analysis.channels, data.role("calibration"), quick)
 
 
 def _thinning(analysis: Analysis, data: Roles, settings: CompressOptions, sparsity: Sparsity) -> Thin:
     """Return what recovers a freshly cut candidate and sets single weights to zero, as many of each tensor as it is told."""
-    if settings.recover == "none":
+    if settings.recovery.recover == "none":
         return lambda kept, model, shares: thin_by_magnitude(model, replace(sparsity, shares=shares))
     from agmc_onnx.refit.thin import Thinner
 
@@ -147,7 +148,7 @@ def _measurements(channels: Channels, data: Roles, settings: CompressOptions) ->
         from agmc_onnx.refit.importance import Measurements
         from agmc_onnx.refit.options import RecoverOptions
 
-        few = RecoverOptions(n_samples=CURVE_SAMPLES, n_curve_positions=CURVE_POSITIONS, seed=settings.seed)
+        few = RecoverOptions(n_samples=CURVE_SAMPLES, n_curve_positions=CURVE_POSITIONS, seed=settings.execution.seed)
         return Measurements(channels, data.role("calibration"), few)
 
     return make if data.real else None
@@ -159,12 +160,12 @@ def _divergence(
     from agmc_onnx.refit.divergence import divergence_curves
     from agmc_onnx.refit.options import RecoverOptions
 
-    few = RecoverOptions(n_samples=CURVE_SAMPLES, n_positions=CURVE_POSITIONS, seed=settings.seed)
-    return divergence_curves(channels, scores, step, data.role("calibration"), few, settings.threads)
+    few = RecoverOptions(n_samples=CURVE_SAMPLES, n_positions=CURVE_POSITIONS, seed=settings.execution.seed)
+    return divergence_curves(channels, scores, step, data.role("calibration"), few, settings.execution.threads)
 
 
 def _scores(channels: Channels, measured: Callable[[], Measurements] | None, settings: CompressOptions) -> FloatArray:
-    name = settings.importance or "l2"
+    name = settings.search.importance or "l2"
     if name in NEED_DATA and measured is not None:
         return measured().scores(name)
     return importance_of(name)(channels)
@@ -186,13 +187,13 @@ def reachable(
     if target.cost(environment.min_keep) <= target.budget:
         return environment
     bare = environment_of(analysis, data, settings, floor=0.0, base=base)
-    if target.cost(bare.min_keep) > target.budget and settings.round_to == AUTO:
-        bare = environment_of(analysis, data, replace(settings, round_to=FINE), floor=0.0, base=base)
+    if target.cost(bare.min_keep) > target.budget and settings.search.round_to == AUTO:
+        bare = environment_of(analysis, data, settings.but(round_to=FINE), floor=0.0, base=base)
     least = target.cost(bare.min_keep)
     if least <= target.budget:
         return bare
     best = least / target.full
-    left = " and what --exclude names" if settings.exclude else ""
+    left = " and what --exclude names" if settings.search.exclude else ""
     raise BudgetError(
         f"--{target.kind}: cannot keep only {target.budget / target.full:.4f} of the original, since channels tied to inputs"
         f" and outputs{left} stay; the best reachable value is {best:.4f}. Ask for at least {np.ceil(best * 1e4) / 1e4:.4f}.",
@@ -212,7 +213,7 @@ def search_candidates(
 ) -> SearchResult:
     """Search for the best candidate within the target; evaluations go to the journal and come from it."""
     begun = time.perf_counter()
-    options = settings.search()
+    options = settings.of_policies()
     reward = reward_named(options.reward)
 
     def reward_of(kept: IntArray, outcome: Outcome) -> float:
@@ -221,20 +222,22 @@ def search_candidates(
     with _evaluators(analysis, environment, data, settings, base) as evaluate_all:
         recorder = Recorder(evaluate_all, reward_of, journal)
         problem = replace(environment.problem(target.cost, target.budget), evaluate=recorder)
-        if settings.max_drop is not None and options.reward != "err":  # no budget: the reward weighs cost and error
+        if (
+            settings.budget.max_drop is not None and options.reward != "err"
+        ):  # no budget: the reward weighs cost and error
             problem = replace(problem, meet=partial(rounded, problem))
             options = replace(
                 options,
                 agmc=replace(options.agmc, rescale_in_update=False, fitted=False),  # a guide climbs along a budget
                 gnn_rl=replace(options.gnn_rl, fitted=False),
             )
-        rng = np.random.default_rng(settings.seed)
+        rng = np.random.default_rng(settings.execution.seed)
         policy = make_policy(problem, options, rng)
-        n_episodes = min(settings.episodes or settings.finalists, policy.n_episodes)
-        batch = settings.batch or 1
-        if batch > 1 and settings.episodes > 1 and n_episodes > 1 and settings.policy not in TAKE_BATCHES:
+        n_episodes = min(settings.search.episodes or settings.search.finalists, policy.n_episodes)
+        batch = settings.search.batch or 1
+        if batch > 1 and settings.search.episodes > 1 and n_episodes > 1 and settings.search.policy not in TAKE_BATCHES:
             raise UsageError(
-                f"--batch: policy {settings.policy} learns from every candidate before it proposes the next, got {batch};"
+                f"--batch: policy {settings.search.policy} learns from every candidate before it proposes the next, got {batch};"
                 f" expected 1. Leave out --batch and --workers, or take a policy of {', '.join(sorted(TAKE_BATCHES))}."
             )
 
@@ -242,10 +245,10 @@ def search_candidates(
             tell("episode", {**record, "n_episodes": n_episodes})
 
         race = (
-            settings.judge == "fidelity" and options.reward == "err"
+            settings.data.judge == "fidelity" and options.reward == "err"
         )  # by other rewards the smaller may win, if worse
         gone = time.perf_counter() - begun  # error curves and the policy's networks count too
-        seconds = None if settings.minutes is None else 60 * settings.minutes - gone
+        seconds = None if settings.execution.minutes is None else 60 * settings.execution.minutes - gone
         return search(problem, policy, reward, n_episodes, rng, on_episode, None, batch, recorder.all, race, seconds)
 
 
@@ -254,16 +257,16 @@ def _evaluators(
     analysis: Analysis, environment: Environment, data: Roles, settings: CompressOptions, base: Base | None = None
 ) -> Iterator[EvaluateAll]:
     """Give what evaluates candidates: this process, several others, or a cluster."""
-    if settings.workers == 1 and settings.ray is None:
+    if settings.execution.workers == 1 and settings.execution.ray is None:
         yield one_by_one(environment.evaluate)
         return
     file = analysis.file
     prepare = partial(_worker_evaluator, file.path.absolute(), file.sha256, data.absolute_source, settings, base)
     workers: Workers | RayWorkers
-    if settings.ray is None:
-        workers = Workers(settings.workers, prepare)
+    if settings.execution.ray is None:
+        workers = Workers(settings.execution.workers, prepare)
     else:
-        workers = RayWorkers(settings.ray, settings.workers, settings.threads, prepare)
+        workers = RayWorkers(settings.execution.ray, settings.execution.workers, settings.execution.threads, prepare)
     try:
         yield workers
     finally:
@@ -274,11 +277,11 @@ def _worker_evaluator(
     path: Path, sha256: str, data: str | None, settings: CompressOptions, base: Base | None = None
 ) -> Callable[[IntArray], Outcome]:
     """Return the evaluator of candidates in a worker process, the same as that of the process which asks."""
-    if settings.recover != "none":
+    if settings.recovery.recover != "none":
         import torch
 
-        torch.set_num_threads(settings.threads)
-    analysis = analyse_model(path, settings.excluded)
+        torch.set_num_threads(settings.execution.threads)
+    analysis = analyse_model(path, settings.search.excluded)
     if analysis.file.sha256 != sha256:
         raise ModelError(f"{path}: changed while it was being compressed. Start again.")
     return environment_of(analysis, roles_of(analysis, data, settings), settings, base=base).evaluate

@@ -37,15 +37,15 @@ def by_drop(job: Job, environment: Environment, target: Target) -> Found:
         BudgetError: If no smaller model stays within the loss.
     """
     trial = _Trials(job, environment, target)
-    few = job.settings.policy in TAKE_FEW
-    quick = replace(job.settings, policy=job.settings.policy if few else "greedy", reward="err", finalists=1)
+    few = job.settings.search.policy in TAKE_FEW
+    quick = job.settings.but(policy=job.settings.search.policy if few else "greedy", reward="err", finalists=1)
     least = target.cost(environment.min_keep) / target.full
     low, high, share = least, 1.0, max(FIRST, (1 + least) / 2 if least > FIRST else FIRST)
     while high - low > CLOSE and not trial.interrupted:
         reached = trial.run(share, quick)
         low, high = (share, high) if reached is None else (low, min(reached, share))
         share = (low + high) / 2
-    if job.settings.reward != "err" and not trial.interrupted:
+    if job.settings.search.reward != "err" and not trial.interrupted:
         trial.explore(job.settings)
     elif not few:
         for _ in range(MOST_SEARCHES):
@@ -72,7 +72,7 @@ class _Trial:
         """Return the trial as the report has it."""
         drop = self.drop
         return {
-            "keep": self.asked, "reached": self.reached, "policy": self.settings.policy, "drop": drop.value,
+            "keep": self.asked, "reached": self.reached, "policy": self.settings.search.policy, "drop": drop.value,
             "most": drop.most, "n": drop.n, "original": drop.original, "metric": drop.model,
         }  # fmt: skip
 
@@ -81,9 +81,9 @@ class _Trials:
     """Budgets that were tried, and the best that came of them."""
 
     def __init__(self, job: Job, environment: Environment, target: Target) -> None:
-        assert job.settings.max_drop is not None
+        assert job.settings.budget.max_drop is not None
         self.job, self.environment, self.target = job, environment, target
-        self.limit: float = job.settings.max_drop
+        self.limit: float = job.settings.budget.max_drop
         self.meter = DropMeter(job.data.evaluator("reward", ALL), job.analysis.file.proto)
         self.done: list[_Trial] = []
         self.best: _Trial | None = None
@@ -106,11 +106,11 @@ class _Trials:
             if self.best is None:
                 raise KeyboardInterrupt("interrupted before any model was within the drop.")
             return None
-        return self._measure(f"keep {share!r} by {settings.policy}", aim, search, environment, job, start)
+        return self._measure(f"keep {share!r} by {settings.search.policy}", aim, search, environment, job, start)
 
     def explore(self, settings: CompressOptions) -> None:
         """Search without a budget, and try the most rewarded candidates that are smaller than what was found so far."""
-        job, aim = replace(self.job, settings=replace(settings, finalists=1)), replace(self.target, share=1.0)
+        job, aim = replace(self.job, settings=settings.but(finalists=1)), replace(self.target, share=1.0)
         job.tell("exploring", {})
         search = search_candidates(job.analysis, self.environment, aim, job.data, settings, job.journal, job.tell)
         self.interrupted = search.interrupted
@@ -119,7 +119,7 @@ class _Trials:
         smaller = [key for key in records if costs[key] < (self.reached or 1.0)]
         for key in sorted(smaller, key=lambda key: -records[key])[:MOST_SEARCHES]:
             start, chosen = time.perf_counter(), replace(search, kept=np.array(key, np.int64))
-            self._measure(f"keep {list(key)} by {settings.policy}", aim, chosen, self.environment, job, start)
+            self._measure(f"keep {list(key)} by {settings.search.policy}", aim, chosen, self.environment, job, start)
 
     def _measure(
         self, name: str, aim: Target, search: SearchResult, environment: Environment, job: Job, start: float
@@ -150,7 +150,7 @@ class _Trials:
             raise self._nothing()
         found = best.found
         if found is None:  # recovery has no chance in it: this is the model that was measured
-            job = replace(self.job, settings=replace(best.settings, finalists=1))
+            job = replace(self.job, settings=best.settings.but(finalists=1))
             found = recover_best(job, best.environment, best.search)
         searches = {id(one.search.history): one.search for one in self.done}  # one may have given several models
         history = joined(searches.values(), "trial")

@@ -19,7 +19,7 @@ from agmc_onnx.latency.predict import latency_cost, sample_counts
 from agmc_onnx.latency.tables import LatencyTable, cache_path, cached_table, layout_block, read_table, time_sample
 from agmc_onnx.latency.timing import MORE_ROUNDS, Ratio, compare, ratio
 from agmc_onnx.measuring.session import make_session, provider_of
-from agmc_onnx.options import CompressOptions
+from agmc_onnx.options import Budget, CompressOptions
 from agmc_onnx.pruning.widths import AUTO, FINE
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.run.candidates import Progress, environment_of
@@ -60,17 +60,17 @@ def table_samples(
         UsageError: If the table given is not of this model.
     """
     sha256, n_units = analysis.file.sha256, environment.n_units.tolist()
-    if settings.latency_table is not None:
-        table = read_table(settings.latency_table)
+    if settings.budget.latency_table is not None:
+        table = read_table(settings.budget.latency_table)
         samples = table.models.get(sha256, [])
         if not _fits(samples, n_units):
             raise UsageError(
-                f"{settings.latency_table}: has no times of {analysis.file.path.name}; expected a table filled for this very"
-                " file. Make a request with tools/time_ops.py and fill it on the device."
+                f"{settings.budget.latency_table}: has no times of {analysis.file.path.name}; expected a table filled for this"
+                " very file. Make a request with agmc-onnx time-ops and fill it on the device."
             )
         return samples
-    original = make_session(analysis.file.proto, settings.threads, settings.provider)
-    table = cached_table(settings.threads, provider_of(original), 1)
+    original = make_session(analysis.file.proto, settings.execution.threads, settings.execution.provider)
+    table = cached_table(settings.execution.threads, provider_of(original), 1)
     samples = table.models.get(sha256, [])
     if not _fits(samples, n_units):
         samples = timed_samples(analysis, environment, data, settings, table, tell)
@@ -112,17 +112,20 @@ def timed_samples(
     for n_pass in range(time_ops.PASSES):
         tell("timing ops", {"pass": n_pass + 1, "n_passes": time_ops.PASSES})
         for i, kept in enumerate(counts):
-            candidate = laid_out(environment.candidate(kept), settings)
+            candidate = laid_out(environment.candidate(kept), settings.execution.provider)
             found = {"kept": kept.tolist(), **time_sample(candidate, feed, table.threads, table.provider, ms)}
             samples[i:] = [time_ops.faster(samples[i], found), *samples[i + 1 :]] if n_pass else [found]
     beside = range(2, min(2 + BESIDE, len(counts)))
     times = compare(
-        [analysis.file.proto, *(laid_out(environment.candidate(counts[i]), settings) for i in beside)],
+        [
+            analysis.file.proto,
+            *(laid_out(environment.candidate(counts[i]), settings.execution.provider) for i in beside),
+        ],
         feed,
         threads=table.threads,
         provider=table.provider,
         rounds=MORE_ROUNDS,
-        seconds=settings.latency_seconds,
+        seconds=settings.execution.latency_seconds,
     )
     for i, latency in zip(beside, times[1:], strict=True):
         samples[i] = {**samples[i], "share": ratio(latency, times[0]).steady}
@@ -136,17 +139,17 @@ def latency_target(
 
     Some samples were measured beside the original; what they differ from the prediction is taken into account.
     """
-    assert settings.latency is not None
+    assert settings.budget.latency is not None
     samples = table_samples(analysis, environment, data, settings, tell)
     cost = latency_cost(analysis.channels, samples)
     full = cost(environment.n_units)
     misses = [sample["share"] * full / cost(sample["kept"]) for sample in samples if "share" in sample]
-    return Target("latency", settings.latency, cost, full, float(np.median(misses)) if misses else 1.0)
+    return Target("latency", settings.budget.latency, cost, full, float(np.median(misses)) if misses else 1.0)
 
 
-def is_here(settings: CompressOptions) -> bool:
+def is_here(budget: Budget) -> bool:
     """Return whether the latency asked for is that of this machine, so that it can be measured."""
-    return settings.latency_table is None or dict(read_table(settings.latency_table).device) == time_ops.device()
+    return budget.latency_table is None or dict(read_table(budget.latency_table).device) == time_ops.device()
 
 
 def measured(
@@ -158,10 +161,10 @@ def measured(
     kept: IntArray | None = None,
 ) -> Measured:
     """Measure a candidate beside the original, in turns, on samples of the calibration role."""
-    feeds = data.role("calibration").take(8).feeds(1)
+    feeds, here = data.role("calibration").take(8).feeds(1), settings.execution
     times = compare(
-        [analysis.file.proto, laid_out(model, settings)], feeds, threads=settings.threads, seconds=settings.latency_seconds,
-        rounds=MORE_ROUNDS, provider=settings.provider,
+        [analysis.file.proto, laid_out(model, here.provider)], feeds, threads=here.threads, seconds=here.latency_seconds,
+        rounds=MORE_ROUNDS, provider=here.provider,
     )  # fmt: skip
     predicted = None if target is None or kept is None else target.cost(kept) / target.full
     return Measured(ratio(times[1], times[0]), predicted)
@@ -174,8 +177,9 @@ def settled(job: Job, environment: Environment, target: Target, found: Found) ->
     that is slower than its original gives way to another candidate that is not. What was done stands in the facts.
     """
     # Another candidate was not held against the drop, does not come from the stage before, or has densities beside widths.
-    is_bound = job.settings.max_drop is not None or job.settings.stages > 1 or isinstance(environment, JointEnvironment)
-    if found.search.interrupted or is_bound or not is_here(job.settings):
+    budget = job.settings.budget
+    is_bound = budget.max_drop is not None or budget.stages > 1 or isinstance(environment, JointEnvironment)
+    if found.search.interrupted or is_bound or not is_here(job.settings.budget):
         return found
     if target.kind == "latency":
         return _within(job, environment, target, found)
@@ -230,7 +234,7 @@ def _not_slower(job: Job, environment: Environment, target: Target, found: Found
     return replace(chosen, facts={**chosen.facts, "slower": facts})
 
 
-def measured_share(reached: float, ratio: float, target: Target, settings: CompressOptions) -> dict[str, Any]:
+def measured_share(reached: float, ratio: float, target: Target, budget: Budget) -> dict[str, Any]:
     """Return what the report says of a latency budget: the share that was measured, and what the table predicts.
 
     Of another device's latency only the prediction is known here, and the device is named.
@@ -242,14 +246,14 @@ def measured_share(reached: float, ratio: float, target: Target, settings: Compr
         settings: Of the run.
     """
     predicted = reached * target.miss
-    if is_here(settings) or settings.latency_table is None:
+    if is_here(budget) or budget.latency_table is None:
         return {"predicted": predicted, "reached": ratio}
-    return {"predicted": predicted, "reached": predicted, "device": dict(read_table(settings.latency_table).device)}
+    return {"predicted": predicted, "reached": predicted, "device": dict(read_table(budget.latency_table).device)}
 
 
-def laid_out(model: onnx.ModelProto, settings: CompressOptions) -> onnx.ModelProto:
+def laid_out(model: onnx.ModelProto, provider: str) -> onnx.ModelProto:
     """Return a result as it is written and timed: its shortcuts keep to onnxruntime's layout where there is one here."""
-    return model if settings.provider == "cuda" else keep_layout(model, layout_block())
+    return model if provider == "cuda" else keep_layout(model, layout_block())
 
 
 def is_slower(found: Ratio) -> bool:
@@ -264,7 +268,7 @@ def _faster(job: Job, environment: Environment, target: Target, found: Found) ->
     full = cost(environment.n_units)
     history = sorted(found.search.history, key=lambda record: -record["reward"])
     others = [np.array(record["kept"], np.int64) for record in history]
-    wide = environment_of(job.analysis, job.data, replace(job.settings, round_to=AUTO))
+    wide = environment_of(job.analysis, job.data, job.settings.but(round_to=AUTO))
     if target.cost(wide.min_keep) <= target.budget:
         others.append(_solved(wide, target, found.search.kept / environment.n_units))
     own = tuple(found.search.kept.tolist())
@@ -281,6 +285,6 @@ def _instead(job: Job, environment: Environment, found: Found, kept: IntArray) -
     """Return what was found with other kept counts, recovered anew."""
     units = environment.kept(kept)
     model = recovered(job.analysis, units, environment.candidate(kept), job.data, job.settings)
-    if job.settings.recover == "distill":
+    if job.settings.recovery.recover == "distill":
         model = distilled(job.analysis, model, job.data, job.settings, job.output, job.tell)
     return replace(found, model=model, kept=units, search=replace(found.search, kept=kept))

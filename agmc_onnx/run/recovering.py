@@ -38,7 +38,7 @@ def best_finalist(
     """
     rewarded = {tuple(record["kept"]): record["reward"] for record in reversed(found.history)}
     ordered = sorted(rewarded, key=lambda kept: (kept != tuple(found.kept.tolist()), -rewarded[kept]))
-    n_finalists = 1 if found.interrupted or settings.recover == "none" else settings.finalists
+    n_finalists = 1 if found.interrupted or settings.recovery.recover == "none" else settings.search.finalists
     chosen = ordered[:n_finalists]
     first = tuple(found.history[0]["kept"])
     if n_finalists > 1 and first not in chosen:
@@ -54,7 +54,7 @@ def best_finalist(
         judged = 0.0, 0.0
         if evaluator is not None:
             told = evaluator(model)
-            close = told.fidelity if settings.judge == "fidelity" and told.fidelity is not None else 0.0
+            close = told.fidelity if settings.data.judge == "fidelity" and told.fidelity is not None else 0.0
             judged = close, told.score.value  # the metric where outputs cannot be compared
             finalists.append(
                 {"kept": list(kept), "reward": rewarded[kept], "metric": told.score.value, "fidelity": told.fidelity}
@@ -80,14 +80,14 @@ def distilled(
     from agmc_onnx.refit.options import RecoverOptions
 
     evaluator = data.evaluator("reward", data.n_most)
-    sparsity = sparsity_of(settings, analysis.graph)
-    steps = settings.distill_steps
-    with torch_threads(max(settings.threads, processors())):
+    sparsity = sparsity_of(settings.sparsity, analysis.graph, settings.recovery.is_refit)
+    steps = settings.recovery.distill_steps
+    with torch_threads(max(settings.execution.threads, processors())):
         return distill(
             model,
             analysis.model,
             data.lessons,
-            RecoverOptions(n_steps=steps, seed=settings.seed, evaluate_every=max(1, min(200, steps // 5))),
+            RecoverOptions(n_steps=steps, seed=settings.execution.seed, evaluate_every=max(1, min(200, steps // 5))),
             lambda step, n, facts: tell("distilling", {"step": step, "n_steps": n, **facts}),
             augment=data.augment,
             reward=lambda candidate: evaluator(candidate).score.value,
@@ -105,17 +105,17 @@ def recovered(
     shares: Mapping[str, float] | None = None,
 ) -> onnx.ModelProto:
     """Recover the chosen candidate with all that the calibration role has; candidates were recovered with a part of it."""
-    sparsity = sparsity_of(settings, analysis.graph)
+    sparsity = sparsity_of(settings.sparsity, analysis.graph, settings.recovery.is_refit)
     if sparsity is not None:
         sparsity = replace(sparsity, shares=shares or {})
-    if settings.recover == "none":
+    if settings.recovery.recover == "none":
         return as_cut if sparsity is None else thin_by_magnitude(as_cut, sparsity)
     from agmc_onnx.refit.compensate import compensate
     from agmc_onnx.refit.options import RecoverOptions
     from agmc_onnx.refit.thin import Thinner
 
-    options, thin = RecoverOptions(seed=settings.seed), None if sparsity is None else Thinner(sparsity)
-    if settings.recover == "statistics":
+    options, thin = RecoverOptions(seed=settings.execution.seed), None if sparsity is None else Thinner(sparsity)
+    if settings.recovery.recover == "statistics":
         from agmc_onnx.refit.statistics import Restatement
 
         return Restatement(analysis.channels, data.role("calibration"), options)(kept, as_cut)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from agmc_onnx.data.roles import Roles
@@ -22,21 +21,21 @@ def with_recovery(analysis: Analysis, data: str | Path | None, settings: Compres
     Raises:
         ModelError: If an op of a model that is to be distilled has no gradient here.
     """
-    if settings.recover is None and data is None:
+    if settings.recovery.recover is None and data is None:
         from agmc_onnx.refit.synthesis import can_imagine
 
         settings = settings.with_data(can_imagine(analysis.graph))
-    elif settings.recover is None:
+    elif settings.recovery.recover is None:
         settings = settings.with_data(True)
-    if settings.recover == "distill":
+    if settings.recovery.recover == "distill":
         from agmc_onnx.torch_view.module import prepare
 
         for node in analysis.graph.nodes:  # what cannot be trained is said before the search, not after it
             prepare(node, analysis.graph.opset)
-    if settings.importance is not None:
+    if settings.search.importance is not None:
         return settings
-    is_refitted = data is not None and settings.recover in ("compensate", "distill")
-    return replace(settings, importance="moments" if is_refitted and has_depthwise(analysis.graph) else "l2")
+    is_refitted = data is not None and settings.recovery.recover in ("compensate", "distill")
+    return settings.but(importance="moments" if is_refitted and has_depthwise(analysis.graph) else "l2")
 
 
 def has_depthwise(graph: Graph) -> bool:
@@ -61,15 +60,15 @@ def roles_of(analysis: Analysis, data: str | Path | None, settings: CompressOpti
         DataError: If the data cannot be used with this model.
         ModelError: If onnxruntime cannot run the model.
     """
-    roles = Roles(analysis.file.proto, data, settings)
-    if data is None and settings.recover != "none":
+    roles = Roles(analysis.file.proto, data, settings.data, settings.execution)
+    if data is None and settings.recovery.recover != "none":
         from agmc_onnx.pruning.cost import macs_cost
         from agmc_onnx.refit.options import RecoverOptions
         from agmc_onnx.refit.synthesis import imagine
 
         units = [group.n_units for group in analysis.channels.groups]
         for number, name in enumerate(("calibration", "reward")):
-            options = RecoverOptions(seed=settings.seed + number)
+            options = RecoverOptions(seed=settings.execution.seed + number)
             per_image = 3 * options.n_dream_steps * max(macs_cost(analysis.channels)(units), 1)
             samples = roles.role(name)
             few = samples.take(min(samples.n, max(MIN_IMAGES, int(DREAM_MACS / per_image))))

@@ -77,9 +77,9 @@ def search_once(
 def recover_best(job: Job, environment: Environment, search: SearchResult) -> Found:
     """Recover the best candidate of a search in full."""
     analysis, data, settings = job.analysis, job.data, job.settings
-    job.tell("recovering", {"recover": settings.recover})
+    job.tell("recovering", {"recover": settings.recovery.recover})
     model, n_kept, finalists = best_finalist(analysis, environment, search, data, settings)
-    if settings.recover == "distill":
+    if settings.recovery.recover == "distill":
         model = distilled(analysis, model, data, settings, job.output, job.tell)
     return Found(model, environment.kept(n_kept), replace(search, kept=n_kept), finalists, {})
 
@@ -90,10 +90,10 @@ def by_stages(job: Job, environment: Environment, target: Target) -> Found:
     A stage begins with the recovered network of the one before: its ranking, its refit errors and its weights are new, and
     all its recovery is still towards the original (AGMC, section 4.2, has the stages; it does not say what is carried over).
     """
-    n = job.settings.stages
+    n = job.settings.budget.stages
     if n == 1:
         return search_once(job, environment, target, job.journal)
-    if job.settings.recover == "none":
+    if job.settings.recovery.recover == "none":
         raise UsageError(f"--stages: got {n} without --data; expected 1, since nothing is recovered between them.")
     done: list[Found] = []
     told: list[dict[str, Any]] = []
@@ -118,7 +118,7 @@ def by_stages(job: Job, environment: Environment, target: Target) -> Found:
 
 def _note(job: Job, stage: int, found: Found) -> None:
     """Put the model of a stage beside the journal, so that a run which is taken up again begins with the next."""
-    if job.journal is None or stage == job.settings.stages or found.search.interrupted:
+    if job.journal is None or stage == job.settings.budget.stages or found.search.interrupted:
         return
     write_model(found.model, job.journal.model_path(stage))
     facts = {"kept": found.search.kept.tolist(), "reward": found.search.reward, "finalists": found.finalists}

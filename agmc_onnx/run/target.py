@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy.typing as npt
 
 from agmc_onnx.errors import UsageError
-from agmc_onnx.options import CompressOptions
+from agmc_onnx.options import Budget
 from agmc_onnx.pruning.cost import Cost, macs_cost, params_cost
 from agmc_onnx.ties.groups import Channels
 
@@ -20,7 +20,7 @@ class Target:
     """A budget.
 
     Attributes:
-        kind: Key of `KINDS`, and the option of `CompressOptions` it was given by.
+        kind: Key of `KINDS`, and the field of `Budget` it was given by.
         share: Share of the original's cost to keep at most, 0..1.
         cost: Cost of kept counts (n_groups,).
         full: Cost of the original.
@@ -39,15 +39,15 @@ class Target:
         return int(self.share / self.miss * self.full)
 
 
-def target_of(settings: CompressOptions, channels: Channels) -> Target:
+def target_of(asked: Budget, channels: Channels) -> Target:
     """Return the target of a run.
 
     Raises:
         UsageError: If there is none.
     """
     for kind, make in KINDS.items():
-        share = getattr(settings, kind)
-        if settings.max_drop is not None and kind == settings.minimise:
+        share = getattr(asked, kind)
+        if asked.max_drop is not None and kind == asked.minimise:
             share = 1.0  # what is tried is less; see `run.dropping`
         if share is not None:
             cost = make(channels)

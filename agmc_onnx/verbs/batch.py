@@ -16,7 +16,17 @@ from typing import Any, Protocol
 
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.outputs import output_files
-from agmc_onnx.options import CompressOptions
+from agmc_onnx.options import (
+    Budget,
+    CompressOptions,
+    Data,
+    Execution,
+    Recovery,
+    Search,
+    Sparsity,
+    documented,
+    options_in,
+)
 from agmc_onnx.reporting.schema import Report, read_report
 
 SUMMARY_FORMAT = "agmc-onnx/summary@1"
@@ -83,15 +93,51 @@ class _Processes(Protocol):
         ...
 
 
-def compress_folder(
+@documented
+def batch(
     folder: str | Path,
     output: str | Path,
     *,
     data: str | Path | None = None,
     jobs: int = 1,
-    ray: str | None = None,
     progress: Callable[[Row, int, int], None] | None = None,
-    **options: Any,
+    flops: float | None = Budget.flops,
+    params: float | None = Budget.params,
+    latency: float | None = Budget.latency,
+    max_drop: float | None = Budget.max_drop,
+    minimise: str = Budget.minimise,
+    latency_table: str | Path | None = Budget.latency_table,
+    stages: int = Budget.stages,
+    judge: str = Data.judge,
+    reward_samples: int = Data.reward_samples,
+    racing: bool = Data.racing,
+    search_samples: int = Data.search_samples,
+    policy: str = Search.policy,
+    episodes: int = Search.episodes,
+    reward: str = Search.reward,
+    finalists: int = Search.finalists,
+    importance: str | None = Search.importance,
+    round_to: int | str | None = Search.round_to,
+    floor: float = Search.floor,
+    exclude: str | None = Search.exclude,
+    batch: int | None = Search.batch,
+    recover: str | None = Recovery.recover,
+    search_positions: int = Recovery.search_positions,
+    distill_steps: int = Recovery.distill_steps,
+    sparsity: float | None = Sparsity.sparsity,
+    sparse_pattern: str | None = Sparsity.sparse_pattern,
+    sparse_method: str | None = Sparsity.sparse_method,
+    sparse_layers: str = Sparsity.sparse_layers,
+    sparse_decide: str = Sparsity.sparse_decide,
+    sparse_storage: str = Sparsity.sparse_storage,
+    minutes: float | None = Execution.minutes,
+    seed: int = Execution.seed,
+    resume: bool = Execution.resume,
+    workers: int = Execution.workers,
+    ray: str | None = Execution.ray,
+    threads: int = Execution.threads,
+    provider: str = Execution.provider,
+    latency_seconds: float = Execution.latency_seconds,
 ) -> list[Row]:
     """Compress every .onnx file below a folder; one that fails costs itself, not the others.
 
@@ -103,9 +149,7 @@ def compress_folder(
         output: Folder for the results, under the same names, and `summary.json`.
         data: Card, .npz, folder or "digits" of the models that have no card of their own; None: they have no data.
         jobs: Models at a time.
-        ray: Address of a Ray cluster that runs them instead; the folders must lie at the same paths on its machines.
         progress: Called with the row of every model that is done, how many are, and how many there are.
-        options: Fields of `CompressOptions`, the same for all.
 
     Returns:
         One row for each model, by name.
@@ -113,7 +157,9 @@ def compress_folder(
     Raises:
         UsageError: If an option cannot be used, or there are no models.
     """
+    options = options_in(locals())
     CompressOptions.of(**options)
+    options.pop("ray", None)  # models run there, not the candidates of each
     if jobs < 1:
         raise UsageError(f"--jobs: too small, got {jobs}; expected at least 1.")
     made = _jobs(Path(folder), Path(output), data, options)
@@ -132,7 +178,7 @@ def compress_folder(
             left.append(job)
         else:
             tell(row)
-    with _processes(ray, int(options.get("threads", 1)) * int(options.get("workers", 1))) as processes:
+    with _processes(ray, threads * workers) as processes:
         for row in _run(left, processes, jobs if ray is None else len(left)):
             tell(row)
     return [rows[job.name] for job in made]

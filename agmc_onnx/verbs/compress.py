@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,17 @@ from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.outputs import check_output, output_files, write_files
 from agmc_onnx.graph.view import Graph, view
 from agmc_onnx.measuring.session import make_session, run_model
-from agmc_onnx.options import CompressOptions
+from agmc_onnx.options import (
+    Budget,
+    CompressOptions,
+    Data,
+    Execution,
+    Recovery,
+    Search,
+    Sparsity,
+    documented,
+    options_in,
+)
 from agmc_onnx.policies import LEARNED
 from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
 from agmc_onnx.pruning.sparsity import check_zeros, facts, planned, sparse_plan, sparsity_of, store, thin_by_magnitude
@@ -96,13 +106,50 @@ class Applied:
     verification: Verification
 
 
+@documented
 def compress(
     model: str | Path,
     *,
     output: str | Path | None = None,
     data: str | Path | None = None,
     progress: Progress | None = None,
-    **options: Any,
+    flops: float | None = Budget.flops,
+    params: float | None = Budget.params,
+    latency: float | None = Budget.latency,
+    max_drop: float | None = Budget.max_drop,
+    minimise: str = Budget.minimise,
+    latency_table: str | Path | None = Budget.latency_table,
+    stages: int = Budget.stages,
+    judge: str = Data.judge,
+    reward_samples: int = Data.reward_samples,
+    racing: bool = Data.racing,
+    search_samples: int = Data.search_samples,
+    policy: str = Search.policy,
+    episodes: int = Search.episodes,
+    reward: str = Search.reward,
+    finalists: int = Search.finalists,
+    importance: str | None = Search.importance,
+    round_to: int | str | None = Search.round_to,
+    floor: float = Search.floor,
+    exclude: str | None = Search.exclude,
+    batch: int | None = Search.batch,
+    recover: str | None = Recovery.recover,
+    search_positions: int = Recovery.search_positions,
+    distill_steps: int = Recovery.distill_steps,
+    sparsity: float | None = Sparsity.sparsity,
+    sparse_pattern: str | None = Sparsity.sparse_pattern,
+    sparse_method: str | None = Sparsity.sparse_method,
+    sparse_layers: str = Sparsity.sparse_layers,
+    sparse_decide: str = Sparsity.sparse_decide,
+    sparse_storage: str = Sparsity.sparse_storage,
+    minutes: float | None = Execution.minutes,
+    seed: int = Execution.seed,
+    resume: bool = Execution.resume,
+    workers: int = Execution.workers,
+    ray: str | None = Execution.ray,
+    threads: int = Execution.threads,
+    provider: str = Execution.provider,
+    latency_seconds: float = Execution.latency_seconds,
 ) -> Result:
     """Compress a model to a budget; the files are written all or none, after the result has been verified.
 
@@ -113,7 +160,6 @@ def compress(
             that `resume` goes on with.
         data: A data card, an .npz, a folder, or "digits"; None works on weights and synthetic inputs.
         progress: Called with a stage ("analysed", "episode", "measured", ...) and its facts.
-        options: Fields of `agmc_onnx.options.CompressOptions`; one of flops and params is needed.
 
     Raises:
         UsageError: If an option cannot be used.
@@ -122,7 +168,7 @@ def compress(
         BudgetError: If the budget cannot be reached.
         VerificationError: If the result fails its check; nothing is written then.
     """
-    settings = CompressOptions.of(**options)
+    settings = CompressOptions.of(**options_in(locals()))
     with _torch_threads(settings):
         return _compress(model, settings, output, data, progress)
 
@@ -138,17 +184,17 @@ def _compress(
     tell: Progress = progress or (lambda stage, facts: None)
     if output is not None:
         check_output(output, model)
-    analysis = analyse_model(model, settings.excluded)
+    analysis = analyse_model(model, settings.search.excluded)
     settings = with_recovery(analysis, data, settings)
     data_of = roles_of(analysis, data, settings)
     environment = environment_of(analysis, data_of, settings)
-    if settings.max_drop is not None and not data_of.real:
+    if settings.budget.max_drop is not None and not data_of.real:
         raise UsageError("--max-drop: got no --data; expected samples to measure the loss on. Give a data card.")
-    by_latency = settings.latency is not None
+    by_latency = settings.budget.latency is not None
     target = (
         latency_target(analysis, environment, data_of, settings, tell)
         if by_latency
-        else target_of(settings, analysis.channels)
+        else target_of(settings.budget, analysis.channels)
     )
     if isinstance(environment, JointEnvironment):
         target = replace(target, cost=environment.of_groups(target.cost))
@@ -172,19 +218,24 @@ def _searched(
 ) -> Result:
     """Search, then recover, verify, measure and write what was found."""
     job = Job(analysis, data_of, settings, output, journal, tell)
-    reach = by_stages if settings.max_drop is None else by_drop
+    reach = by_stages if settings.budget.max_drop is None else by_drop
     result_of = settled(job, environment, target, reach(job, environment, target))
-    compressed, best = laid_out(result_of.model, settings), result_of.kept
+    compressed, best = laid_out(result_of.model, settings.execution.provider), result_of.kept
     found = replace(result_of.search, kept=result_of.search.kept[: len(best)])  # without densities
     as_cut = Surgeon(analysis.channels).cut(best)
-    sparsity = sparsity_of(settings, analysis.graph)
+    sparsity = sparsity_of(settings.sparsity, analysis.graph, settings.recovery.is_refit)
     plan = make_plan(analysis.channels, best, analysis.file.sha256)
     plan = plan if sparsity is None else sparse_plan(plan, compressed, sparsity)
     tell("verifying", {})
     checked = _checked(
-        analysis, compressed, plan, settings.recover != "none", data_of.verification_feeds(), settings.seed
+        analysis,
+        compressed,
+        plan,
+        settings.recovery.recover != "none",
+        data_of.verification_feeds(),
+        settings.execution.seed,
     )
-    if settings.sparse_storage == "smallest":
+    if settings.sparsity.sparse_storage == "smallest":
         compressed = _smallest(compressed, plan, data_of.verification_feeds())
     tell("measuring", {})
     reached = target.cost(found.kept) / target.full
@@ -210,7 +261,7 @@ def _searched(
     if target.kind == "latency":
         times = report.latency_ratio
         assert times is not None
-        share = measured_share(reached, times.median if times.cpu is None else times.cpu, target, settings)
+        share = measured_share(reached, times.median if times.cpu is None else times.cpu, target, settings.budget)
         report = replace(report, target=replace(report.target, **share))
     report = replace(report, wall_s=round(time.perf_counter() - start, 3))
     result = Result(compressed, plan, report, checked)
@@ -228,20 +279,20 @@ def _journal(
 ) -> Iterator[Journal | None]:
     """Open the journal of a run; whatever ends the run says how it goes on, unless going on would end as it did."""
     if output is None:
-        if settings.resume:
+        if settings.execution.resume:
             raise UsageError(
                 "resume: got no output; expected that of the interrupted run, whose journal lies beside it."
             )
         yield None
         return
-    versions = environment_versions(settings.provider)
+    versions = environment_versions(settings.execution.provider)
     identity = {
         "model": {"sha256": analysis.file.sha256},
         "data": {"sha256": data.digest(), "metric": data.metric, **data.sizes()},
-        "settings": {name: value for name, value in asdict(settings).items() if name not in NOT_IN_JOURNAL},
+        "settings": {name: value for name, value in settings.flat().items() if name not in NOT_IN_JOURNAL},
         "versions": {name: versions[name] for name in ("agmc_onnx", "onnx", "onnxruntime", "torch")},
     }
-    journal = Journal(run_folder(output), identity, settings.resume)
+    journal = Journal(run_folder(output), identity, settings.execution.resume)
     facts = {"resumed": journal.n_resumed, "set_aside": journal.n_set_aside}
     tell("journal", {"path": str(journal.path), "old": str(journal.old_path), **facts})
     try:
@@ -258,11 +309,11 @@ def _journal(
 
 def _torch_threads(settings: CompressOptions) -> AbstractContextManager[None]:
     """Let torch use as many threads as onnxruntime: more than there are free cores make small steps many times slower."""
-    if settings.recover == "none" and settings.policy not in LEARNED:
+    if settings.recovery.recover == "none" and settings.search.policy not in LEARNED:
         return nullcontext()
     from agmc_onnx.distill.distillation import torch_threads
 
-    return torch_threads(settings.threads)
+    return torch_threads(settings.execution.threads)
 
 
 def apply(model: str | Path, plan: str | Path, output: str | Path | None = None) -> Applied:

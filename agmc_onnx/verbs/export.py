@@ -25,7 +25,7 @@ from agmc_onnx.latency.timing import Latency, compare, ratio
 from agmc_onnx.measuring.accuracy import Evaluator, Score
 from agmc_onnx.measuring.closeness import class_scores
 from agmc_onnx.measuring.session import Run, make_session, model_inputs, run_model
-from agmc_onnx.options import CompressOptions
+from agmc_onnx.options import Execution
 from agmc_onnx.reporting.record import environment_versions
 
 EXPORT_FORMAT = "agmc-onnx/export@1"
@@ -45,7 +45,7 @@ def export(
     calibration_samples: int = Settings.calibration_samples,
     batch: int = Settings.batch,
     threads: int = Settings.threads,
-    seconds: float = CompressOptions.latency_seconds,
+    seconds: float = Execution.latency_seconds,
 ) -> dict[str, Any]:
     """Write a model in another format, and say how it does there, ready for JSON (`agmc-onnx/export@1`).
 

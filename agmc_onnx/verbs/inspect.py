@@ -21,7 +21,7 @@ from agmc_onnx.measuring.accuracy import Evaluator
 from agmc_onnx.measuring.memory import peak_bytes
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.motifs import build, describe
-from agmc_onnx.options import CompressOptions
+from agmc_onnx.options import Execution
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
 from agmc_onnx.pruning.sparsity import dense
 from agmc_onnx.pruning.widths import FINE
@@ -97,9 +97,9 @@ def inspect(model: str | Path) -> dict[str, Any]:
 def measure(
     *models: str | Path,
     data: str | Path | None = None,
-    threads: int = CompressOptions.threads,
-    seconds: float = CompressOptions.latency_seconds,
-    provider: str = CompressOptions.provider,
+    threads: int = Execution.threads,
+    seconds: float = Execution.latency_seconds,
+    provider: str = Execution.provider,
     batch: int = 1,
 ) -> dict[str, Any]:
     """Return size, accuracy and latency of models that take the same inputs, ready for JSON (`agmc-onnx/measure@1`).

@@ -233,7 +233,9 @@ def test_those_in_the_project_fit_the_networks_of_today(file, monkeypatch):
     monkeypatch.setattr(generalist, "FILE", file)
     settings = CompressOptions.of(flops=0.5).with_data(True)
     analysis = analyse_model(DIGITS)
-    environment = environment_of(analysis, Roles(analysis.file.proto, "digits", settings), settings)
+    environment = environment_of(
+        analysis, Roles(analysis.file.proto, "digits", settings.data, settings.execution), settings
+    )
     target = target_of(settings, analysis.channels)
     problem = environment.problem(target.cost, target.budget)
     assert generalist.load(file), "no generalist is there"

@@ -324,4 +324,4 @@ def test_a_model_without_dense_layers_is_told():
 
     text = "net (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {\n y = Conv(x, w)\n }"
     with pytest.raises(ModelError, match=r"no weights of dense layers .* Try --sparse-layers all"):
-        sparsity_of(CompressOptions.of(flops=0.5, sparsity=0.5), view(model(text, {"w": (4, 4, 1, 1)})))
+        sparsity_of(CompressOptions.of(flops=0.5, sparsity=0.5).sparsity, view(model(text, {"w": (4, 4, 1, 1)})))

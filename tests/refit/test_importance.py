@@ -139,4 +139,4 @@ def test_the_ranking_suits_model_and_recovery(
     weights = {"w1": (8, 4, 1, 1), "wd": (8, 8 // group, 3, 3), "w2": (4, 8, 1, 1)}
     onnx.save(nets.model(text, weights), tmp_path / "m.onnx")
     settings = CompressOptions.of(flops=0.5, **options)
-    assert with_recovery(analyse_model(tmp_path / "m.onnx"), data, settings).importance == expected
+    assert with_recovery(analyse_model(tmp_path / "m.onnx"), data, settings).search.importance == expected

@@ -92,9 +92,9 @@ def test_errors_of_a_worker_are_told_as_they_are():
 
 
 def test_batch_is_as_large_as_there_are_workers():
-    assert CompressOptions.of(flops=0.5).batch == 1
-    assert CompressOptions.of(flops=0.5, workers=3).batch == 3
-    assert CompressOptions.of(flops=0.5, workers=3, batch=8).batch == 8
+    assert CompressOptions.of(flops=0.5).search.batch == 1
+    assert CompressOptions.of(flops=0.5, workers=3).search.batch == 3
+    assert CompressOptions.of(flops=0.5, workers=3, batch=8).search.batch == 8
     for name in ("workers", "batch"):
         with pytest.raises(UsageError, match=f"--{name}: too small, got 0; expected at least 1"):
             CompressOptions.of(flops=0.5, **{name: 0})

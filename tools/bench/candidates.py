@@ -70,7 +70,7 @@ def share_of_inference(args: argparse.Namespace) -> dict[str, Any]:
         flops=args.flops, policy=args.policy, episodes=args.episodes, recover=args.recover, reward_samples=args.images
     )
     analysis = analyse_model(args.model)
-    data = Roles(analysis.file.proto, args.data, settings)
+    data = Roles(analysis.file.proto, args.data, settings.data, settings.execution)
     environment, target = environment_of(analysis, data, settings), target_of(settings, analysis.channels)
     cpu: list[float] = []
     found = search_candidates(
@@ -103,7 +103,7 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = CompressOptions.of(flops=args.flops, recover="none", reward_samples=args.images, judge="metric")
     analysis = analyse_model(args.model)
-    data = Roles(analysis.file.proto, args.data, settings)
+    data = Roles(analysis.file.proto, args.data, settings.data, settings.execution)
     environment = environment_of(analysis, data, settings)
     target = target_of(settings, analysis.channels)
     evaluator = data.evaluator("reward")

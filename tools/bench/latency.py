@@ -55,7 +55,7 @@ def opened(path: str, round_to: str | int) -> tuple[Any, Any, Roles, CompressOpt
     """Return the analysis, environment and options of a model without data."""
     settings = CompressOptions.of(latency=0.6, recover="none", round_to=round_to)
     analysis = analyse_model(path)
-    data = Roles(analysis.file.proto, None, settings)
+    data = Roles(analysis.file.proto, None, settings.data, settings.execution)
     return analysis, environment_of(analysis, data, settings), data, settings
 
 
@@ -70,7 +70,7 @@ def predict(path: str, n: int, seconds: float, round_to: str | int) -> dict[str,
     counts = sample_counts(environment.n_units, environment.step, environment.min_keep, n + 2, 7)[2:]
     feed = data.role("test").take(1).feeds(1)[0]
     found = timed(
-        [analysis.file.proto, *(laid_out(environment.candidate(kept), settings) for kept in counts)], feed, seconds
+        [analysis.file.proto, *(laid_out(environment.candidate(kept), "cpu") for kept in counts)], feed, seconds
     )
     ms = np.array([cost.ms(environment.n_units), *(cost.ms(kept) for kept in counts)])
     facts: dict[str, Any] = {
@@ -97,7 +97,7 @@ def speed(paths: list[str], seconds: float) -> list[dict[str, Any]]:
     """Return the time of models over that of the first, for one and two threads, batch 1 and 32."""
     models = [read_model(path).proto for path in paths]
     settings = CompressOptions.of(latency=0.6)
-    samples = Roles(models[0], None, settings).role("test")
+    samples = Roles(models[0], None, settings.data, settings.execution).role("test")
     rows = []
     for threads in (1, 2):
         for batch in (1, 32):
@@ -144,7 +144,7 @@ def aware(path: str, shares: list[float], seconds: float) -> list[dict[str, Any]
                 names.append(f"{name}, {what}")
                 predicted.append(cost(kept) / cost(of.n_units))
                 macs.append(of.macs(kept) / of.macs(of.n_units))
-                models.append(laid_out(of.candidate(np.array(kept)), settings))
+                models.append(laid_out(of.candidate(np.array(kept)), settings.execution.provider))
         got = timed(models, feed, seconds)
         for i, name in enumerate(names):
             rows.append({

@@ -109,10 +109,10 @@ def problems_of(model: Path, data: str, shares: Sequence[float]) -> Iterator[tup
     """Return the problem of every share of the multiply-adds; their error curves are made once."""
     settings = CompressOptions.of(flops=shares[0]).with_data(True)
     analysis = analyse_model(model)
-    roles = Roles(analysis.file.proto, data, settings)
+    roles = Roles(analysis.file.proto, data, settings.data, settings.execution)
     environment = environment_of(analysis, roles, settings)
     for share in shares:
-        target = target_of(replace(settings, flops=share), analysis.channels)
+        target = target_of(replace(settings.budget, flops=share), analysis.channels)
         yield share, environment.problem(target.cost, target.budget)
 
 

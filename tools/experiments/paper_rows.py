@@ -15,7 +15,7 @@ else:
     import tomli as tomllib
 
 from agmc_onnx.errors import UsageError
-from agmc_onnx.options import CompressOptions
+from agmc_onnx.options import Search
 
 FILE = Path(__file__).with_name("papers.toml")
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ class Row:
     paper: Mapping[str, Any]
     options: Mapping[str, Any]
     kind: str = "compress"
-    episodes: int = CompressOptions.episodes
+    episodes: int = Search.episodes
     batch: int = 1
     checkpoints: tuple[int, ...] = ()
     source: Network | None = None

@@ -66,7 +66,7 @@ def problem_of(model: Path, data: str, flops: float, seed: int) -> tuple[Problem
     analysis = analyse_model(model)
     settings = with_recovery(analysis, data, settings)
     environment = environment_of(analysis, roles_of(analysis, data, settings), settings)
-    target = target_of(settings, analysis.channels)
+    target = target_of(settings.budget, analysis.channels)
     return environment.problem(target.cost, target.budget), settings
 
 
@@ -74,7 +74,7 @@ def ordered(
     problem: Problem, settings: CompressOptions, shown: dict[str, Any], rows: list[dict[str, Any]], n: int, near: float
 ) -> str:
     """Return what is printed of a policy that has seen the first n episodes of a run."""
-    policy = AgmcPolicy(problem, settings.search(), np.random.default_rng(settings.seed))
+    policy = AgmcPolicy(problem, settings.of_policies(), np.random.default_rng(settings.execution.seed))
     for kept, reward in list(zip(shown["candidates"], shown["rewards"], strict=True))[:n]:
         policy.observe(np.array(kept) / problem.n_units, reward, Outcome(reward + 100.0, 0.0))
     seen = {tuple(kept) for kept in shown["candidates"][:n]}
