@@ -345,7 +345,7 @@ def _remote(command: Sequence[str]) -> tuple[int, str]:
 
 def _environment() -> dict[str, str]:
     """Return the environment of a process that finds this package where this process does."""
-    here = str(Path(__file__).resolve().parents[1])
+    here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 

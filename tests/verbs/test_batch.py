@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agmc_onnx.cli import main
-from agmc_onnx.verbs.batch import compress_folder
+from agmc_onnx.verbs.batch import batch as compress_folder
 
 DIGITS = Path(__file__).parents[2] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
 QUICK = {"flops": 0.5, "policy": "uniform", "recover": "none", "latency_seconds": 0.1}
