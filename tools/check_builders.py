@@ -15,13 +15,13 @@ import numpy as np
 
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.cost import count_macs, macs_cost
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import verify
 from agmc_onnx.search.budget import meet_target
-from agmc_onnx.ties.groups import analyse
 from models.export import to_onnx
 from models.zoo import BUILDERS, build
 

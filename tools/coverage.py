@@ -32,13 +32,14 @@ from apart import Row, fill, run_apart
 from agmc_onnx.errors import AgmcError
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.cost import count_macs, macs_cost
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import norms_of, verify
 from agmc_onnx.search.budget import meet_target
-from agmc_onnx.ties.groups import Channels, analyse
+from agmc_onnx.ties.groups import Channels
 
 LAYERS_OF_A_TRUNK = 12  # weights; a head has a matrix, a bias, and what normalises them
 

@@ -15,22 +15,21 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from agmc_onnx.graph.fold import EVALUATIONS, evaluate_node
-from agmc_onnx.ops.fused_shapes import fused_shapes, standard_node
+from agmc_onnx.graph.fold import evaluate_node
+from agmc_onnx.graph.registry import Dims, ShapeRule, graph_op, same_as_first
 
 __all__ = ["Shape", "evaluate_node", "infer_shapes"]
 
 _BATCH = (1, 2)  # the first open dimension of an input, in the two passes
 _OTHER = ((16, 24), (64, 96), (224, 256))  # all other open dimensions; larger ones when a graph shrinks 16 to nothing
 _IMAGE_RANK = 4  # images start with the largest: at 16 and 24 pixels the last of five halvings would look fixed at 1
-_FIRST_FLOAT = {"EmbedLayerNormalization": 2}  # input that has the type of the result, where that is not the first
-_LIKE_FIRST = frozenset(  # ops whose only output is of the type of their first input
-    (
-        *("Abs", "Ceil", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity"),
-        *("LeakyRelu", "Log", "Neg", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sin", "Softmax", "Softplus"),
-        *("Sqrt", "Tanh", "LayerNormalization", "InstanceNormalization"),
-    )
-)
+_ACTIVATION = (
+    "activation",
+    "activation_params",
+    "activation_alpha",
+    "activation_beta",
+    "activation_gamma",
+)  # of fused ops
 _KEPT_ELEMENTS = 1024  # constants up to this size keep their numbers: shape arithmetic needs them
 
 
@@ -168,7 +167,8 @@ class _Walker:
 
     def learn_outputs(self, node: onnx.NodeProto, used: list[str]) -> None:
         """Learn what an op of the standard gives for known inputs."""
-        if node.op_type in _LIKE_FIRST and len(node.output) == 1 and used[0] not in self.data:
+        op = graph_op(node.domain, node.op_type)
+        if op is not None and op.shape is same_as_first and len(node.output) == 1 and used[0] not in self.data:
             self.learn_type(node.output[0], self.types[used[0]])
             return
         if node.op_type == "Shape" and used[0] in self.sizes:
@@ -201,15 +201,31 @@ class _Walker:
 
     def learn_fused(self, node: onnx.NodeProto) -> None:
         """Learn what an op of onnxruntime gives; the type of a result is that of the first input."""
-        standard = standard_node(node)
-        if standard is not None:
+        op = graph_op(node.domain, node.op_type)
+        if op is not None and op.begins_with is not None:
+            standard = _standard_node(node, *op.begins_with)
             self.learn_outputs(standard, [name for name in standard.input if name])
-            return
+        elif op is not None and op.shape is not None:
+            kind = self.type_of(node.input[op.type_input]).tensor_type.elem_type
+            for output, shape in zip(node.output, self._shapes(node, op.shape), strict=False):
+                if output and shape is not None:
+                    self.learn_type(output, onnx.helper.make_tensor_type_proto(kind, shape))
+
+    def _shapes(self, node: onnx.NodeProto, rule: ShapeRule) -> list[Dims | None]:
         dims = [self.sizes.get(name) if name else None for name in node.input]
-        for output, shape in zip(node.output, fused_shapes(node, dims), strict=False):
-            if output and shape is not None:
-                kind = self.type_of(node.input[_FIRST_FLOAT.get(node.op_type, 0)]).tensor_type.elem_type
-                self.learn_type(output, onnx.helper.make_tensor_type_proto(kind, shape))
+        if not dims or dims[0] is None:
+            return []
+        try:
+            return rule(dims, {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute})
+        except (IndexError, KeyError, TypeError):  # an input it needs is missing or has another rank
+            return []
+
+
+def _standard_node(node: onnx.NodeProto, op_type: str, n_inputs: int) -> onnx.NodeProto:
+    """Return a node of the standard whose output has the same shape."""
+    made = onnx.helper.make_node(op_type, node.input[:n_inputs], node.output)
+    made.attribute.extend(a for a in node.attribute if a.name not in _ACTIVATION)
+    return made
 
 
 def _dims(kind: onnx.TypeProto | None) -> tuple[int, ...] | None:
@@ -286,7 +302,8 @@ class _Numbers:
 
     def fold(self, node: onnx.NodeProto) -> bool:
         """Make a node's output a constant; False where it is no arithmetic on small ones."""
-        if node.op_type not in EVALUATIONS or node.domain or not node.input or len(node.output) > 1:
+        op = graph_op(node.domain, node.op_type)
+        if op is None or op.evaluate is None or not node.input or len(node.output) > 1:
             return False
         names = [name for name in node.input if name]
         if not all(name in self._tensors for name in names):

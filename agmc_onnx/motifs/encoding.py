@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.graph.view import Graph, Node
-from agmc_onnx.motifs.level1 import EDGE_TYPES, SINK, SOURCE, edge_type, feature_maps, kernel_shape, op_macs, op_params
+from agmc_onnx.motifs.level1 import EDGE_TYPES, SINK, SOURCE, edge_type, feature_maps, op_params
 from agmc_onnx.motifs.motifs import Hierarchy
 from agmc_onnx.motifs.regions import immediate_dominators
+from agmc_onnx.ops.conv import kernel_shape
+from agmc_onnx.ops.table import node_macs
 from agmc_onnx.search.problem import GraphArrays
 
 N_HASHED = 8  # columns of `x` that a motif's key is hashed to
@@ -141,7 +143,7 @@ def _features(
             rest = np.prod(shape.dims[1:], dtype=np.float64) / max(1, shape.dims[dim]) if dim else 1
             x[i, 1] = np.log2(max(1.0, rest)) / 16
         if node is not None:
-            x[i, 2] = np.log10(1 + op_macs(graph, node)) / 10
+            x[i, 2] = np.log10(1 + node_macs(graph, node)) / 10
             x[i, 3] = np.log10(1 + op_params(graph, node)) / 8
         if motif_of_node[i] >= 0:
             motif = hierarchy.motifs[motif_of_node[i]]

@@ -8,84 +8,45 @@ import networkx as nx
 import numpy as np
 
 from agmc_onnx.graph.view import Graph, Node, captured_names
+from agmc_onnx.ops.conv import KERNELS, kernel_shape
+from agmc_onnx.ops.table import op_of
 
 SOURCE, SINK = "<source>", "<sink>"  # single ends of a network with several inputs or outputs
 
-_KERNELS = ("1", "3", "5", "7", "-other")
-_CONVS = tuple(f"conv{kernel}{kind}" for kernel in _KERNELS for kind in ("", "-depthwise", "-grouped"))
-_OPS = {  # edge type -> op types; Conv is split by its kernel and groups
-    "conv-transpose": "ConvTranspose",
-    "batchnorm": "BatchNormalization",
-    "relu": "Relu LeakyRelu PRelu ThresholdedRelu Clip",
-    "activation": "Sigmoid Tanh HardSigmoid HardSwish Elu Selu Celu Gelu Mish Softplus Softsign Swish Erf Exp Log Sqrt "
-    "Pow Abs Neg Reciprocal Sin Cos Floor Ceil Round Sign Max Min",
-    "max-pool": "MaxPool",
-    "average-pool": "AveragePool LpPool",
-    "global-pool": "GlobalAveragePool GlobalMaxPool GlobalLpPool",
-    "pad": "Pad",
-    "split": "Split Slice Gather GatherND SplitToSequence",
-    "add": "Add Sub Sum Mean",
-    "mul": "Mul Div",
-    "concat": "Concat",
-    "matmul": "Gemm MatMul Einsum",
-    "reshape": "Reshape Flatten Squeeze Unsqueeze Expand Tile Transpose DepthToSpace SpaceToDepth",
-    "norm": "LayerNormalization InstanceNormalization GroupNormalization RMSNormalization LpNormalization LRN "
-    "MeanVarianceNormalization SimplifiedLayerNormalization SkipLayerNormalization",
-    "softmax": "Softmax LogSoftmax Hardmax",
-    "reduce": "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
-    "ReduceSumSquare ArgMax ArgMin TopK",
-    "resize": "Resize Upsample",
-    "recurrent": "LSTM GRU RNN",
-    "identity": "Identity Dropout Cast CastLike QuantizeLinear DequantizeLinear",
-}
-_TYPE_OF_OP = {op: name for name, ops in _OPS.items() for op in ops.split()}
-
-EDGE_TYPES: dict[str, int] = {name: i for i, name in enumerate((*_CONVS, *_OPS, "unknown", "virtual"))}
+_CONVS = tuple(f"conv{kernel}{kind}" for kernel in KERNELS for kind in ("", "-depthwise", "-grouped"))
+_OTHERS = """
+    conv-transpose batchnorm relu activation max-pool average-pool global-pool pad split add mul concat matmul reshape norm
+    softmax reduce resize recurrent identity unknown virtual
+"""
+EDGE_TYPES: dict[str, int] = {name: i for i, name in enumerate((*_CONVS, *_OTHERS.split()))}
 WEIGHTED = frozenset((*_CONVS, "conv-transpose", "matmul", "recurrent"))  # they multiply by learned matrices
 COMMUTATIVE = frozenset(("Add", "Mul", "Sum", "Mean", "Max", "Min"))
 _SHAPE_OPS = frozenset(("Shape", "Size"))
 # Attributes that say what an op does and not how wide it is; all others (group, split, hidden_size) are left out.
 _STRUCTURE = ("kernel_shape", "strides", "dilations", "auto_pad", "ceil_mode", "axis", "axes", "perm", "mode")
-_PADDED = frozenset(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"))
+_PADDED = frozenset((*_CONVS, "conv-transpose", "max-pool", "average-pool"))
 
 
 def edge_type(graph: Graph, node: Node) -> str:
     """Return the name of a node's row in `EDGE_TYPES`; "unknown" for every op that has none."""
-    if node.domain:
-        return "unknown"
-    if node.op_type != "Conv":
-        return _TYPE_OF_OP.get(node.op_type, "unknown")
-    kernel = kernel_shape(graph, node)
-    square = bool(kernel) and len(set(kernel)) == 1 and str(kernel[0]) in _KERNELS
-    n_groups = node.attribute("group", 1)
-    weight = graph.shape(node.inputs[1]) if node.inputs[1] in graph.tensors else None
-    kind = ""
-    if n_groups > 1:
-        kind = "-depthwise" if weight is not None and weight.dims[1] == 1 else "-grouped"
-    return f"conv{kernel[0] if square else '-other'}{kind}"
-
-
-def kernel_shape(graph: Graph, node: Node) -> tuple[int, ...]:
-    """Return the spatial kernel of a Conv, ConvTranspose or pool; () where neither attribute nor weight tells it."""
-    kernel = node.attribute("kernel_shape")
-    if kernel is None and node.op_type.startswith("Conv") and len(node.inputs) > 1 and node.inputs[1] in graph.tensors:
-        kernel = graph.tensors[node.inputs[1]].dims[2:]
-    return tuple(kernel or ())
+    edge = op_of(node).edge
+    return "unknown" if edge is None else edge if isinstance(edge, str) else edge(graph, node)
 
 
 def signature(graph: Graph, node: Node) -> str:
     """Return what makes two ops the same in a motif: op type, kernel, stride and the like, but no width."""
     parts = [f"{node.domain}.{node.op_type}" if node.domain else node.op_type]
     if not node.domain:
-        if node.op_type == "Conv":
-            parts.append(edge_type(graph, node))
+        kind = edge_type(graph, node)
+        if kind in _CONVS:
+            parts.append(kind)
         for name in _STRUCTURE:
             value = kernel_shape(graph, node) if name == "kernel_shape" else node.attribute(name)
             if value is None or value == () or (name in ("strides", "dilations") and set(value) == {1}):
                 continue
             is_list = isinstance(value, Sequence) and not isinstance(value, str)
             parts.append(f"{name}={','.join(map(str, value)) if is_list else value}")
-        if node.op_type in _PADDED and any(pads := node.attribute("pads") or ()):
+        if kind in _PADDED and any(pads := node.attribute("pads") or ()):
             parts.append(f"pads={','.join(map(str, pads))}")
     return " ".join(parts)
 
@@ -160,21 +121,6 @@ def end_points(graph: Graph, level1: nx.MultiDiGraph) -> tuple[list[str], list[s
     starts = [v for v in values if all(u == SOURCE for u in level1.pred[v])]
     ends = [v for v in values if v in outputs or all(w == SINK for w in level1.succ[v])]
     return starts, ends
-
-
-def op_macs(graph: Graph, node: Node) -> int:
-    """Return the multiply-adds of a Conv, ConvTranspose, Gemm or MatMul at batch 1; 0 for others or unknown shapes."""
-    if node.domain or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        return 0
-    left, right, out = (graph.shape(name) for name in (*node.inputs[:2], node.outputs[0]))
-    if left is None or right is None or out is None:
-        return 0
-    if node.op_type == "Conv":
-        return int(np.prod(out.dims, dtype=np.int64) * np.prod(right.dims[1:], dtype=np.int64))
-    if node.op_type == "ConvTranspose":
-        return int(np.prod(left.dims, dtype=np.int64) * np.prod(right.dims[1:], dtype=np.int64))
-    inner = left.dims[0] if node.op_type == "Gemm" and node.attribute("transA", 0) else left.dims[-1]
-    return int(np.prod(out.dims, dtype=np.int64) * inner)
 
 
 def op_params(graph: Graph, node: Node) -> int:

@@ -17,8 +17,9 @@ from typing import Any
 import networkx as nx
 
 from agmc_onnx.graph.view import Graph
-from agmc_onnx.motifs.level1 import COMMUTATIVE, SINK, SOURCE, WEIGHTED, end_points, feature_graph, op_macs
+from agmc_onnx.motifs.level1 import COMMUTATIVE, SINK, SOURCE, WEIGHTED, end_points, feature_graph
 from agmc_onnx.motifs.regions import Regions, canonical_form, decompose, digest
+from agmc_onnx.ops.table import node_macs
 
 _FOLLOWING = frozenset(("batchnorm", "norm", "relu", "activation", "identity", "add", "mul"))
 _OWN = ("op", "input", "output", "constants")  # attributes of an edge that differ between occurrences
@@ -127,7 +128,7 @@ def flatten(hierarchy: Hierarchy) -> nx.MultiDiGraph:
 def describe(hierarchy: Hierarchy) -> list[str]:
     """Return one line for every motif, those with the most multiply-adds first, and one for the rest."""
     graph = hierarchy.graph
-    macs = {node.index: op_macs(graph, node) for node in graph.nodes}
+    macs = {node.index: node_macs(graph, node) for node in graph.nodes}
     total = max(1, sum(macs.values()))
     share: Counter[int] = Counter()
     for _, _, data in hierarchy.level2.edges(data=True):

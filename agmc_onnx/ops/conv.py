@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.view import Graph, Node
-from agmc_onnx.ops.zeros import removed_are_zero
+from agmc_onnx.ops.editor import Editor
+from agmc_onnx.ops.passing import sizes_of
+from agmc_onnx.ops.table import MICROSOFT, Op, Product, op_of, table
+from agmc_onnx.ops.zeros import from_weight, removed_are_zero
 from agmc_onnx.ties.ledger import Entries, Ledger, tie_or_freeze
+
+KERNELS = ("1", "3", "5", "7", "-other")  # square ones with an edge type of their own, and all others
 
 
 def conv(ledger: Ledger, node: Node, bias: int = 2) -> None:
@@ -51,10 +57,26 @@ def deformable(ledger: Ledger, node: Node) -> None:
         conv(ledger, node, bias=3)
 
 
+def fused_conv(ledger: Ledger, node: Node) -> None:
+    """FusedConv: a Conv, then the sum with another value, then an activation."""
+    conv(ledger, node)
+    y = node.outputs[0]
+    other = node.inputs[3] if len(node.inputs) > 3 else ""
+    if not other:
+        return
+    out, added = ledger.entries.get((y, 1)), ledger.axis(node, other, 1)
+    if out is not None and added is not None:
+        ledger.meet(out, added)
+    else:
+        for entries in (out, added):
+            if entries is not None:
+                ledger.freeze(entries.ids, f"{node.label}: its operand {other} cannot be cut with it")
+
+
 def slide(ledger: Ledger, node: Node) -> None:
     """Conv along dims that are channels elsewhere: one entry at a time passes; with neighbours, zeros keep their places.
 
-    Cut, the entries that stay are first put back among zeros (`agmc_onnx.ops.repairs.conv`); so what goes must be zero.
+    Cut, the entries that stay are first put back among zeros (`conv_repair`); so what goes must be zero.
     """
     x, y = node.inputs[0], node.outputs[0]
     for dim in range(2, ledger.shape(x).rank):
@@ -135,3 +157,78 @@ def _bind_grouped(ledger: Ledger, node: Node, weight: str, grid: IntArray) -> No
 def _bias(ledger: Ledger, node: Node, position: int, ids: IntArray) -> None:
     if len(node.inputs) > position and node.inputs[position]:
         tie_or_freeze(ledger, node, ids, node.inputs[position], 0)
+
+
+def conv_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """Conv: as `group_repair`; along dims that are channels elsewhere, zeros where some went."""
+    shape = editor.graph.shape(node.inputs[0])
+    for dim in range(2, shape.rank if shape is not None else 0):
+        mask = editor.cut.mask(node.inputs[0], dim)
+        if mask is not None and slides(editor.graph, node, dim):
+            editor.among_zeros(proto, dim, mask)
+    group_repair(editor, node, proto)
+
+
+def group_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """Depthwise convolutions: one group for every channel that stays."""
+    groups, shape = node.attribute("group", 1), editor.graph.shape(node.inputs[0])
+    if groups > 1 and shape is not None and shape.other[1] == groups and editor.cut.mask(node.inputs[0], 1) is not None:
+        editor.attribute(proto, "group", editor.cut.size(node.inputs[0], 1))
+
+
+def conv_macs(graph: Graph, node: Node) -> list[Product]:
+    """Every place of the output times the weight of one; dims it slides along, cut, are computed whole all the same."""
+    x, w, y = *node.inputs[:2], node.outputs[0]
+    found = sizes_of(graph, x, w, y)
+    if not found:
+        return []
+    whole = [None if dim > 1 and slides(graph, node, dim) else (y, dim) for dim in range(len(found[2]))]
+    return [((*found[2], *found[1][1:]), [*whole, *((w, dim) for dim in range(1, len(found[1])))])]
+
+
+def conv_transpose_macs(graph: Graph, node: Node) -> list[Product]:
+    """Every place of the input times the weight of one."""
+    x, w = node.inputs[:2]
+    found = sizes_of(graph, x, w, node.outputs[0])
+    if not found:
+        return []
+    return [
+        (
+            (*found[0], *found[1][1:]),
+            [*((x, d) for d in range(len(found[0]))), *((w, d) for d in range(1, len(found[1])))],
+        )
+    ]
+
+
+def kernel_shape(graph: Graph, node: Node) -> tuple[int, ...]:
+    """Return the spatial kernel of a convolution or pool; () where neither attribute nor weight tells it."""
+    kernel = node.attribute("kernel_shape")
+    if kernel is None and op_of(node).kernel and len(node.inputs) > 1 and node.inputs[1] in graph.tensors:
+        kernel = graph.tensors[node.inputs[1]].dims[2:]
+    return tuple(kernel or ())
+
+
+def conv_edge(graph: Graph, node: Node) -> str:
+    """Return the edge type of a Conv: its kernel and its kind of groups."""
+    kernel = kernel_shape(graph, node)
+    square = bool(kernel) and len(set(kernel)) == 1 and str(kernel[0]) in KERNELS
+    weight = graph.shape(node.inputs[1]) if node.inputs[1] in graph.tensors else None
+    kind = ""
+    if node.attribute("group", 1) > 1:
+        kind = "-depthwise" if weight is not None and weight.dims[1] == 1 else "-grouped"
+    return f"conv{kernel[0] if square else '-other'}{kind}"
+
+
+CONV = Op(
+    "Conv", conv, contracts=True, out_dim=lambda node, rank: 0, refit=True, kernel=True, repair=conv_repair,
+    macs=conv_macs, keeps_zero=from_weight(1, 0), edge=conv_edge,
+)  # fmt: skip
+OPS = table(
+    CONV,
+    Op(
+        "ConvTranspose", conv_transpose, out_dim=lambda node, rank: 1, refit=True, kernel=True, repair=group_repair,
+        macs=conv_transpose_macs, keeps_zero=from_weight(1, 1), edge="conv-transpose",
+    ),
+    Op("DeformConv", deformable, repair=conv_repair, macs=conv_macs),
+    Op("FusedConv", fused_conv, MICROSOFT, repair=conv_repair, macs=conv_macs, begins_with=(CONV.op_type, 3)),
+)  # fmt: skip

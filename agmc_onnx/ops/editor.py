@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.graph.view import Node as GraphNode
-from agmc_onnx.ops.sizes import SHAPE_INPUTS
+from agmc_onnx.ops.table import op_of
 from agmc_onnx.ties.cut import Cut
 
 _PADS_ARE_AN_INPUT = 11  # since this opset
@@ -104,8 +104,8 @@ class Editor:
         """Let a node that reads a cut size keep the numbers of the original; its repair then names what it cuts itself."""
         if not self.reads_cut_size(node):
             return
-        positions = SHAPE_INPUTS.get(node.op_type)
-        if positions is None:
+        positions = op_of(node).shape_inputs
+        if not positions:
             values = [self.graph.value(output) for output in node.outputs]
             assert len(values) == 1 and values[0] is not None
             self._replaced.update(name for name in proto.input if name)

@@ -3,69 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import onnx
 
-from agmc_onnx.arrays import IntArray
-from agmc_onnx.graph.shapes import Shape
-from agmc_onnx.graph.view import FLOATS, Node
-from agmc_onnx.ops.reshape import reshape
-from agmc_onnx.ties.ledger import Entries, Handler, Ledger
-
-
-def carry(
-    ledger: Ledger,
-    node: Node,
-    source: str,
-    target: str,
-    dims: Mapping[int, int],
-    picked: Mapping[int, IntArray] | None = None,
-    picked_dim: int | None = -1,
-) -> None:
-    """Give the ids of some dims of one value to dims of another; dims not named must be whole.
-
-    Args:
-        ledger: Where ids are kept.
-        node: The node whose rule asks.
-        source: An input of the node.
-        target: An output of the node.
-        dims: Dim of `source` to dim of `target`.
-        picked: Dims of `source` not in `dims` of which only some entries go on: their indices. Ids that differ along such a
-            dim are picked too.
-        picked_dim: Dim of `target` that the picked dim becomes (-1: the same number); None where it is gone.
-    """
-    picked = picked or {}
-    for dim, to in dims.items():
-        if ledger.size(source, dim) == 1 or ledger.size(source, dim) != ledger.size(target, to):
-            continue  # broadcast, or resized: an axis that is labelled all the same is frozen by not being mentioned
-        entries = ledger.axis(node, source, dim)
-        if entries is None:
-            continue
-        entries = _pick_rows(ledger, source, entries, picked)
-        places = {
-            d: place
-            for d, place in {**dims, **{row: row if picked_dim == -1 else picked_dim for row in picked}}.items()
-            if d in picked or place is None or ledger.size(source, d) == ledger.size(target, place)
-        }
-        kept = ledger.collapse(entries, [row for row in entries.rows if places.get(row) is None])
-        moved = kept.permuted({row: place for row, place in places.items() if place is not None})
-        ledger.set(target, to, moved.ids, moved.rows)
-
-
-def _pick_rows(ledger: Ledger, value: str, entries: Entries, picked: Mapping[int, IntArray]) -> Entries:
-    """Return entries after some indices were picked along their row dims; an index without a dim drops the row."""
-    for row in [row for row in entries.rows if row in picked]:
-        at = entries.rows.index(row)
-        if entries.ids.shape[at] != ledger.size(value, row):
-            entries = ledger.collapse(entries, [row])
-            continue
-        ids = entries.ids.take(picked[row], axis=at)
-        if ids.ndim == entries.ids.ndim:
-            entries = Entries(ids, entries.rows)
-        else:
-            entries = Entries(ids, tuple(r for r in entries.rows if r != row))
-    return entries
+from agmc_onnx.arrays import Mask
+from agmc_onnx.graph.registry import Attributes
+from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ops.editor import Editor
+from agmc_onnx.ops.passing import carry, pick_rows
+from agmc_onnx.ops.table import Op, table
+from agmc_onnx.ops.zeros import Removed, where_all_are, where_first_is
+from agmc_onnx.ties.ledger import Ledger
 
 
 def transpose(ledger: Ledger, node: Node) -> None:
@@ -140,7 +90,7 @@ def slice_(ledger: Ledger, node: Node) -> None:
     """Slice: ids are sliced along every dim whose bounds are known."""
     x, y = node.inputs[0], node.outputs[0]
     rank = ledger.shape(x).rank
-    bounds = slice_bounds(ledger, node)
+    bounds = slice_bounds(ledger.graph, node)
     if bounds is None:
         return
     whole = {dim: dim for dim in range(rank) if dim not in bounds}
@@ -148,7 +98,7 @@ def slice_(ledger: Ledger, node: Node) -> None:
     for dim, part in bounds.items():
         entries = ledger.axis(node, x, dim)
         if entries is not None:
-            entries = _pick_rows(ledger, x, entries, picked)
+            entries = pick_rows(ledger, x, entries, picked)
             strided = part.step not in (None, 1)
             if strided:  # becomes a Gather, of the same places in every row
                 entries = ledger.collapse(entries, entries.rows)
@@ -164,11 +114,12 @@ def slice_(ledger: Ledger, node: Node) -> None:
     carry(ledger, node, x, y, whole, picked)
 
 
-def slice_bounds(ledger: Ledger, node: Node) -> dict[int, slice] | None:
+def slice_bounds(graph: Graph, node: Node) -> dict[int, slice] | None:
     """Return the slice of every sliced dim, or None where a bound is not known."""
-    rank = ledger.shape(node.inputs[0]).rank
+    shape = graph.shape(node.inputs[0])
+    assert shape is not None
     if len(node.inputs) > 1:
-        given = [ledger.graph.value(v) if v else None for v in node.inputs[1:]]
+        given = [graph.value(v) if v else None for v in node.inputs[1:]]
         if any(value is None for value, name in zip(given, node.inputs[1:], strict=True) if name):
             return None
         starts, ends, axes, steps = (None if v is None else v.ravel().tolist() for v in [*given, None, None][:4])
@@ -180,8 +131,8 @@ def slice_bounds(ledger: Ledger, node: Node) -> dict[int, slice] | None:
     steps = steps if steps is not None else [1] * len(starts)
     found = {}
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        dim = int(axis) % rank
-        size = ledger.size(node.inputs[0], dim)
+        dim = int(axis) % shape.rank
+        size = shape.other[dim]
         stop: int | None = int(end)
         if step < 0:
             stop = None if end < -size else stop
@@ -215,7 +166,7 @@ def pad(ledger: Ledger, node: Node) -> None:
     """Pad: ids pass; padded places are entries of their own, cut with whatever they meet."""
     x, y = node.inputs[0], node.outputs[0]
     rank = ledger.shape(x).rank
-    amounts = pad_amounts(ledger, node)
+    amounts = pad_amounts(ledger.graph, node)
     if amounts is None:
         return
     mode = node.attribute("mode", "constant")
@@ -237,18 +188,20 @@ def pad(ledger: Ledger, node: Node) -> None:
             ledger.freeze(entries.ids, f"{node.label}: {mode} padding along dimension {dim}")
 
 
-def pad_amounts(ledger: Ledger, node: Node) -> list[tuple[int, int]] | None:
+def pad_amounts(graph: Graph, node: Node) -> list[tuple[int, int]] | None:
     """Return (before, after) for every dim, or None where they are not known."""
-    rank = ledger.shape(node.inputs[0]).rank
+    shape = graph.shape(node.inputs[0])
+    assert shape is not None
+    rank = shape.rank
     given = node.attribute("pads") or node.attribute("paddings")
     if given is None:
-        value = ledger.graph.value(node.inputs[1])
+        value = graph.value(node.inputs[1])
         if value is None:
             return None
         given = value.ravel().tolist()
     axes = list(range(rank))
     if len(node.inputs) > 3 and node.inputs[3]:
-        named = ledger.graph.value(node.inputs[3])
+        named = graph.value(node.inputs[3])
         if named is None:
             return None
         axes = [int(a) % rank for a in named.ravel()]
@@ -256,47 +209,6 @@ def pad_amounts(ledger: Ledger, node: Node) -> list[tuple[int, int]] | None:
     for i, axis in enumerate(axes):
         amounts[axis] = (int(given[i]), int(given[i + len(axes)]))
     return amounts
-
-
-def expand(ledger: Ledger, node: Node) -> None:
-    """Expand: dims of the input pass; along one that is widened all entries are equal, so any of them may go."""
-    x, y = node.inputs[0], node.outputs[0]
-    before, after = ledger.shape(x), ledger.shape(y)
-    shift = after.rank - before.rank
-    given = ledger.graph.shape(node.inputs[1])
-    if not can_name_expand(before, after) and (given is None or given.other != (after.rank,)):
-        return
-    carry(ledger, node, x, y, {dim: dim + shift for dim in range(before.rank)})
-    for dim in range(shift, after.rank):
-        if before.other[dim - shift] == 1 and after.other[dim] > 1 and after.is_fixed(dim):
-            ledger.set(y, dim, ledger.fresh(after.other[dim]))
-
-
-def can_name_expand(before: Shape, after: Shape) -> bool:
-    """Whether the target of an Expand can be written anew: every open dim is one of the input's own."""
-    return all(
-        after.is_fixed(dim)
-        or (
-            (own := dim - after.rank + before.rank) >= 0
-            and (before.dims[own], before.other[own]) == (after.dims[dim], after.other[dim])
-        )
-        for dim in range(after.rank)
-    )
-
-
-def constant_of_shape(ledger: Ledger, node: Node) -> None:
-    """ConstantOfShape: equal entries, so any of them may go; initial states of recurrent nodes are made so."""
-    y = node.outputs[0]
-    shape = ledger.shape(y)
-    given = ledger.graph.shape(node.inputs[0])
-    if given is None or given.other != (shape.rank,) or not ledger.graph.consumers.get(y):
-        return
-    value = node.attribute("value")
-    if value is not None and value.data_type not in FLOATS:
-        return  # numbers to compute sizes with
-    for dim in range(shape.rank):
-        if shape.is_fixed(dim) and shape.other[dim] > 1:
-            ledger.set(y, dim, ledger.fresh(shape.other[dim]))
 
 
 def tile(ledger: Ledger, node: Node) -> None:
@@ -338,22 +250,160 @@ def space_to_depth(ledger: Ledger, node: Node) -> None:
         ledger.set(node.outputs[0], 1, np.tile(ids, node.attribute("blocksize") ** 2))
 
 
-RULES: dict[str, Handler] = {
-    "Concat": concat,
-    "ConstantOfShape": constant_of_shape,
-    "DepthToSpace": depth_to_space,
-    "Expand": expand,
-    "Flatten": reshape,
-    "Gather": gather,
-    "Pad": pad,
-    "Reshape": reshape,
-    "Resize": resize,
-    "Slice": slice_,
-    "SpaceToDepth": space_to_depth,
-    "Split": split,
-    "Squeeze": reshape,
-    "Tile": tile,
-    "Transpose": transpose,
-    "Unsqueeze": reshape,
-    "Upsample": resize,
-}
+def split_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """Split: the size of every part."""
+    cut = editor.cut
+    rank = editor.graph.shape(node.inputs[0]).rank  # type: ignore[union-attr]
+    axis = node.attribute("axis", 0) % rank
+    if cut.mask(node.inputs[0], axis) is None:
+        return
+    sizes = [cut.size(y, axis) for y in node.outputs]
+    if editor.graph.opset >= 13:
+        editor.constant(proto, 1, sizes)
+        editor.attribute(proto, "num_outputs", None)
+    else:
+        editor.attribute(proto, "split", sizes)
+
+
+def slice_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """Slice: bounds along cut dims move; a strided one becomes a Gather."""
+    cut, x = editor.cut, node.inputs[0]
+    bounds = slice_bounds(editor.graph, node) or {}
+    moved: dict[int, tuple[int, int]] = {}
+    for dim, part in bounds.items():
+        mask = cut.mask(x, dim)
+        if mask is None:
+            continue
+        row: Mask = mask if mask.ndim == 1 else mask[0]
+        picked = np.arange(row.size)[part]
+        if part.step not in (None, 1):
+            index = (np.cumsum(row) - 1)[picked[row[picked]]]
+            editor.gather(proto, proto.output[0], dim, index)
+            return
+        before = int(row[: picked[0]].sum())
+        moved[dim] = (before, before + int(row[picked].sum()))
+    if not moved:
+        return
+    rank = editor.graph.shape(x).rank  # type: ignore[union-attr]
+    if len(node.inputs) > 1:
+        starts, ends, axes = (None if v is None else v.ravel().tolist() for v in _slice_inputs(editor, node))
+    else:
+        starts, ends, axes = (list(node.attribute(n) or []) or None for n in ("starts", "ends", "axes"))
+    assert starts is not None and ends is not None
+    for i, axis in enumerate(axes if axes is not None else range(len(starts))):
+        if axis % rank in moved:
+            starts[i], ends[i] = moved[axis % rank]
+    if len(node.inputs) > 1:
+        editor.constant(proto, 1, starts)
+        editor.constant(proto, 2, ends)
+        if axes is not None:
+            editor.constant(proto, 3, axes)
+    else:
+        editor.attribute(proto, "starts", starts)
+        editor.attribute(proto, "ends", ends)
+
+
+def gather_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """Gather: constant indices name entries by their new places."""
+    cut, x = editor.cut, node.inputs[0]
+    rank = editor.graph.shape(x).rank  # type: ignore[union-attr]
+    axis = node.attribute("axis", 0) % rank
+    mask = cut.mask(x, axis)
+    picked = editor.graph.value(node.inputs[1])
+    if mask is None or picked is None:
+        return
+    row: Mask = mask if mask.ndim == 1 else mask[0]  # rows that differ are tied before they are gathered from
+    editor.constant(proto, 1, (np.cumsum(row) - 1)[picked[row[picked]]])
+
+
+def pad_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """Pad: as many padded places as stay."""
+    cut, y = editor.cut, node.outputs[0]
+    amounts = pad_amounts(editor.graph, node)
+    if amounts is None or not cut.is_cut(y):
+        return
+    new = list(amounts)
+    for dim, (before, after) in enumerate(amounts):
+        mask = cut.mask(y, dim)
+        if mask is not None and (before or after):
+            row = mask if mask.ndim == 1 else mask[0]
+            new[dim] = (int(row[:before].sum()), int(row[row.size - after :].sum()))
+    if new == amounts:
+        return
+    flat = [before for before, _ in new] + [after for _, after in new]
+    for name in ("pads", "paddings"):
+        if node.attribute(name) is not None:
+            editor.attribute(proto, name, flat)
+            return
+    editor.constant(proto, 1, flat)
+    if len(proto.input) > 3:
+        editor.constant(proto, 3, list(range(len(new))))
+
+
+def resize_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """Resize: constant target sizes name the channels too."""
+    cut, y = editor.cut, node.outputs[0]
+    if node.op_type != "Resize" or len(node.inputs) < 4 or not node.inputs[3] or not cut.is_cut(y):
+        return
+    sizes = editor.graph.value(node.inputs[3])
+    shape = editor.graph.shape(y)
+    if sizes is not None and shape is not None and sizes.size == shape.rank:
+        given = sizes.ravel().tolist()
+        editor.constant(proto, 3, [cut.size(y, d) if cut.mask(y, d) is not None else s for d, s in enumerate(given)])
+
+
+def _slice_inputs(editor: Editor, node: Node) -> list[np.ndarray | None]:
+    names = [*node.inputs[1:4], "", ""][:3]
+    return [editor.graph.value(name) if name else None for name in names]
+
+
+def concat_zero(asked: Removed) -> bool:
+    """Concat: 0 where all its inputs are; along the joined dim where those are that can be cut."""
+    ledger, node, dim = asked.ledger, asked.node, asked.dim
+    if node.attribute("axis", 1) % ledger.shape(asked.value).rank != dim:
+        return where_all_are(asked)
+    return all(asked.at(name, dim) for name in node.inputs if (name, dim) in ledger.entries)
+
+
+def _slice(inputs: list[Any], attributes: Attributes) -> np.ndarray:
+    x = inputs[0]
+    starts: Any
+    ends: Any
+    if len(inputs) > 1:
+        starts, ends, axes, steps = (None if v is None else v.ravel().tolist() for v in [*inputs[1:], None, None][:4])
+    else:
+        starts, ends, axes, steps = attributes["starts"], attributes["ends"], attributes.get("axes"), None
+    index = [slice(None)] * x.ndim
+    for i, axis in enumerate(axes if axes is not None else range(len(starts))):
+        index[axis] = slice(starts[i], ends[i], steps[i] if steps is not None else 1)
+    return x[tuple(index)]
+
+
+def _gather(inputs: list[Any], attributes: Attributes) -> np.ndarray:
+    return np.take(inputs[0], inputs[1], axis=attributes.get("axis", 0))
+
+
+OPS = table(
+    Op(
+        "Transpose", transpose, computes_sizes=True, keeps_zero=where_first_is, edge="reshape",
+        evaluate=lambda inputs, attributes: np.transpose(inputs[0], attributes.get("perm")),
+    ),
+    Op(
+        "Concat", concat, computes_sizes=True, keeps_zero=concat_zero, edge="concat",
+        evaluate=lambda inputs, attributes: np.concatenate(inputs, axis=attributes["axis"]),
+    ),
+    Op("Split", split, repair=split_repair, shape_inputs=(1,), computes_sizes=True, edge="split"),
+    Op("SplitToSequence", edge="split"),
+    Op(
+        "Slice", slice_, repair=slice_repair, shape_inputs=(1, 2, 3, 4), computes_sizes=True, evaluate=_slice, edge="split",
+    ),
+    Op("Gather", gather, repair=gather_repair, computes_sizes=True, evaluate=_gather, edge="split"),
+    Op("GatherND", edge="split"),
+    Op("ScatterND", computes_sizes=True),
+    Op("Pad", pad, repair=pad_repair, shape_inputs=(1,), edge="pad"),
+    Op("Tile", tile, shape_inputs=(1,), keeps_zero=where_first_is, edge="reshape"),
+    Op("Resize", resize, repair=resize_repair, shape_inputs=(2, 3), edge="resize"),
+    Op("Upsample", resize, shape_inputs=(1,), edge="resize"),
+    Op("DepthToSpace", depth_to_space, edge="reshape"),
+    Op("SpaceToDepth", space_to_depth, edge="reshape"),
+)  # fmt: skip

@@ -6,7 +6,8 @@ A removed entry is a zero, and zero is exact in every quantisation: it becomes t
 from __future__ import annotations
 
 from agmc_onnx.graph.view import Node
-from agmc_onnx.ops import move
+from agmc_onnx.ops.passing import carry
+from agmc_onnx.ops.table import Op, table
 from agmc_onnx.ties.ledger import Ledger
 
 _ADVICE = "compress the float model, then quantise the result"
@@ -44,7 +45,7 @@ def linear(ledger: Ledger, node: Node) -> None:
                 ledger.tie(own, ids)
             elif ids is not None:
                 ledger.freeze(ids, f"{node.label}: its scale {name} cannot be cut")
-    move.carry(ledger, node, x, node.outputs[0], {dim: dim for dim in range(shape.rank)})
+    carry(ledger, node, x, node.outputs[0], {dim: dim for dim in range(shape.rank)})
 
 
 def _label(ledger: Ledger, node: Node, value: str) -> None:
@@ -52,3 +53,11 @@ def _label(ledger: Ledger, node: Node, value: str) -> None:
     if value in ledger.graph.tensors:
         for dim in range(ledger.shape(value).rank):
             ledger.axis(node, value, dim, is_weight=True)
+
+
+OPS = table(
+    Op("QuantizeLinear", linear, edge="identity"),
+    Op("DequantizeLinear", linear, edge="identity"),
+    Op("ConvInteger", quantised, kernel=True),
+    *(Op(name, quantised) for name in ("DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul")),
+)

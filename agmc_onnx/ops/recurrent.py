@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 
 from agmc_onnx.arrays import IntArray
-from agmc_onnx.graph.view import Node
+from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ops.editor import Editor
+from agmc_onnx.ops.passing import sizes_of
+from agmc_onnx.ops.table import Op, Product, table
 from agmc_onnx.ties.ledger import Ledger
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _BIAS, _PEEPHOLES = 3, 7  # input positions
 _STATES = (5, 6)
 
@@ -18,7 +22,7 @@ def recurrent(ledger: Ledger, node: Node) -> None:
     x, w, r = node.inputs[:3]
     if w not in ledger.graph.tensors or r not in ledger.graph.tensors:
         return
-    gates, hidden = GATES[node.op_type], node.attribute("hidden_size")
+    gates, hidden = _GATES[node.op_type], node.attribute("hidden_size")
     source, weight = ledger.flat(node, x, 2), None
     if source is not None:
         weight = ledger.flat(node, w, 2)
@@ -50,3 +54,25 @@ def _follow(ledger: Ledger, node: Node, units: IntArray, value: str, dim: int, t
 
 def _has(node: Node, position: int) -> bool:
     return len(node.inputs) > position and bool(node.inputs[position])
+
+
+def recurrent_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """LSTM, GRU, RNN: the number of hidden units."""
+    if editor.cut.mask(node.inputs[2], 2) is not None:
+        editor.attribute(proto, "hidden_size", editor.cut.size(node.inputs[2], 2))
+
+
+def recurrent_macs(graph: Graph, node: Node) -> list[Product]:
+    """Inputs and hidden units times their weights, at every step."""
+    x, w, r = node.inputs[:3]
+    found = sizes_of(graph, x, w, r)
+    if not found:
+        return []
+    steps, batch = found[0][:2][:: -1 if node.attribute("layout", 0) else 1]
+    return [
+        ((steps, batch, *dims), [None, None, *((v, dim) for dim in range(len(dims)))])
+        for v, dims in ((w, found[1]), (r, found[2]))
+    ]
+
+
+OPS = table(*(Op(name, recurrent, repair=recurrent_repair, macs=recurrent_macs, edge="recurrent") for name in _GATES))

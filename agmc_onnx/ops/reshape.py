@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import onnx
 
 from agmc_onnx.arrays import IntArray
+from agmc_onnx.graph.registry import Attributes
 from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import Node
+from agmc_onnx.ops.editor import Editor
+from agmc_onnx.ops.heads import normed_heads
+from agmc_onnx.ops.table import Op, op_of, table
+from agmc_onnx.ops.zeros import where_first_is
 from agmc_onnx.ties.ledger import Entries, Ledger, Shuffle
 
 Block = tuple[list[int], list[int]]  # consecutive dims before and after a reshape that hold the same entries
 _LARGEST_GRID = 1 << 23  # ids of a reshaped block; beyond that the block is left whole
 _LONGEST_DETOUR = 6  # nodes
-_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 
 
 def reshape(ledger: Ledger, node: Node) -> None:
@@ -26,7 +32,7 @@ def reshape(ledger: Ledger, node: Node) -> None:
     """
     x, y = node.inputs[0], node.outputs[0]
     if node.op_type == "Reshape" and (
-        _shuffle(ledger, node) or _strided_view(ledger, node) or _normed_heads(ledger, node)
+        _shuffle(ledger, node) or _strided_view(ledger, node) or normed_heads(ledger, node)
     ):
         return
     before, after = ledger.shape(x), ledger.shape(y)
@@ -108,64 +114,11 @@ def _reshape_block(ledger: Ledger, node: Node, dim: int, block: Block, blocks: l
     ledger.set(y, wide_to[varies[-1]], found.ids, found.rows)
 
 
-def _normed_heads(ledger: Ledger, node: Node) -> bool:
-    """Tie the entries of every head where heads are normalised one by one, then taken or left whole; return whether.
-
-    Reshape (batch, length, heads * size) to (batch, length * heads, size), a normalisation of the last dim, Reshape back, for
-    GroupQueryAttention: how queries and keys are normalised (Henry et al. 2020, arXiv:2010.04245). None of them names heads.
-    """
-    graph, x = ledger.graph, node.inputs[0]
-    shape, apart = ledger.shape(x), ledger.shape(node.outputs[0])
-    norm = _only_user(ledger, node.outputs[0])
-    back = _only_user(ledger, norm.outputs[0]) if norm is not None and norm.op_type in _NORMS else None
-    if shape.rank != 3 or apart.rank != 3 or apart.is_fixed(1) or norm is None or back is None:
-        return False
-    if norm.attribute("axis", -1) not in (-1, 2) or norm.inputs[0] != node.outputs[0] or any(norm.outputs[1:]):
-        return False
-    y, size = back.outputs[0], apart.other[2]
-    if back.op_type != "Reshape" or ledger.shape(y) != shape or graph.value(back.inputs[1]) is None:
-        return False
-    if not feeds_grouped_query(ledger, y, shape.other[2] // size):
-        return False
-    ids = ledger.flat(node, x, 2)
-    if ids is not None:
-        grid = ids.reshape(-1, size)
-        ledger.tie(grid, np.broadcast_to(grid[:, :1], grid.shape))
-        ledger.set(y, 2, ids)
-        ledger.skipped.update((norm.index, back.index))
-    return ids is not None
-
-
-def feeds_grouped_query(ledger: Ledger, value: str, heads: int) -> bool:
-    """Whether only GroupQueryAttention uses a value, as that many heads of queries or of keys, turned before or not."""
-    graph = ledger.graph
-    users = graph.consumers.get(value, ())
-    if not users or value in graph.outputs or value in graph.captured:
-        return False
-
-    def takes(user: Node, at: int) -> bool:
-        if user.op_type == "RotaryEmbedding" and at == 0:
-            return feeds_grouped_query(ledger, user.outputs[0], heads)
-        is_packed = not any(user.inputs[1:3])
-        if user.op_type != "GroupQueryAttention" or at > 1 or is_packed:
-            return False
-        return user.attribute("kv_num_heads" if at else "num_heads") == heads
-
-    return all(takes(user, at) for user, at in users)
-
-
-def _only_user(ledger: Ledger, value: str) -> Node | None:
-    graph = ledger.graph
-    users = graph.consumers.get(value, ())
-    is_seen = value in graph.outputs or value in graph.captured
-    return users[0][0] if len(users) == 1 and not is_seen else None
-
-
 def _becomes_kernel(ledger: Ledger, value: str) -> bool:
     """Whether a value made of constants alone is the weight of a convolution: channels, then the places of the kernel."""
     users = ledger.graph.consumers.get(value, ())
     return value in ledger.graph.weights and any(
-        (user.op_type in ("Conv", "ConvTranspose") and position == 1)
+        (op_of(user).kernel and position == 1)
         or (user.op_type in ("Mul", "Add", "Sub", "Div") and _becomes_kernel(ledger, user.outputs[0]))
         for user, position in users
     )
@@ -395,3 +348,99 @@ def shuffle_dim(
         if same and list(perm) == swapped and split[dim] * split[dim + 1] == start[dim]:
             return dim, split[dim]
     return None
+
+
+def reshape_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """Reshape: the target names the new sizes; an open size that was computed becomes -1."""
+    cut, graph = editor.cut, editor.graph
+    shuffle = cut.channels.shuffles.get(node.index)
+    if shuffle is not None:
+        _shuffle_repair(editor, proto, shuffle)
+        return
+    y = node.outputs[0]
+    view = cut.channels.views.get(node.index)
+    if view is not None and cut.is_cut(view.outputs[0]):
+        editor.bypass(node, view)
+        return
+    if not (cut.is_cut(y) or cut.is_cut(node.inputs[0]) or editor.reads_cut_size(node)):
+        return
+    shape = graph.shape(y)
+    assert shape is not None
+    target = graph.value(node.inputs[1]) if len(node.inputs) > 1 else np.array(node.attribute("shape"), np.int64)
+    if target is None:
+        new = [cut.size(y, dim) if shape.is_fixed(dim) else -1 for dim in range(shape.rank)]
+    else:
+        given = target.ravel().tolist()
+        new = [cut.size(y, d) if size > 0 and cut.mask(y, d) is not None else size for d, size in enumerate(given)]
+        if new == given:
+            return
+    if len(node.inputs) > 1:
+        editor.constant(proto, 1, new)
+    else:
+        editor.attribute(proto, "shape", new)
+
+
+def _shuffle_repair(editor: Editor, proto: onnx.NodeProto, shuffle: Shuffle) -> None:
+    """Channel shuffle: stays a shuffle where what is kept is a rectangle, else becomes a Gather."""
+    cut = editor.cut
+    first, middle, last = shuffle.chain
+    mask = cut.mask(first.inputs[0], shuffle.dim)
+    if mask is None:
+        return
+    size, rows = mask.size, shuffle.rows
+    permutation = np.arange(size).reshape(rows, -1).T.ravel()
+    rank = np.cumsum(mask) - 1
+    index = rank[permutation[mask[permutation]]]
+    kept = int(mask.sum())
+    editor.forget((*first.outputs, *middle.outputs))
+    if kept % rows == 0 and (index == np.arange(kept).reshape(rows, -1).T.ravel()).all():
+        for node, sizes in ((first, [rows, kept // rows]), (last, [kept])):
+            shape = editor.graph.shape(node.outputs[0])
+            assert shape is not None
+            new = [shape.other[d] if shape.is_fixed(d) else -1 for d in range(shape.rank)]
+            new[shuffle.dim : shuffle.dim + len(sizes)] = sizes
+            target = editor.proto_of(node)
+            if len(node.inputs) > 1:
+                editor.constant(target, 1, new)
+            else:
+                editor.attribute(target, "shape", new)
+        return
+    for node in (middle, last):
+        editor.drop(node)
+    editor.gather(proto, last.outputs[0], shuffle.dim, index)
+
+
+def _axes(inputs: list[Any], attributes: Attributes) -> list[int] | None:
+    if len(inputs) > 1 and inputs[1] is not None:
+        return [int(axis) for axis in inputs[1].ravel()]
+    found: list[int] | None = attributes.get("axes")
+    return found
+
+
+def _unsqueeze(inputs: list[Any], attributes: Attributes) -> np.ndarray | None:
+    axes = _axes(inputs, attributes)
+    return None if axes is None else np.expand_dims(inputs[0], tuple(axes))
+
+
+def _squeeze(inputs: list[Any], attributes: Attributes) -> np.ndarray:
+    axes = _axes(inputs, attributes)
+    return np.squeeze(inputs[0], None if axes is None else tuple(axes))
+
+
+def _reshape(inputs: list[Any], attributes: Attributes) -> np.ndarray:
+    x, target = inputs[0], inputs[1].tolist()
+    if not attributes.get("allowzero", 0):
+        target = [x.shape[i] if size == 0 else size for i, size in enumerate(target)]
+    return x.reshape(target)
+
+
+def _moves(op_type: str, **facts: Any) -> Op:
+    return Op(op_type, reshape, keeps_zero=where_first_is, edge="reshape", **facts)
+
+
+OPS = table(
+    _moves("Reshape", repair=reshape_repair, shape_inputs=(1,), computes_sizes=True, evaluate=_reshape),
+    _moves("Squeeze", computes_sizes=True, evaluate=_squeeze),
+    _moves("Unsqueeze", computes_sizes=True, evaluate=_unsqueeze),
+    _moves("Flatten"),
+)

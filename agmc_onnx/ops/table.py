@@ -1,21 +1,142 @@
-"""The table of op rules: by domain and op type, from the modules that hold them."""
+"""The table of ops: one record says everything about an op, and every phase asks it here.
+
+A field that is left out means that nothing is known: no rule of ties freezes what the op touches, no count of MACs is 0, no
+repair leaves the node as it is. So an op that is missing is safe, and one that is half known is too.
+"""
 
 from __future__ import annotations
 
-from agmc_onnx.graph.view import Node
-from agmc_onnx.ops import attention
-from agmc_onnx.ops import computing as ops
-from agmc_onnx.ops import contrib as fused
-from agmc_onnx.ties.ledger import Handler
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-RULES: dict[tuple[str, str], Handler] = {
-    **ops.RULES,
-    **fused.RULES,
-    ("", "Attention"): attention.attention,
-    ("", "RotaryEmbedding"): attention.rotary,
-}
+import onnx
+
+from agmc_onnx.graph.registry import Evaluate, Key, ShapeRule, install
+from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ties.ledger import Axis, Handler
+
+if TYPE_CHECKING:
+    from agmc_onnx.ops.editor import Editor
+    from agmc_onnx.ops.zeros import Removed
+
+MICROSOFT = "com.microsoft"  # domain of onnxruntime's own ops
+Product = tuple[tuple[int, ...], list[Axis | None]]  # sizes, and the axis that may change each
+
+
+Repair = Callable[["Editor", Node, onnx.NodeProto], None]
+Macs = Callable[[Graph, Node], list[Product]]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Numbers that a node takes over whole dims, so that they change where these are cut.
+
+    Attributes:
+        dims: Returns the dims of the first input that they are taken over, or None where that cannot be told.
+        outputs: Positions of the outputs that have those dims; none where the dims go.
+        follow: Whether the other inputs have the dim as their last.
+        masked: How the node is told which entries to see where they cannot be gathered: "silence" (a very low score),
+            "weigh" (zeros, and a mean of those that stay), "write out" (as nodes), or "" where there is no way.
+        always: Whether it is told so even where all rows keep the same entries.
+    """
+
+    dims: Callable[[Graph, Node], set[int] | None]
+    outputs: tuple[int, ...] = ()
+    follow: bool = True
+    masked: str = ""
+    always: bool = False
+
+
+@dataclass(frozen=True)
+class Op:
+    """What is known of one op.
+
+    Attributes:
+        op_type: Name in its domain.
+        ties: Rule of `agmc_onnx.ties`: which entries of which axes live and die together.
+        domain: "" for the ops of the standard.
+        joins: Whether it adds feature maps up, as shortcuts are.
+        contracts: Whether a product with it makes a layer even of constants alone.
+        out_dim: Returns the dim of its weight (the second input, of a rank) that makes the channels of its output.
+        refit: Whether it is linear in that weight, so that a refit can compute it anew.
+        kernel: Whether that weight is (channels, channels, *places).
+        repair: Makes attributes and shape constants true after a cut.
+        macs: Returns the products of sizes whose sum counts its MACs.
+        shape: Returns the shapes of its outputs for those of its inputs, where onnx's inference does not know them.
+        begins_with: Op of the standard that has the same output for this many first inputs.
+        type_input: Position of the input whose type the outputs have, for `shape`.
+        shape_inputs: Positions of inputs that are sizes, bounds or counts.
+        computes_sizes: Whether numbers read from a shape may pass through it on their way to a shape input.
+        evaluate: Returns its output for constant inputs, None where onnx's reference shall say it.
+        keeps_zero: Whether its output is 0 where entries were removed; see `agmc_onnx.ops.zeros`.
+        statistics: What it takes over whole dims.
+        edge: Type of its edge in the papers' graph, a row of `agmc_onnx.motifs.level1.EDGE_TYPES`; None is "unknown".
+    """
+
+    op_type: str
+    ties: Handler | None = None
+    domain: str = ""
+    joins: bool = False
+    contracts: bool = False
+    out_dim: Callable[[Node, int], int] | None = None
+    refit: bool = False
+    kernel: bool = False
+    repair: Repair | None = None
+    macs: Macs | None = None
+    shape: ShapeRule | None = None
+    begins_with: tuple[str, int] | None = None
+    type_input: int = 0
+    shape_inputs: tuple[int, ...] = ()
+    computes_sizes: bool = False
+    evaluate: Evaluate | None = None
+    keeps_zero: Callable[[Removed], bool] | None = None
+    statistics: Statistics | None = None
+    edge: str | Callable[[Graph, Node], str] | None = None
+
+    @property
+    def key(self) -> Key:
+        """Domain and op type."""
+        return self.domain, self.op_type
+
+
+TABLE: dict[Key, Op] = {}
+install(TABLE)
+
+
+def table(*ops: Op) -> tuple[Op, ...]:
+    """Put the records of a family into the table; return them.
+
+    Raises:
+        ValueError: If an op is listed twice.
+    """
+    for op in ops:
+        if op.key in TABLE:
+            raise ValueError(f"{op.domain or 'ai.onnx'}.{op.op_type}: listed twice in the table of ops")
+        TABLE[op.key] = op
+    return ops
+
+
+_NOTHING = Op("")
+
+
+def op_of(node: Node) -> Op:
+    """Return the record of a node's op; one that knows nothing where the table has none."""
+    return TABLE.get((node.domain, node.op_type), _NOTHING)
 
 
 def rule_of(node: Node) -> Handler | None:
-    """Return the rule of a node, or None for an op the table does not have."""
-    return RULES.get((node.domain, node.op_type))
+    """Return the rule of ties of a node, or None for an op that has none."""
+    return op_of(node).ties
+
+
+def macs_of(graph: Graph, node: Node) -> list[Product]:
+    """Return the products of sizes whose sum counts a node's MACs; none for ops that do not multiply, or unknown shapes."""
+    macs = op_of(node).macs
+    return macs(graph, node) if macs is not None else []
+
+
+def node_macs(graph: Graph, node: Node) -> int:
+    """Return the MACs of a node at batch 1."""
+    return sum(math.prod(dims) for dims, _ in macs_of(graph, node))

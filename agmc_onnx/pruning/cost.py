@@ -16,9 +16,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from agmc_onnx.arrays import FloatArray, IntArray
-from agmc_onnx.graph.view import Graph, Node
-from agmc_onnx.ops.conv import slides
-from agmc_onnx.ops.recurrent import GATES
+from agmc_onnx.graph.view import Graph
+from agmc_onnx.ops.table import macs_of, node_macs
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.ties.ledger import Axis
 
@@ -167,12 +166,12 @@ def axis_sizes(channels: Channels, axes: Sequence[Sequence[Axis]]) -> tuple[Size
 def macs_cost(channels: Channels) -> Cost:
     """Return multiply-adds (batch 1, other open sizes small) as a function of kept counts.
 
-    Conv, ConvTranspose, Gemm, MatMul, Einsum and recurrent nodes of the main graph count; element-by-element work does
-    not, as in the papers' tables.
+    Nodes of the main graph whose op has a rule for it in the table of ops count (convolutions, products, recurrent nodes, fused
+    attention); element-by-element work does not, as in the papers' tables.
     """
     builder = _Builder(channels)
     for node in channels.graph.nodes:
-        for dims, axes in _macs_of(channels.graph, node):
+        for dims, axes in macs_of(channels.graph, node):
             builder.add(node.outputs[0] or node.label, dims, axes)
     return builder.build()
 
@@ -190,94 +189,12 @@ def count_macs(graph: Graph) -> dict[str, int]:
     """Return the multiply-adds of every node of a graph that has some, by the name of its first output."""
     counted: dict[str, int] = {}
     for node in graph.nodes:
-        for dims, _ in _macs_of(graph, node):
-            name = node.outputs[0] or node.label
-            counted[name] = counted.get(name, 0) + math.prod(dims)
+        n_macs = node_macs(graph, node)
+        if n_macs:
+            counted[node.outputs[0] or node.label] = n_macs
     return counted
 
 
 def count_params(graph: Graph) -> int:
     """Return the number of floating and quantised elements of a graph's constants."""
     return sum(math.prod(tensor.dims) for name, tensor in graph.tensors.items() if graph.is_parameter(name))
-
-
-Product = tuple[tuple[int, ...], list["Axis | None"]]  # sizes, and the axis that may change each
-
-
-def _macs_of(graph: Graph, node: Node) -> list[Product]:
-    """Return the products whose sum counts a node: one, two for recurrent nodes, none for ops that do not multiply."""
-    if (node.domain, node.op_type) in _ATTENTION:
-        return _attention_macs(graph, node)
-    op_type = _FUSED.get(node.op_type, "") if node.domain else node.op_type
-    if op_type not in _MAC_OPS:
-        return []
-    x, w = node.inputs[:2]
-    y = node.outputs[0] or x  # recurrent nodes may leave Y out; its shape is not used there
-    shapes = {name: graph.shape(name) for name in (x, w, y)}
-    if any(shape is None for shape in shapes.values()):
-        return []
-    dims = {name: shape.dims for name, shape in shapes.items() if shape is not None}
-
-    def axes(value: str, first: int = 0) -> list[Axis | None]:
-        return [(value, dim) for dim in range(first, len(dims[value]))]
-
-    if op_type in ("Conv", "DeformConv"):
-        whole = [None if dim > 1 and slides(graph, node, dim) else (y, dim) for dim in range(len(dims[y]))]
-        return [((*dims[y], *dims[w][1:]), whole + axes(w, 1))]
-    if op_type == "ConvTranspose":
-        return [((*dims[x], *dims[w][1:]), axes(x) + axes(w, 1))]
-    if op_type in ("Gemm", "MatMul"):
-        inner = len(dims[x]) - (2 if node.attribute("transA", 0) else 1)
-        return [((*dims[y], dims[x][inner]), [*axes(y), (x, inner)])]
-    if op_type == "Einsum":
-        return _einsum_macs(graph, node)
-    steps, batch = (dims[x][1], dims[x][0]) if node.attribute("layout", 0) else (dims[x][0], dims[x][1])
-    r = node.inputs[2]
-    shape = graph.shape(r)
-    if shape is None:
-        return []
-    dims[r] = shape.dims
-    return [((steps, batch, *dims[v]), [None, None, *axes(v)]) for v in (w, r)]
-
-
-def _attention_macs(graph: Graph, node: Node) -> list[Product]:
-    """Scores and their product with the values, in every head; onnxruntime's Attention makes queries, keys and values too."""
-    x, y = node.inputs[0], node.outputs[0]
-    shapes = [graph.shape(name) for name in (x, node.inputs[1] or x, y)]
-    if any(shape is None for shape in shapes):
-        return []
-    query, key, out = (shape.dims for shape in shapes if shape is not None)
-    at = len(query) - 1
-    if node.op_type == "GroupQueryAttention":  # of a call without past; the operands may lie in one value
-        return [((*out[:2], out[1], out[2]), [None, None, None, (y, 2)])] * 2
-    if not node.domain or node.op_type == "MultiHeadAttention":
-        pairs = (query[at - 1], key[at - 1] if len(key) == len(query) else query[at - 1])
-        return [
-            ((*query[: at - 1], *pairs, size), [*((x, dim) for dim in range(at - 1)), None, None, axis])
-            for size, axis in ((query[at], (x, at)), (out[at], (y, at)))
-        ]
-    made = ((*query[:2], *key), [None, None, (x, 2), (node.inputs[1], 1)])
-    # Queries and values are as many columns as half of all columns and of the output; an odd number of pairs loses one.
-    pairs = (query[0], query[1] * query[1] // 2)
-    return [made, ((*pairs, key[1]), [None, None, (node.inputs[1], 1)]), ((*pairs, out[2]), [None, None, (y, 2)])]
-
-
-def _einsum_macs(graph: Graph, node: Node) -> list[Product]:
-    terms = node.attribute("equation").replace(" ", "").split("->")[0].split(",")
-    shapes = [graph.shape(name) for name in node.inputs]
-    if any("." in term for term in terms) or any(shape is None for shape in shapes):
-        return []
-    sizes: dict[str, int] = {}
-    axes: dict[str, Axis | None] = {}
-    for name, term, shape in zip(node.inputs, terms, shapes, strict=True):
-        for dim, (letter, size) in enumerate(zip(term, shape.dims if shape else (), strict=True)):
-            sizes[letter] = size
-            axes.setdefault(letter, (name, dim))
-    return [(tuple(sizes.values()), list(axes.values()))]
-
-
-_FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul"}
-_ATTENTION = frozenset(
-    [("", "Attention"), *(("com.microsoft", op) for op in ("Attention", "GroupQueryAttention", "MultiHeadAttention"))]
-)
-_MAC_OPS = frozenset({"Conv", "DeformConv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *GATES})

@@ -10,22 +10,13 @@ import onnx
 from onnx import numpy_helper
 
 from agmc_onnx.arrays import IntArray, Mask
-from agmc_onnx.graph.view import Graph, Node
-from agmc_onnx.ops.computing import reduced_dims
+from agmc_onnx.graph.view import Node
+from agmc_onnx.ops.table import TABLE, Statistics, op_of
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 
-_NORM_OUTPUTS = {  # normalisations of the last dim, with the outputs that have it
-    "BatchNormalization": (0,),  # one that trains, on weights
-    **dict.fromkeys(
-        ("LayerNormalization", "LpNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), (0,)
-    ),
-    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), (0, 3)),
-}
-_MASKED = frozenset({"Softmax", "InstanceNormalization", "GroupNormalization"})
-_SUMS = frozenset({"ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceMean"})
+_UNKNOWN = Statistics(lambda graph, node: None)
 _LOW_SCORE = -3e4  # its exponential is 0, in float16 too
-_SOFTMAX_OF_LAST_DIM = 13  # opset since which that is the default
 
 
 @dataclass(frozen=True)
@@ -69,12 +60,13 @@ def norms_of(channels: Channels, kept: Sequence[IntArray]) -> list[Norm] | None:
         x = node.inputs[0]
         shape = channels.graph.shape(x)
         assert shape is not None
-        dims = _normalised_dims(channels.graph, node, shape.rank)
+        statistics = op_of(node).statistics or _UNKNOWN
+        dims = statistics.dims(channels.graph, node)
         for dim in range(shape.rank):
             mask = cut.mask(x, dim)
             if mask is None or (dims is not None and dim not in dims):
                 continue  # this dim passes
-            if node.op_type in _MASKED or (node.op_type in _SUMS and mask.ndim > 1):
+            if statistics.masked and (statistics.always or mask.ndim > 1):
                 stays = _stays_in(channels, node, dim, mask)
                 if stays is None:
                     return None
@@ -120,19 +112,6 @@ def _spread_mask(channels: Channels, value: str, dim: int, mask: Mask) -> Mask |
     return mask.reshape(*axis.periods, -1).transpose(order.tolist()).reshape(sizes)
 
 
-def _normalised_dims(graph: Graph, node: Node, rank: int) -> set[int] | None:
-    """Return the dims a node takes statistics over, or None where they cannot be gathered here."""
-    if node.op_type.startswith("Reduce"):
-        return reduced_dims(graph, node)
-    if node.op_type == "Softmax":
-        return {node.attribute("axis", 1 if graph.opset < _SOFTMAX_OF_LAST_DIM else -1) % rank}
-    if node.op_type in ("BatchNormalization", "InstanceNormalization"):
-        return {2} if rank == 3 else None
-    if node.op_type == "GroupNormalization":
-        return {1}
-    return {rank - 1} if node.op_type in _NORM_OUTPUTS and node.attribute("axis", -1) % rank == rank - 1 else None
-
-
 def over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto:
     """Let normalising nodes of a masked model see kept entries only; LayerNormalization's result is scattered back."""
     graph = model.graph
@@ -144,14 +123,15 @@ def over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto:
         if norm.is_weight:
             _clear(graph, at, norm, name)
             continue
+        statistics = TABLE[proto.domain, proto.op_type].statistics
+        assert statistics is not None
         if norm.kept.dtype == bool:
-            edit = _silence if proto.op_type == "Softmax" else _weigh if proto.op_type in _SUMS else _write_out
-            edit(graph, at, norm, name)
+            _MASKED[statistics.masked](graph, at, norm, name)
             continue
         graph.initializer.append(numpy_helper.from_array(norm.kept, name))
         made = []
-        outputs = _NORM_OUTPUTS.get(proto.op_type, ())
-        for i in range(len(proto.input)) if outputs and proto.op_type != "BatchNormalization" else range(1):
+        outputs = statistics.outputs
+        for i in range(len(proto.input)) if outputs and statistics.follow else range(1):
             if proto.input[i]:
                 axis = norm.dim if i == 0 else -1
                 made.append(onnx.helper.make_node("Gather", [proto.input[i], name], [f"{name}_{i}"], axis=axis))
@@ -250,3 +230,6 @@ def _spreading(model: onnx.ModelProto, norm: Norm, name: str, like: str) -> onnx
     places = np.zeros((norm.kept.size, norm.size), np.float32)
     places[np.arange(norm.kept.size), norm.kept] = 1
     return numpy_helper.from_array(places.astype(onnx.helper.tensor_dtype_to_np_dtype(kind)), name)
+
+
+_MASKED = {"silence": _silence, "weigh": _weigh, "write out": _write_out}

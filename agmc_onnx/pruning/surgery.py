@@ -12,7 +12,7 @@ from agmc_onnx.graph.files import write_array
 from agmc_onnx.graph.protobuf import without_initializers
 from agmc_onnx.graph.view import Graph
 from agmc_onnx.ops.editor import Editor
-from agmc_onnx.ops.repairs import REPAIRS
+from agmc_onnx.ops.table import op_of
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 
@@ -40,12 +40,12 @@ class Surgeon:
         followers = {node.index for shuffle in channels.shuffles.values() for node in shuffle.chain[1:]}
         followers.update(node.index for node in channels.views.values())
         self._repairs = [
-            (node, positions[node.index], REPAIRS.get((node.domain, node.op_type)))
+            (node, positions[node.index], op_of(node).repair)
             for node in graph.nodes
             if node.index not in followers
             and (
                 node.index in channels.sized
-                or ((node.domain, node.op_type) in REPAIRS and touched.intersection((*node.inputs, *node.outputs)))
+                or (op_of(node).repair is not None and touched.intersection((*node.inputs, *node.outputs)))
             )
         ]
         self._declared = [i for i, info in enumerate(model.graph.value_info) if info.name in touched]

@@ -8,6 +8,7 @@ import numpy as np
 
 from agmc_onnx.arrays import FloatArray
 from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ops.table import op_of
 
 _FIRST_CHANNEL = ("Conv", "ConvTranspose", "BatchNormalization")
 _PASSING = ("Identity", "Dropout")
@@ -75,7 +76,7 @@ def find_sites(graph: Graph) -> list[Site]:
 
 
 def _weight(graph: Graph, node: Node) -> str | None:
-    if node.domain or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if not op_of(node).refit:
         return None
     x, weight = node.inputs[:2]
     if (
@@ -95,12 +96,10 @@ def _weight(graph: Graph, node: Node) -> str | None:
 
 def n_channels(graph: Graph, node: Node) -> int:
     """Return the number of output channels of a site's node."""
-    dims = graph.tensors[node.inputs[1]].dims
-    if node.op_type == "Conv":
-        return int(dims[0])
-    if node.op_type == "ConvTranspose":
-        return int(dims[1] * node.attribute("group", 1))
-    return int(dims[0] if node.op_type == "Gemm" and node.attribute("transB", 0) else dims[1])
+    dims, out_dim = graph.tensors[node.inputs[1]].dims, op_of(node).out_dim
+    assert out_dim is not None
+    at = out_dim(node, len(dims))
+    return int(dims[at] * (node.attribute("group", 1) if op_of(node).kernel and at == 1 else 1))
 
 
 def _follow(graph: Graph, node: Node, weight: str) -> tuple[Site, Site | None]:

@@ -13,7 +13,8 @@ from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.files import ModelFile, read_model
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import Graph, view
-from agmc_onnx.ties.groups import Channels, analyse
+from agmc_onnx.ops import analyse
+from agmc_onnx.ties.groups import Channels
 
 
 @dataclass(frozen=True)

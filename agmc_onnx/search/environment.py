@@ -13,7 +13,8 @@ import onnx
 
 from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.motifs import arrays, build
-from agmc_onnx.motifs.level1 import kernel_shape, op_macs
+from agmc_onnx.ops.conv import kernel_shape
+from agmc_onnx.ops.table import node_macs, op_of
 from agmc_onnx.pruning.cost import macs_cost, params_cost
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.surgery import Surgeon
@@ -152,24 +153,20 @@ class Environment:
         found = np.zeros((len(members), 8), np.float32)
         for t, values in enumerate(members):
             found[t, 0] = t
-            makers = [
-                node
-                for node in graph.nodes
-                if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and not values.isdisjoint(node.outputs)
-            ]
+            makers = [node for node in graph.nodes if op_of(node).refit and not values.isdisjoint(node.outputs)]
             if not makers:
                 continue
             node = makers[0]
             outer, inner = graph.shape(node.outputs[0]), graph.shape(node.inputs[0])
             if outer is None or inner is None:
                 continue
-            is_conv = node.op_type.startswith("Conv")
+            is_conv = op_of(node).kernel
             dim = 1 if is_conv else -1
             size = [*outer.dims[2:], 1, 1][:2] if is_conv else [1, 1]
             kernel = kernel_shape(graph, node) if is_conv else (1,)
             stride = node.attribute("strides") or [1]
             n, c, k = outer.dims[dim], inner.dims[dim], kernel[0] if kernel else 1
-            found[t, 1:] = (n, c, *size, stride[0], k, op_macs(graph, node))
+            found[t, 1:] = (n, c, *size, stride[0], k, node_macs(graph, node))
         return found
 
     def _features(self) -> npt.NDArray[np.float32]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,26 @@ from scipy.sparse.csgraph import connected_components
 from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.view import Graph, Node
-from agmc_onnx.ops.table import rule_of
 from agmc_onnx.ties.balance import join_uneven, merge, step_of
-from agmc_onnx.ties.ledger import Axis, Ledger, Shuffle, walk
+from agmc_onnx.ties.ledger import Axis, Handler, Ledger, Shuffle, walk
 
-_CONTRACTING = frozenset(("Conv", "Gemm", "MatMul"))
 RESIDUAL = "residual"  # stands for all groups that shortcuts join
+
+
+class Facts(Protocol):
+    """What this layer asks of an op; `agmc_onnx.ops.table.Op` says what each means."""
+
+    @property
+    def ties(self) -> Handler | None: ...  # noqa: D102
+    @property
+    def joins(self) -> bool: ...  # noqa: D102
+    @property
+    def contracts(self) -> bool: ...  # noqa: D102
+    @property
+    def out_dim(self) -> Callable[[Node, int], int] | None: ...  # noqa: D102
+
+
+OpOf = Callable[[Node], Facts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +87,7 @@ class Channels:
 
     Attributes:
         graph: The graph.
+        op_of: Returns what is known of a node's op.
         axes: Units of every axis that has ids; frozen units are among them.
         groups: The prunable groups, in the order of the network.
         frozen: Groups that stay whole, each with its reason.
@@ -82,6 +98,7 @@ class Channels:
     """
 
     graph: Graph
+    op_of: OpOf
     axes: dict[Axis, AxisUnits]
     groups: tuple[Group, ...]
     frozen: tuple[Group, ...]
@@ -108,8 +125,7 @@ class Channels:
         sums = {
             name
             for node in self.graph.nodes
-            if node.op_type in ("Add", "Sum", "Sub")
-            and sum(bool(i) and i not in self.graph.tensors for i in node.inputs) > 1
+            if self.op_of(node).joins and sum(bool(i) and i not in self.graph.tensors for i in node.inputs) > 1
             for name in node.outputs
         }
         is_summed = np.zeros(self.n_units, bool)
@@ -126,7 +142,7 @@ class Channels:
             group_of[group.units] = index
         found: list[list[str]] = [[] for _ in self.groups]
         for (value, dim), axis in self.axes.items():
-            if value in self.graph.tensors and _is_output_dim(self.graph, value, dim):
+            if value in self.graph.tensors and _is_output_dim(self.graph, self.op_of, value, dim):
                 for index in _distinct(group_of[axis.units]):
                     if index >= 0:
                         found[index].append(value)
@@ -169,26 +185,27 @@ class Channels:
         return replace(self, groups=groups, frozen=(*frozen, *self.frozen))
 
 
-def analyse(graph: Graph) -> Channels:
+def analyse(graph: Graph, op_of: OpOf) -> Channels:
     """Find the groups of a graph.
 
     Args:
         graph: A normalised graph (`agmc_onnx.graph.normalize`).
+        op_of: Returns what is known of a node's op; nothing is known of ops but what it says.
     """
-    ledger = walk(graph, rule_of)
+    ledger = walk(graph, lambda node: op_of(node).ties)
     unit_of, n_units = _components(ledger)
     why = _frozen_units(ledger, unit_of)
     axes = {
         axis: AxisUnits(unit_of[e.grid if e.rows else e.ids], e.rows, e.ids.shape[:-1])
         for axis, e in ledger.entries.items()
     }
-    has_weight, is_used = _uses(graph, axes, n_units)
+    has_weight, is_used = _uses(graph, op_of, axes, n_units)
     for unit in np.flatnonzero(~(has_weight & is_used)).tolist():
         why.setdefault(unit, "nothing but statistics of constants depends on it")
     ordered, group_of = _alike(axes, n_units)
     ordered, group_of = merge(ledger, unit_of, ordered, group_of)
     ordered, group_of, partitions = join_uneven(ledger, unit_of, ordered, group_of, why)
-    names = _names(graph, axes, ordered, group_of)
+    names = _names(graph, op_of, axes, ordered, group_of)
     norms: dict[int, set[str]] = {}
     for mark in ledger.normalised:
         for index in _distinct(group_of[unit_of[mark.ids]]):
@@ -212,7 +229,9 @@ def analyse(graph: Graph) -> Channels:
             groups.append(group)
         elif has_weight[units].any():  # what no weight has is nobody's to cut
             frozen.append(group)
-    return Channels(graph, axes, tuple(groups), tuple(frozen), n_units, ledger.shuffles, ledger.views, ledger.sized)
+    return Channels(
+        graph, op_of, axes, tuple(groups), tuple(frozen), n_units, ledger.shuffles, ledger.views, ledger.sized
+    )
 
 
 def _components(ledger: Ledger) -> tuple[IntArray, int]:
@@ -234,7 +253,7 @@ def _frozen_units(ledger: Ledger, unit_of: IntArray) -> dict[int, str]:
     return why
 
 
-def _uses(graph: Graph, axes: dict[Axis, AxisUnits], n_units: int) -> Mask:
+def _uses(graph: Graph, op_of: OpOf, axes: dict[Axis, AxisUnits], n_units: int) -> Mask:
     """Return (2, n_units): whether a unit has a weight, and whether it stands on an axis that meets more than constants.
 
     Exporters leave copies of a weight behind of which only statistics are taken. (Products of constants are layers of their
@@ -244,8 +263,7 @@ def _uses(graph: Graph, axes: dict[Axis, AxisUnits], n_units: int) -> Mask:
     meets = {
         value: value not in graph.weights
         or any(
-            user.outputs[0] not in graph.weights or user.op_type in _CONTRACTING
-            for user, _ in graph.consumers.get(value, ())
+            user.outputs[0] not in graph.weights or op_of(user).contracts for user, _ in graph.consumers.get(value, ())
         )
         for value, _ in axes
     }
@@ -294,11 +312,13 @@ def _distinct(numbers: IntArray) -> list[int]:
     return [int(flat[0])] if flat.size and (flat == flat[0]).all() else np.unique(flat).tolist()
 
 
-def _names(graph: Graph, axes: dict[Axis, AxisUnits], ordered: list[IntArray], group_of: IntArray) -> list[str]:
+def _names(
+    graph: Graph, op_of: OpOf, axes: dict[Axis, AxisUnits], ordered: list[IntArray], group_of: IntArray
+) -> list[str]:
     """Name groups after the weight that makes their channels: the first that has them on an output dim."""
     names: dict[int, str] = {}
     for (value, dim), axis_units in axes.items():
-        if value in graph.tensors and _is_output_dim(graph, value, dim):
+        if value in graph.tensors and _is_output_dim(graph, op_of, value, dim):
             for index in _distinct(group_of[axis_units.units]):
                 names.setdefault(index, value)
     for (value, _), axis_units in axes.items():  # else the first value of all
@@ -314,14 +334,10 @@ def _names(graph: Graph, axes: dict[Axis, AxisUnits], ordered: list[IntArray], g
     return result
 
 
-def _is_output_dim(graph: Graph, value: str, dim: int) -> bool:
+def _is_output_dim(graph: Graph, op_of: OpOf, value: str, dim: int) -> bool:
+    """Whether some node makes the channels of its output with this dim of its weight."""
     for node, position in graph.consumers.get(value, ()):
-        if node.op_type == "Conv" and position == 1 and dim == 0:
-            return True
-        if node.op_type == "ConvTranspose" and position == 1 and dim == 1:
-            return True
-        if node.op_type == "Gemm" and position == 1 and dim == (0 if node.attribute("transB", 0) else 1):
-            return True
-        if node.op_type == "MatMul" and position == 1 and dim == len(graph.tensors[value].dims) - 1:
+        out_dim = op_of(node).out_dim
+        if position == 1 and out_dim is not None and out_dim(node, len(graph.tensors[value].dims)) == dim:
             return True
     return False

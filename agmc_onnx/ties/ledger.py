@@ -1,6 +1,6 @@
 """Axes and ties: which entries of which values live and die together.
 
-An **axis** is (value, dim); its entries carry ids. A rule of `agmc_onnx.ops.computing` reads the ids of a node's inputs
+An **axis** is (value, dim); its entries carry ids. A rule of an op (`agmc_onnx.ops`) reads the ids of a node's inputs
 and gives ids to its outputs: the same id means the same entry, a **tie** says that two ids live or die together. So
 Concat concatenates ids, Split and Slice cut them, Flatten repeats them, and only where two axes meet (Add, a contraction)
 is a tie needed. Ties have no direction.

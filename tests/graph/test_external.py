@@ -22,11 +22,11 @@ from agmc_onnx.graph.files import (
 )
 from agmc_onnx.graph.view import view
 from agmc_onnx.measuring.session import make_session
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.importance import choose, l1_norm, l2_norm
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import verify
-from agmc_onnx.ties.groups import analyse
 from agmc_onnx.verbs.compress import apply
 
 GROUPED = {0: np.array([1, 1, 0, 0, 1, 1, 0, 0], bool), 1: np.array([[1, 0, 1], [0, 1, 1]], bool)}

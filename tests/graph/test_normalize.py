@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from agmc_onnx.graph.edit import rewire
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.ties.groups import analyse
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 SAMPLES = 576  # what the one audio model wants as (batch, samples); images declare their sizes

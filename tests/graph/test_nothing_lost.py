@@ -17,9 +17,9 @@ from agmc_onnx.graph import files
 from agmc_onnx.graph.files import read_model, write_model
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
-from agmc_onnx.ties.groups import analyse
 from agmc_onnx.verbs.compress import apply, compress
 
 TEXT = """

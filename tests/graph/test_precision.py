@@ -10,11 +10,11 @@ from onnx import TensorProto, numpy_helper
 
 from agmc_onnx.graph.precision import is_half, to_float32
 from agmc_onnx.graph.view import view
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import verify
-from agmc_onnx.ties.groups import analyse
 from tests.nets import model as net
 from tests.pruning.test_equivalence import SMALL_NETS
 

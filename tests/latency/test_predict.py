@@ -22,10 +22,11 @@ from agmc_onnx.latency.predict import latency_cost, sample_counts
 from agmc_onnx.latency.tables import LatencyTable, layout_block, read_table
 from agmc_onnx.latency.timing import Latency, median_interval, ratio
 from agmc_onnx.measuring.memory import peak_bytes
+from agmc_onnx.ops import analyse
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.widths import rounding
-from agmc_onnx.ties.groups import Channels, analyse
+from agmc_onnx.ties.groups import Channels
 
 FEED = {"x": np.ones((1, 3, 8, 8), np.float32)}
 

@@ -8,11 +8,11 @@ import pytest
 
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import verify
-from agmc_onnx.ties.groups import analyse
 from tests.nets import model as net
 
 # `a` is seen by a body or a function, `b` and `c` are not.

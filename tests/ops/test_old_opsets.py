@@ -11,12 +11,12 @@ from nets import model as net
 
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.cost import count_macs, macs_cost
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import norms_of, verify
-from agmc_onnx.ties.groups import analyse
 
 NORM: dict[str, Any] = {"s": (8,), "t": (8,), "m": (8,), "v": np.ones(8, np.float32)}
 HEAD = "a = Conv(x, wa) b = BatchNormalization(a, s, t, m, v) r = Relu(b)"

@@ -6,13 +6,13 @@ import torch
 
 from agmc_onnx.graph.view import view
 from agmc_onnx.motifs import arrays, build
+from agmc_onnx.ops import analyse
 from agmc_onnx.options import GnnRlOptions, SearchOptions
 from agmc_onnx.policies import make_policy
 from agmc_onnx.policies.gnn_rl import ppo
 from agmc_onnx.policies.gnn_rl.policy import GnnRlAgent, MultiStageEncoder, stages
 from agmc_onnx.search.loop import search
 from agmc_onnx.search.rewards import err
-from agmc_onnx.ties.groups import analyse
 from tests.policies.test_agmc import known_answer
 
 

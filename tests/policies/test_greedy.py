@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from agmc_onnx.graph.view import view
+from agmc_onnx.ops import analyse
 from agmc_onnx.options import SearchOptions
 from agmc_onnx.policies import make_policy
 from agmc_onnx.policies.agmc.ddpg import Known
@@ -23,7 +24,6 @@ from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.loop import search
 from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.rewards import err
-from agmc_onnx.ties.groups import analyse
 from tests.policies.test_agmc import known_answer
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.masked_norms import norms_of
@@ -18,7 +19,7 @@ from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import verify
 from agmc_onnx.search.budget import meet_target
-from agmc_onnx.ties.groups import Channels, analyse
+from agmc_onnx.ties.groups import Channels
 from models.export import to_onnx
 from models.zoo import build
 from tests.nets import model as net

@@ -17,13 +17,13 @@ from onnx import helper, numpy_helper
 
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.masked_norms import norms_of
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import verify
-from agmc_onnx.ties.groups import analyse
 
 N_GRAPHS = int(os.environ.get("AGMC_GRAPHS", "60"))
 WIDTHS = (2, 3, 4, 6, 8, 12)

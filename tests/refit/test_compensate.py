@@ -11,6 +11,7 @@ from agmc_onnx.data.samples import Samples, synthetic
 from agmc_onnx.errors import BudgetError
 from agmc_onnx.graph.view import view
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.cost import macs_cost
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.surgery import Surgeon
@@ -21,7 +22,7 @@ from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.rectified import aim_again, visible_range
 from agmc_onnx.refit.sites import find_sites
 from agmc_onnx.refit.stream import Stream
-from agmc_onnx.ties.groups import Channels, analyse
+from agmc_onnx.ties.groups import Channels
 from tests import nets
 
 torch.set_num_threads(1)

@@ -8,10 +8,10 @@ import torch
 from agmc_onnx.data.samples import synthetic
 from agmc_onnx.graph.view import view
 from agmc_onnx.measuring.session import model_inputs
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.importance import l2_norm
 from agmc_onnx.refit.divergence import divergence_curves
 from agmc_onnx.refit.options import RecoverOptions
-from agmc_onnx.ties.groups import analyse
 from tests import nets
 
 torch.set_num_threads(1)

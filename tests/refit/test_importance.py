@@ -11,6 +11,7 @@ from agmc_onnx.data.samples import synthetic
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.view import view
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
+from agmc_onnx.ops import analyse
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.importance import NEED_DATA, choose, importance_of, median_distance
 from agmc_onnx.pruning.surgery import Surgeon
@@ -18,7 +19,7 @@ from agmc_onnx.refit.importance import MEASURED, Measurements
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.samples import with_recovery
-from agmc_onnx.ties.groups import Channels, analyse
+from agmc_onnx.ties.groups import Channels
 from tests import nets
 
 torch.set_num_threads(1)

@@ -12,6 +12,7 @@ from agmc_onnx.data.samples import Samples, synthetic
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.view import view
 from agmc_onnx.measuring.session import model_inputs
+from agmc_onnx.ops import analyse
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.surgery import Surgeon
@@ -19,7 +20,7 @@ from agmc_onnx.refit.moments import to_rows
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.statistics import Restatement
 from agmc_onnx.refit.stream import Stream, read_batches
-from agmc_onnx.ties.groups import Channels, analyse
+from agmc_onnx.ties.groups import Channels
 from tests import nets
 
 torch.set_num_threads(1)

@@ -163,9 +163,9 @@ def read_cut_write(path: Path, output: Path) -> Row:
     from agmc_onnx.graph.files import read_model, write_model
     from agmc_onnx.graph.normalize import normalize
     from agmc_onnx.graph.view import view
+    from agmc_onnx.ops import analyse
     from agmc_onnx.pruning.importance import choose, l2_norm
     from agmc_onnx.pruning.surgery import Surgeon
-    from agmc_onnx.ties.groups import analyse
 
     at = time.process_time()
     seconds: dict[str, float] = {}
@@ -225,9 +225,9 @@ def plan_of(path: Path) -> None:
     from agmc_onnx.graph.files import read_model
     from agmc_onnx.graph.normalize import normalize
     from agmc_onnx.graph.view import view
+    from agmc_onnx.ops import analyse
     from agmc_onnx.pruning.importance import choose, l2_norm
     from agmc_onnx.pruning.plan import make_plan
-    from agmc_onnx.ties.groups import analyse
 
     channels = analyse(view(normalize(read_model(path).proto)))
     half = [max(g.step, g.n_units // 2 // g.step * g.step) for g in channels.groups]

@@ -1,0 +1,120 @@
+"""How ids go from the inputs of a node to its outputs: what the rules of several families need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from agmc_onnx.arrays import IntArray
+from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ties.ledger import Entries, Ledger
+
+
+def carry(
+    ledger: Ledger,
+    node: Node,
+    source: str,
+    target: str,
+    dims: Mapping[int, int],
+    picked: Mapping[int, IntArray] | None = None,
+    picked_dim: int | None = -1,
+) -> None:
+    """Give the ids of some dims of one value to dims of another; dims not named must be whole.
+
+    Args:
+        ledger: Where ids are kept.
+        node: The node whose rule asks.
+        source: An input of the node.
+        target: An output of the node.
+        dims: Dim of `source` to dim of `target`.
+        picked: Dims of `source` not in `dims` of which only some entries go on: their indices. Ids that differ along such a
+            dim are picked too.
+        picked_dim: Dim of `target` that the picked dim becomes (-1: the same number); None where it is gone.
+    """
+    picked = picked or {}
+    for dim, to in dims.items():
+        if ledger.size(source, dim) == 1 or ledger.size(source, dim) != ledger.size(target, to):
+            continue  # broadcast, or resized: an axis that is labelled all the same is frozen by not being mentioned
+        entries = ledger.axis(node, source, dim)
+        if entries is None:
+            continue
+        entries = pick_rows(ledger, source, entries, picked)
+        places = {
+            d: place
+            for d, place in {**dims, **{row: row if picked_dim == -1 else picked_dim for row in picked}}.items()
+            if d in picked or place is None or ledger.size(source, d) == ledger.size(target, place)
+        }
+        kept = ledger.collapse(entries, [row for row in entries.rows if places.get(row) is None])
+        moved = kept.permuted({row: place for row, place in places.items() if place is not None})
+        ledger.set(target, to, moved.ids, moved.rows)
+
+
+def pick_rows(ledger: Ledger, value: str, entries: Entries, picked: Mapping[int, IntArray]) -> Entries:
+    """Return entries after some indices were picked along their row dims; an index without a dim drops the row."""
+    for row in [row for row in entries.rows if row in picked]:
+        at = entries.rows.index(row)
+        if entries.ids.shape[at] != ledger.size(value, row):
+            entries = ledger.collapse(entries, [row])
+            continue
+        ids = entries.ids.take(picked[row], axis=at)
+        if ids.ndim == entries.ids.ndim:
+            entries = Entries(ids, entries.rows)
+        else:
+            entries = Entries(ids, tuple(r for r in entries.rows if r != row))
+    return entries
+
+
+def pass_through(ledger: Ledger, node: Node, dims: set[int]) -> None:
+    """Let these dims of the first input pass to the first output; others must be whole."""
+    x = node.inputs[0]
+    carry(ledger, node, x, node.outputs[0], {dim: dim for dim in range(ledger.shape(x).rank) if dim in dims})
+
+
+def normalise(ledger: Ledger, node: Node, dims: set[int]) -> None:
+    """Pass all dims, noting that statistics are taken over some: what differs along these in the others must be one."""
+    x, y = node.inputs[0], node.outputs[0]
+    pass_through(ledger, node, set(range(ledger.shape(x).rank)) - dims)
+    for dim in sorted(dims):
+        entries = ledger.axis(node, x, dim)
+        if entries is not None:
+            ledger.normalise(entries.ids, node)
+            ledger.set(y, dim, entries.ids, entries.rows)
+
+
+def broadcast(ledger: Ledger, node: Node, inputs: Sequence[str], output: str) -> None:
+    """Tie broadcast operands; a size of 1 is no operand, an operand without ids freezes the others."""
+    rank = ledger.shape(output).rank
+    all_weights = all(name in ledger.graph.weights for name in inputs)
+    sizes = [(name, ledger.shape(name).other) for name in inputs]
+    ends = [(name, size, rank - len(size)) for name, size in sizes]  # and the dim of the output where its dims begin
+    for dim in range(rank):
+        members = [(name, dim - first) for name, size, first in ends if dim >= first and size[dim - first] > 1]
+        others = [m for m in members if m[0] not in ledger.graph.tensors]
+        if not (all_weights or any(m in ledger.entries for m in others)):
+            continue
+        constants = [m for m in members if m[0] in ledger.graph.tensors]
+        found = [(m, ledger.axis(node, *m)) for m in others]
+        found += [(m, ledger.axis(node, *m)) for m in constants]
+        if not found:
+            continue
+        known = [(name, entries) for (name, _), entries in found if entries is not None]
+        without = next((axis for axis, entries in found if entries is None), None)
+        if without is not None:
+            place = f"its operand {without[0]} keeps dimension {without[1]} whole"
+            why = f"{node.label}: {place} (positions, the input, or all of it needed by an op)"
+            for _, entries in known:
+                ledger.freeze(entries.ids, why)
+            continue
+        shifted = [
+            e.permuted({row: row + rank - ledger.shape(name).rank for row in e.rows}) if e.rows else e
+            for name, e in known
+        ]
+        joined = shifted[0]
+        for entries in shifted[1:]:
+            joined = ledger.meet(joined, entries)
+        ledger.set(output, dim, joined.ids, joined.rows)
+
+
+def sizes_of(graph: Graph, *values: str) -> list[tuple[int, ...]]:
+    """Return the sizes of some values that costs are counted at; nothing where one of them is not known."""
+    shapes = [graph.shape(value) for value in values]
+    return [] if any(shape is None for shape in shapes) else [shape.dims for shape in shapes if shape is not None]

@@ -1,0 +1,118 @@
+"""Ops that take entries together: reductions, pools, searches, running sums."""
+
+from __future__ import annotations
+
+from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ops.elementwise import elementwise
+from agmc_onnx.ops.passing import carry, pass_through
+from agmc_onnx.ops.table import Op, Statistics, table
+from agmc_onnx.ops.zeros import where_first_is
+from agmc_onnx.ties.ledger import Ledger
+
+
+def reduce(ledger: Ledger, node: Node) -> None:
+    """Reduce ops: dims that are not reduced pass; cutting what is reduced changes the statistics."""
+    x = node.inputs[0]
+    rank = ledger.shape(x).rank
+    reduced = reduced_dims(ledger.graph, node)
+    if reduced is None or len(reduced) == rank:
+        return
+    if not reduced:
+        elementwise(ledger, node)
+        return
+    keepdims = node.attribute("keepdims", 1)
+    kept = [dim for dim in range(rank) if dim not in reduced]
+    carry(ledger, node, x, node.outputs[0], {dim: (dim if keepdims else i) for i, dim in enumerate(kept)})
+    if node.op_type != "ReduceProd":
+        for dim in reduced:
+            entries = ledger.axis(node, x, dim)
+            if entries is not None:
+                ledger.normalise(entries.ids, node)
+
+
+def reduced_dims(graph: Graph, node: Node) -> set[int] | None:
+    """Return the dims that a Reduce op takes together, or None where they are not known."""
+    shape = graph.shape(node.inputs[0])
+    axes = node.attribute("axes")
+    if axes is None and len(node.inputs) > 1 and node.inputs[1]:
+        given = graph.value(node.inputs[1])
+        axes = None if given is None else given.ravel().tolist()
+        if axes is None:
+            return None
+    if shape is None:
+        return None
+    if not axes:
+        return set() if node.attribute("noop_with_empty_axes", 0) else set(range(shape.rank))
+    return {int(axis) % shape.rank for axis in axes}
+
+
+def arg_reduce(ledger: Ledger, node: Node) -> None:
+    """ArgMax, ArgMin: dims other than the searched one pass."""
+    x = node.inputs[0]
+    rank = ledger.shape(x).rank
+    axis = node.attribute("axis", 0) % rank
+    kept = [dim for dim in range(rank) if dim != axis]
+    keepdims = node.attribute("keepdims", 1)
+    carry(ledger, node, x, node.outputs[0], {dim: (dim if keepdims else i) for i, dim in enumerate(kept)})
+
+
+def running(ledger: Ledger, node: Node) -> None:
+    """CumSum, CumProd: dims other than the one run along pass."""
+    axis = ledger.graph.value(node.inputs[1])
+    if axis is not None:
+        rank = ledger.shape(node.inputs[0]).rank
+        pass_through(ledger, node, set(range(rank)) - {int(axis.ravel()[0]) % rank})
+
+
+def triangle(ledger: Ledger, node: Node) -> None:
+    """Trilu: a batch of matrices; only the batch passes."""
+    pass_through(ledger, node, set(range(ledger.shape(node.inputs[0]).rank - 2)))
+
+
+def top(ledger: Ledger, node: Node) -> None:
+    """TopK: dims other than the sorted one pass."""
+    x = node.inputs[0]
+    rank = ledger.shape(x).rank
+    dims = {dim: dim for dim in range(rank) if dim != node.attribute("axis", -1) % rank}
+    for output in filter(None, node.outputs):
+        carry(ledger, node, x, output, dims)
+
+
+def pool(ledger: Ledger, node: Node) -> None:
+    """Pooling and the like: channels (dim 1) pass, spatial dims must be whole."""
+    pass_through(ledger, node, {0, 1})
+
+
+def regions(ledger: Ledger, node: Node) -> None:
+    """RoiAlign, MaxRoiPool: channels pass, to as many samples as there are regions."""
+    pass_through(ledger, node, {1})
+
+
+def _reductions(names: str, sums: bool) -> list[Op]:
+    statistics = Statistics(reduced_dims, masked="weigh" if sums else "")
+    return [Op(name, reduce, statistics=statistics, edge="reduce") for name in names.split()]
+
+
+_SUM = Statistics(reduced_dims, masked="weigh")
+OPS = table(
+    Op("ReduceMean", reduce, keeps_zero=where_first_is, statistics=_SUM, edge="reduce"),
+    Op("ReduceSum", reduce, keeps_zero=where_first_is, statistics=_SUM, edge="reduce"),
+    Op("ReduceMax", reduce, keeps_zero=where_first_is, statistics=Statistics(reduced_dims), edge="reduce"),
+    *_reductions("ReduceL1 ReduceL2 ReduceSumSquare", sums=True),
+    *_reductions("ReduceLogSum ReduceLogSumExp ReduceMin ReduceProd", sums=False),
+    Op("ArgMax", arg_reduce, edge="reduce"),
+    Op("ArgMin", arg_reduce, edge="reduce"),
+    Op("TopK", top, edge="reduce"),
+    Op("CumProd", running),
+    Op("CumSum", running),
+    Op("Trilu", triangle),
+    Op("MaxPool", pool, keeps_zero=where_first_is, edge="max-pool"),
+    Op("AveragePool", pool, keeps_zero=where_first_is, edge="average-pool"),
+    Op("LpPool", pool, edge="average-pool"),
+    Op("GlobalAveragePool", pool, keeps_zero=where_first_is, edge="global-pool"),
+    Op("GlobalMaxPool", pool, keeps_zero=where_first_is, edge="global-pool"),
+    Op("GlobalLpPool", pool, edge="global-pool"),
+    Op("GridSample", pool),
+    Op("MaxRoiPool", regions),
+    Op("RoiAlign", regions),
+)
