@@ -14,7 +14,7 @@ test:
 	$(PYTHON) -m pytest
 
 demo:
-	$(BIN)agmc-onnx compress agmc_onnx/data/digits/digits_resnet.onnx --flops 0.3 --data digits -o digits_small.onnx
+	$(BIN)agmc-onnx demo
 
 docs:
 	$(BIN)sphinx-build -W --keep-going -q -b html docs docs/_build

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agmc_onnx.verbs.batch import batch as compress_folder
     from agmc_onnx.verbs.compress import Applied, Result, apply, compress
     from agmc_onnx.verbs.compress import verify_files as verify
+    from agmc_onnx.verbs.demo import demo
     from agmc_onnx.verbs.doctor import doctor
     from agmc_onnx.verbs.export import export
     from agmc_onnx.verbs.finetune import finetune
@@ -32,8 +33,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgmcError", "Applied", "BudgetError", "CompressOptions", "DataError", "Imported", "ModelError", "PlanError", "Report",
-    "Result", "UsageError", "Verification", "VerificationError", "apply", "batch", "compress", "compress_folder", "doctor",
-    "export", "finetune", "import_model", "inspect", "measure", "verify", "write_report",
+    "Result", "UsageError", "Verification", "VerificationError", "apply", "batch", "compress", "compress_folder", "demo",
+    "doctor", "export", "finetune", "import_model", "inspect", "measure", "verify", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -53,6 +54,7 @@ _HOMES = {
     "inspect": ("agmc_onnx.verbs.inspect", "inspect"),
     "measure": ("agmc_onnx.verbs.inspect", "measure"),
     "verify": ("agmc_onnx.verbs.compress", "verify_files"),
+    "demo": ("agmc_onnx.verbs.demo", "demo"),
     "doctor": ("agmc_onnx.verbs.doctor", "doctor"),
     "write_report": ("agmc_onnx.verbs.report", "write_report"),
 }

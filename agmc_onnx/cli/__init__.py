@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from agmc_onnx import __version__
-from agmc_onnx.cli import batch, checking, completion, compress, doctor, export, finetune, import_, report
+from agmc_onnx.cli import batch, checking, completion, compress, demo, doctor, export, finetune, import_, report
 from agmc_onnx.cli.config_file import with_config
 from agmc_onnx.cli.parsing import Parser
 from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, drop_stdout, fail, is_verbose, say, set_level
@@ -23,6 +23,7 @@ VERBS = (
     *import_.VERBS,
     *export.VERBS,
     *report.VERBS,
+    *demo.VERBS,
     *doctor.VERBS,
     *completion.VERBS,
 )
