@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.graph.view import Graph
 from agmc_onnx.ops.table import macs_of, node_macs
+from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.ties.ledger import Axis
 
@@ -36,6 +37,7 @@ class Cost:
         coefficient: int (n_terms,), the factor that no group changes.
         factors: int (n_terms, width), sizes multiplied in every term.
         owner: Name of the node or tensor that each term counts, (n_terms,).
+        channels: The analysis: where groups keep nothing, what goes with them costs nothing either. None where all keep some.
     """
 
     base: IntArray
@@ -44,6 +46,7 @@ class Cost:
     coefficient: IntArray
     factors: IntArray
     owner: tuple[str, ...]
+    channels: Channels | None = None
 
     def __call__(self, kept: npt.ArrayLike) -> int:
         """Return the cost at kept counts (n_groups,)."""
@@ -57,12 +60,24 @@ class Cost:
 
     def _of_few(self, kept: IntArray) -> IntArray:
         sizes = (self.base + (self.slope @ kept.T).T) // self.rows
-        return np.asarray(sizes[:, self.factors].prod(axis=2) @ self.coefficient)
+        terms = sizes[:, self.factors].prod(axis=2)
+        for pattern in np.unique(kept == 0, axis=0) if self.channels is not None and not kept.all() else ():
+            terms[np.ix_(((kept == 0) == pattern).all(1), self._gone(pattern))] = 0
+        return np.asarray(terms @ self.coefficient)
+
+    def _gone(self, is_zero: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Return which terms are of nodes or tensors that are gone, where some groups keep nothing, (n_terms,)."""
+        if self.channels is None or not is_zero.any():
+            return np.zeros(len(self.owner), bool)
+        closed, nodes = closer_of(self.channels)(np.flatnonzero(is_zero).tolist()), self.channels.graph.nodes
+        names = {nodes[i].outputs[0] or nodes[i].label for i in closed.gone} | closed.tensors
+        return np.array([name in names for name in self.owner], bool)
 
     def terms(self, kept: npt.ArrayLike) -> IntArray:
         """Return every term's cost at kept counts (n_groups,)."""
-        sizes = (self.base + self.slope @ np.asarray(kept, np.int64)) // self.rows
-        return self.coefficient * sizes[self.factors].prod(axis=1)
+        kept = np.asarray(kept, np.int64)
+        sizes = (self.base + self.slope @ kept) // self.rows
+        return self.coefficient * sizes[self.factors].prod(axis=1) * ~self._gone(kept == 0)
 
     def share_of(self, n_units: npt.ArrayLike) -> FloatArray:
         """Return, for every group, the share of the whole cost that lies in terms it changes, (n_groups,)."""
@@ -136,6 +151,7 @@ class _Builder:
             coefficient=np.array([t[0] for t in self.terms], np.int64),
             factors=factors,
             owner=tuple(t[2] for t in self.terms),
+            channels=self.channels,
         )
 
 

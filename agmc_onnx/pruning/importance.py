@@ -139,14 +139,16 @@ def select(group: Group, scores: FloatArray, n_kept: int) -> IntArray:
     Args:
         group: The group.
         scores: float (n_units,) of this group's units; higher is kept; ties go to the lower position.
-        n_kept: In 1..n_units, a multiple of `group.step` (or all).
+        n_kept: In 0..n_units, a multiple of `group.step` (or all).
 
     Returns:
         Ascending positions, (n_kept,).
     """
-    assert 0 < n_kept <= group.n_units and (n_kept % group.step == 0 or n_kept == group.n_units), (group.name, n_kept)
+    assert 0 <= n_kept <= group.n_units and (n_kept % group.step == 0 or n_kept == group.n_units), (group.name, n_kept)
     if n_kept == group.n_units:
         return np.arange(group.n_units)
+    if not n_kept:
+        return np.empty(0, np.int64)
     order = np.argsort(-scores, kind="stable")
     if not group.partitions:
         return np.sort(order[:n_kept])

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.graph.view import Node
 from agmc_onnx.ops.table import TABLE, Statistics, op_of
+from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 
@@ -53,9 +54,10 @@ def norms_of(channels: Channels, kept: Sequence[IntArray]) -> list[Norm] | None:
     if not labels:
         return []
     cut = Cut(channels, kept)
+    gone = closer_of(channels)(i for i, positions in enumerate(kept) if not len(positions)).gone
     found = []
     for node in channels.graph.nodes:
-        if node.label not in labels:
+        if node.label not in labels or node.index in gone:
             continue
         x = node.inputs[0]
         shape = channels.graph.shape(x)

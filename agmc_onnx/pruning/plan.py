@@ -1,4 +1,4 @@
-"""The plan: which units stay, and with that which entries of which tensors. See CONTRACT `agmc-onnx/plan@1`."""
+"""The plan: which units stay, and with that which entries of which tensors; plan@2 where groups keep nothing (docs/files.md)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import numpy as np
 
 from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.errors import PlanError
+from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 
 FORMAT = "agmc-onnx/plan@1"
+DEEP_FORMAT = "agmc-onnx/plan@2"  # where something is gone
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Plan:
             where groups keep different inputs.
         sparsity: Share of zeros in dense weights that keep their shape.
         pattern: "N:M" where of every M neighbours at most N are kept there, else None.
+        gone: First outputs of the original's nodes that are not in the file.
     """
 
     sha256: str
@@ -38,6 +41,7 @@ class Plan:
     tensors: Mapping[str, Mapping[str, list[Any]]]
     sparsity: Mapping[str, float] = field(default_factory=dict)
     pattern: str | None = None
+    gone: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the plan as the contract's JSON, one line a group and a tensor."""
@@ -45,9 +49,11 @@ class Plan:
         tensors = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(axes)}" for name, axes in self.tensors.items())
         model = json.dumps({"sha256": self.sha256, "opset": self.opset})
         pattern = "" if self.pattern is None else f', "sparsity_pattern": {json.dumps(self.pattern)}'
+        name = DEEP_FORMAT if self.gone else FORMAT
+        gone = f',\n "gone": {json.dumps(self.gone)}, "folded": {{}}' if self.gone else ""
         return (
-            f'{{"format": "{FORMAT}",\n "model": {model},\n "groups": [\n  {groups}],\n "tensors": {{\n  {tensors}}},\n'
-            f' "sparsity": {json.dumps(dict(self.sparsity))}{pattern}}}\n'
+            f'{{"format": "{name}",\n "model": {model},\n "groups": [\n  {groups}],\n "tensors": {{\n  {tensors}}},\n'
+            f' "sparsity": {json.dumps(dict(self.sparsity))}{pattern}{gone}}}\n'
         )
 
 
@@ -67,11 +73,19 @@ def make_plan(channels: Channels, kept: Sequence[IntArray], sha256: str) -> Plan
         {"name": g.name, "units": g.n_units, "keep": list(range(g.n_units)), "why_frozen": g.why_frozen}
         for g in channels.frozen
     ]
+    closed = closer_of(channels)(_nothing(kept))
     tensors = {
-        name: {str(dim): _indices(mask) for dim, mask in sorted(masks.items())}
+        name: {"0": []} if name in closed.neutral else {str(dim): _indices(mask) for dim, mask in sorted(masks.items())}
         for name, masks in Cut(channels, kept).tensor_axes().items()
     }
-    return Plan(sha256, channels.graph.opset, tuple(groups), tensors)
+    tensors.update((name, {"0": []}) for name in channels.graph.tensors if name in closed.neutral)
+    gone = [next(filter(None, channels.graph.nodes[i].outputs)) for i in sorted(closed.gone)]
+    return Plan(sha256, channels.graph.opset, tuple(groups), tensors, gone=tuple(gone))
+
+
+def _nothing(kept: Sequence[IntArray]) -> list[int]:
+    """Return the numbers of the groups that keep nothing."""
+    return [i for i, positions in enumerate(kept) if not len(positions)]
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -86,15 +100,16 @@ def read_plan(path: str | Path) -> Plan:
         raise PlanError(f"{path}: cannot be read ({error.strerror}). Check the path of the plan.") from None
     except ValueError as error:
         raise PlanError(f"{path}: not JSON ({error}). Give a plan.json that compress wrote.") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    if not isinstance(data, dict) or data.get("format") not in (FORMAT, DEEP_FORMAT):
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise PlanError(
-            f"{path}: not a plan, got format {found!r}; expected {FORMAT}. Give a plan.json that compress wrote."
+            f"{path}: not a plan, got format {found!r}; expected {FORMAT} or {DEEP_FORMAT}. Give a plan.json that compress wrote."
         )
     try:
         model = data["model"]
         sparse = data.get("sparsity", {}), data.get("sparsity_pattern")
-        return Plan(model["sha256"], model["opset"], tuple(data["groups"]), data["tensors"], *sparse)
+        gone = tuple(data["gone"]) if data["format"] == DEEP_FORMAT else ()
+        return Plan(model["sha256"], model["opset"], tuple(data["groups"]), data["tensors"], *sparse, gone)
     except (KeyError, TypeError) as error:
         raise PlanError(f"{path}: a plan without {error}. Write it again with compress.") from None
 
@@ -115,7 +130,12 @@ def kept_units(channels: Channels, plan: Plan) -> list[IntArray]:
                 f"plan: group {group.name} has {group.n_units} units in this model, got {got}. Is it this model's plan?"
             )
         keep = np.asarray(entry["keep"], np.int64)
-        if not keep.size or (np.diff(keep) <= 0).any() or keep[0] < 0 or keep[-1] >= group.n_units:
+        if (
+            (not keep.size and not plan.gone)
+            or (np.diff(keep) <= 0).any()
+            or (keep < 0).any()
+            or (keep >= group.n_units).any()
+        ):
             raise PlanError(
                 f"plan: group {group.name} keeps positions that are not ascending in 0..{group.n_units - 1}."
             )
@@ -126,6 +146,16 @@ def kept_units(channels: Channels, plan: Plan) -> list[IntArray]:
                     f"plan: group {group.name} keeps {counts.tolist()} in its blocks; expected equally many."
                 )
         kept.append(keep)
+    nothing = _nothing(kept)
+    closed = closer_of(channels)(nothing)
+    if closed.why_not is not None:
+        raise PlanError(
+            f"plan: what keeps nothing cannot go in this model ({closed.why_not}). Is it this model's plan?"
+        )
+    if more := sorted(closed.groups - set(nothing)):
+        raise PlanError(
+            f"plan: group {channels.groups[more[0]].name} keeps units of what is gone; expected none, as nothing is left of it."
+        )
     return kept
 
 

@@ -13,9 +13,11 @@ from agmc_onnx.graph.protobuf import without_initializers
 from agmc_onnx.graph.view import Graph
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.table import op_of
+from agmc_onnx.pruning.depth import closer_of, shallower
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 
+_SHALLOWER = 8  # graphs without some layers that are kept between cuts
 _PREPARED_BYTES = 64_000_000  # of weights that are kept as arrays between cuts
 
 
@@ -49,14 +51,26 @@ class Surgeon:
             )
         ]
         self._declared = [i for i, info in enumerate(model.graph.value_info) if info.name in touched]
+        self._shallower: dict[frozenset[int], Surgeon] = {}
         self._inputs = [i for i, info in enumerate(model.graph.input) if info.name in touched]
 
     def cut(self, kept: Sequence[IntArray]) -> onnx.ModelProto:
         """Return the model with only the kept units.
 
         Args:
-            kept: For each prunable group the kept positions, ascending.
+            kept: For each prunable group the kept positions, ascending; what goes with groups that keep nothing must keep nothing
+                either (`ties.closed`).
         """
+        nothing = frozenset(i for i, positions in enumerate(kept) if not len(positions))
+        if not nothing:
+            return self._cut(kept)
+        if nothing not in self._shallower:
+            while len(self._shallower) >= _SHALLOWER:
+                del self._shallower[next(iter(self._shallower))]
+            self._shallower[nothing] = Surgeon(shallower(self.channels, closer_of(self.channels)(nothing)))
+        return self._shallower[nothing]._cut(kept)
+
+    def _cut(self, kept: Sequence[IntArray]) -> onnx.ModelProto:
         cut = Cut(self.channels, kept)
         model = onnx.ModelProto()
         model.CopyFrom(self._skeleton)

@@ -210,7 +210,7 @@ def kept_region(shape: tuple[int, ...], axes: Mapping[str, list[Any]], name: str
         if not 0 <= dim < len(shape):
             raise PlanError(f"plan: {name} has no dimension {dim}; its shape is {shape}. Is it this model's plan?")
         index[dim] = np.array(kept, np.int64)
-        if index[dim].size == 0 or index[dim].min() < 0 or (index[dim].ndim == 1 and index[dim].max() >= shape[dim]):
+        if (index[dim] < 0).any() or (index[dim].ndim == 1 and (index[dim] >= shape[dim]).any()):
             raise PlanError(f"plan: {name} keeps indices outside of 0..{shape[dim] - 1} along dimension {dim}.")
     if len(shape) > 1 and index[1].ndim == 2:
         per_group = shape[0] // index[1].shape[0]

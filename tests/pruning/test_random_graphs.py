@@ -19,6 +19,7 @@ from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
+from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.masked_norms import norms_of
 from agmc_onnx.pruning.plan import make_plan
@@ -580,6 +581,34 @@ def check(ops: list[str], number: int) -> float:
     return macs.prunable_share([g.n_units for g in channels.groups])
 
 
+def check_depth(ops: list[str], number: int) -> int:
+    """Check one graph with a random part of what may go gone, and random widths of the rest; return how much went."""
+    model = normalize(drawn(ops, number))
+    channels = analyse(view(model))
+    closer, rng = closer_of(channels), np.random.default_rng(number)
+    n = len(closer.branches)
+    gone = closer.possible(np.flatnonzero(rng.random(n) < 0.7).tolist(), rng.random(n).tolist())
+    counts = np.array([int(rng.integers(1, g.n_units // g.step + 1)) * g.step for g in channels.groups], np.int64)
+    counts[sorted(closer.of(gone).groups)] = 0
+    kept = choose(channels, rng.random(channels.n_units), counts)
+    pruned = Surgeon(channels).cut(kept)
+    found = verify(model, pruned, make_plan(channels, kept, "0" * 64), norms=norms_of(channels, kept))
+    assert found.masked_equivalence in (True, None)
+    assert sum(count_macs(view(pruned)).values()) == macs_cost(channels)(counts)
+    assert count_params(view(pruned)) == params_cost(channels)(counts)
+    assert macs_cost(channels).of_each(counts[None]).tolist() == [macs_cost(channels)(counts)]
+    return len(gone)
+
+
+@seed(21)
+@settings(
+    max_examples=N_GRAPHS, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], print_blob=False
+)
+@given(st.lists(st.sampled_from(sorted(OPS)), min_size=2, max_size=10), st.integers(0, 2**32 - 1))
+def test_layers_that_go_equal_masked(ops: list[str], number: int) -> None:
+    check_depth(ops, number)
+
+
 @seed(20)
 @settings(
     max_examples=N_GRAPHS, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], print_blob=False
@@ -593,3 +622,7 @@ def test_a_standardised_weight_of_one_input() -> None:
     """What random graphs found: the removed entries of a weight made at run time are not 0 of themselves."""
     ops = ["grouped_norm", "conv_grouped", "unary", "standardised", "not_understood", "shuffle", "flatten"]
     assert check(ops, 1747443453) > 0
+
+
+def test_branches_of_a_drawn_graph_go() -> None:
+    assert check_depth(["conv", "binary", "attention", "concat"], 11) > 0

@@ -1,0 +1,440 @@
+"""The closed form of a choice in which some groups keep nothing: what else goes with them.
+
+What no longer depends on the inputs goes, and so does what is no longer read. All constants of a branch that is gone are
+neutral in the masked original, its last bias and its normalisation too; so its output is zero everywhere, and the sum behind
+it is its other operand, exactly. What an op makes of such operands is passed in; where that is not sure, the choice is
+refused with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ties.groups import Channels, Group
+
+_ZERO, _EMPTY = 1, 2  # zero everywhere; no entries. What is neither is live
+
+
+@dataclass(frozen=True, eq=False)
+class Closed:
+    """What goes where some groups keep nothing.
+
+    Attributes:
+        groups: Numbers of the groups that keep nothing: those asked for, and those that go with them.
+        gone: Numbers of the nodes that go.
+        stands_for: For values that go although they are read: the value that has their place.
+        is_identity: Numbers of the nodes that only hand on their operand `stands_for` names: what they make is a graph output.
+        inputs: For nodes that lose operands, the positions that stay.
+        outputs: For nodes that lose outputs, the positions that stay.
+        tensors: Constants that go.
+        neutral: Those of them that are neutral in the masked original: what has units, and what must be.
+        why_not: Why this choice is not possible, or None.
+    """
+
+    groups: frozenset[int]
+    gone: frozenset[int] = frozenset()
+    stands_for: Mapping[str, str] = field(default_factory=dict)
+    is_identity: frozenset[int] = frozenset()
+    inputs: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    outputs: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    tensors: frozenset[str] = frozenset()
+    neutral: frozenset[str] = frozenset()
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Nodes that may go together; one decision.
+
+    Attributes:
+        name: Of its first group.
+        groups: Groups that keep nothing when it is gone, ascending.
+        gone: First outputs of the nodes that go, in the order of the network.
+    """
+
+    name: str
+    groups: tuple[int, ...]
+    gone: tuple[str, ...]
+
+
+class Closer:
+    """Closes one choice after another for one analysed graph; what was closed is remembered.
+
+    Attributes:
+        channels: The analysis.
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        when_empty: Callable[[Node], tuple[str, Sequence[Sequence[int]]] | None],
+        repeats: Callable[[Node, Node | None], bool],
+    ) -> None:
+        """Note which groups stand on which values.
+
+        Args:
+            channels: The analysis.
+            when_empty: What a node gives where operands are gone: kind and constants to neutralise (`ops.vanish.Vanishing`), or
+                None where that is not sure.
+            repeats: Whether a node changes nothing behind another.
+        """
+        self.channels, self._when_empty, self._repeats = channels, when_empty, repeats
+        graph = channels.graph
+        group_of = np.full(channels.n_units, -1, np.int64)
+        for number, group in enumerate((*channels.groups, *channels.frozen)):
+            group_of[group.units] = number
+        self._on: dict[str, set[int]] = {}  # groups on a value
+        self._axes: dict[str, list[frozenset[int]]] = {}  # groups of each axis that has no units of others
+        n_groups = len(channels.groups)
+        for (value, _), axis in channels.axes.items():
+            found = frozenset(np.unique(group_of[axis.units]).tolist())
+            self._on.setdefault(value, set()).update(found)
+            if found and min(found) >= 0 and max(found) < n_groups:
+                self._axes.setdefault(value, []).append(found)
+        self._values: list[list[str]] = [[] for _ in range(n_groups + len(channels.frozen))]
+        self._sources: list[list[Node]] = [[] for _ in range(n_groups)]
+        for value, groups in self._on.items():
+            for g in groups - {-1}:
+                if value not in graph.weights:
+                    self._values[g].append(value)
+        for node in graph.nodes:
+            computed = [name for name in node.inputs if name and name not in graph.weights]
+            before = set().union(*(self._on.get(name, ()) for name in computed))
+            made = set().union(*(self._on.get(name, ()) for name in node.outputs))
+            for g in made - before - {-1} if computed else ():
+                if g < n_groups:
+                    self._sources[g].append(node)
+        self.depends = self.dependence(lambda node: node.inputs, {})
+        self.idle = [  # what nobody reads stays, as it does where channels go
+            node.outputs[0]
+            for node in graph.nodes
+            if node.outputs[0]
+            and not any(
+                name in graph.consumers or name in graph.captured or name in graph.outputs for name in node.outputs
+            )
+        ]
+        self.first_live = _reached(graph, self.idle, lambda value: value, lambda node: node.inputs)
+        self._known: dict[frozenset[int], Closed] = {}
+
+    def __call__(self, groups: Iterable[int]) -> Closed:
+        """Return the closed form of some groups that keep nothing; `why_not` says where that is not possible."""
+        asked = frozenset(groups)
+        if asked not in self._known:
+            self._known[asked] = self._close(asked)
+        return self._known[asked]
+
+    @cached_property
+    def branches(self) -> tuple[Branch, ...]:
+        """What may go, each alone, in the order of the network."""
+        found: dict[frozenset[int], Branch] = {}
+        for number, group in enumerate(self.channels.groups):
+            closed = self({number})
+            if closed.why_not is None and closed.gone and closed.gone not in found:
+                nodes = [self.channels.graph.nodes[i] for i in sorted(closed.gone)]
+                gone = tuple(next(filter(None, node.outputs)) for node in nodes)
+                found[closed.gone] = Branch(group.name, tuple(sorted(closed.groups)), gone)
+        return tuple(found.values())
+
+    @property
+    def why_not(self) -> dict[str, str]:
+        """Why groups may not keep nothing, by name."""
+        groups = self.channels.groups
+        return {g.name: why for i, g in enumerate(groups) if (why := self({i}).why_not) is not None}
+
+    def possible(self, branches: Iterable[int], worth: Sequence[float]) -> frozenset[int]:
+        """Return which branches may go together: all, or as many as possible, those of least worth being put back.
+
+        Args:
+            branches: Numbers of `branches`.
+            worth: Of every branch, what is saved without it.
+        """
+        asked = sorted(branches, key=lambda b: (-worth[b], b))
+        taken: list[int] = asked
+        if self.of(asked).why_not is not None:
+            taken = []
+            for one in asked:
+                if self.of([*taken, one]).why_not is None:
+                    taken.append(one)
+        return frozenset(taken)
+
+    def of(self, branches: Iterable[int]) -> Closed:
+        """Return the closed form of some branches, by number."""
+        return self({group for b in branches for group in self.branches[b].groups})
+
+    def dependence(
+        self,
+        read: Callable[[Node], Iterable[str]],
+        state: Mapping[str, int],
+        resolved: Callable[[str], str] = lambda value: value,
+    ) -> dict[str, int]:
+        """Return for every value which inputs it depends on, as bits; sizes are no dependence.
+
+        Args:
+            read: The operands of a node that count.
+            state: Values that are zero or empty.
+            resolved: What has the place of a value.
+        """
+        graph = self.channels.graph
+        found = {name: 1 << i for i, name in enumerate(graph.inputs)}
+        for node in graph.nodes:
+            bits = 0
+            if (self._when_empty(node) or ("",))[0] != "size":
+                for name in read(node):
+                    bits |= found.get(resolved(name), 0)
+            found.update((name, 0 if state.get(name) else bits) for name in node.outputs if name)
+        return found
+
+    # -- one choice
+
+    def _close(self, asked: frozenset[int]) -> Closed:
+        groups = set(asked)
+        while True:
+            state = _State(self, groups)
+            more = state.followers()
+            if not more:
+                return state.closed()
+            groups |= more
+
+
+class _State:
+    """Values and nodes where some groups keep nothing."""
+
+    def __init__(self, owner: Closer, groups: set[int]) -> None:
+        self.owner, self.groups, self.graph = owner, groups, owner.channels.graph
+        self.state: dict[str, int] = {}
+        self.stands: dict[str, str] = {}
+        self.inputs: dict[int, tuple[int, ...]] = {}
+        self.outputs: dict[int, tuple[int, ...]] = {}
+        self.identity: set[int] = set()
+        self.unsure: dict[int, str] = {}
+        self.needs: dict[str, list[list[str]]] = {}  # constants of which one of each list must be neutral
+        self.dropped: list[str] = []  # zeros that a sum no longer adds
+        for node in self.graph.nodes:
+            self._visit(node)
+        idle = [name for name in owner.idle if not self.state.get(name)]
+        self.live = _reached(self.graph, idle, self.resolved, self._read)
+        self.gone = owner.first_live - self.live
+
+    def resolved(self, value: str) -> str:
+        """Return the value that has the place of another."""
+        while value in self.stands:
+            value = self.stands[value]
+        return value
+
+    def _read(self, node: Node) -> list[str]:
+        if node.index in self.identity:
+            return [self.stands_behind(node)]
+        places = self.inputs.get(node.index, range(len(node.inputs)))
+        return [node.inputs[i] for i in places]
+
+    def stands_behind(self, node: Node) -> str:
+        """Return the operand that an Identity hands on."""
+        return self.resolved(node.inputs[self.inputs[node.index][0]])
+
+    def _is_empty(self, value: str) -> bool:
+        return any(axis <= self.groups for axis in self.owner._axes.get(value, ()))
+
+    def _of(self, value: str) -> int:
+        value = self.resolved(value)
+        return self.state.get(value, _EMPTY if value in self.graph.weights and self._is_empty(value) else 0)
+
+    def _visit(self, node: Node) -> None:
+        made = [name for name in node.outputs if name]
+        if any(name in self.graph.weights for name in made):
+            return
+        empty = [name for name in made if self._is_empty(name)]
+        self.state.update((name, _EMPTY) for name in empty)
+        if made and len(empty) == len(made):
+            return
+        found = [self._of(name) if name else 0 for name in node.inputs]
+        rule = self.owner._when_empty(node)
+        if empty:
+            if rule is None or rule[0] != "split" or any(found):
+                self._not_sure(node)
+            else:
+                self.outputs[node.index] = tuple(i for i, name in enumerate(node.outputs) if name not in empty)
+        elif any(found):
+            if rule is None or not self._given(node, rule, found):
+                self._not_sure(node)
+        elif any(name in self.stands for name in node.inputs[:1]):
+            self._repeated(node)
+
+    def _given(self, node: Node, rule: tuple[str, Sequence[Sequence[int]]], found: list[int]) -> bool:
+        """Note what a node gives where some operands are gone; return whether that is sure."""
+        kind, zeroed = rule
+        graph = self.graph
+        is_constant = [name in graph.weights for name in node.inputs]
+        gone = [i for i, state in enumerate(found) if state]
+        if kind == "product":
+            factors = 2 if zeroed else len(node.inputs)
+            return any(i < factors for i in gone) and self._zero(node, zeroed)
+        if kind in ("keep", "split"):
+            return gone == [0] and found[0] == _ZERO and self._zero(node, zeroed)
+        if any(found[i] == _EMPTY for i in gone) and kind != "join":
+            return False
+        if kind == "scale":
+            return self._zero(node, ())
+        if kind == "quotient":
+            return gone == [0] and self._zero(node, ())
+        left = [i for i, name in enumerate(node.inputs) if name and not found[i]]
+        if kind == "join":
+            if all(found):
+                return all(state == _ZERO for state in found) and self._zero(node, ())
+            if any(state == _ZERO for state in found):
+                return False
+            self.inputs[node.index] = tuple(left)
+            return True
+        if kind == "difference" and 0 in gone and 1 not in gone and not is_constant[1]:
+            return False
+        if all(is_constant[i] for i in left):
+            return self._zero(node, [[i] for i in left])
+        self.dropped += [node.inputs[i] for i in gone]
+        self.inputs[node.index] = tuple(left)
+        if len(left) > 1:
+            return True
+        one, other = graph.shape(self.resolved(node.inputs[left[0]])), graph.shape(node.outputs[0])
+        if one is None or one != other:
+            return False
+        self._stand(node, self.resolved(node.inputs[left[0]]))
+        return True
+
+    def _repeated(self, node: Node) -> None:
+        """Let a node whose operand has another's place now go where it does again what was done before."""
+        operand = self.resolved(node.inputs[0])
+        if self.owner._repeats(node, self.graph.producer.get(operand)):
+            self.inputs[node.index] = (0,)
+            self._stand(node, operand)
+
+    def _stand(self, node: Node, operand: str) -> None:
+        value = node.outputs[0]
+        if value in self.graph.outputs or value in self.graph.captured:
+            self.identity.add(node.index)
+        else:
+            self.stands[value] = operand
+
+    def _zero(self, node: Node, zeroed: Sequence[Sequence[int]]) -> bool:
+        """Note that a node gives zeros, where constants at some positions are neutral."""
+        choices = []
+        for places in zeroed:
+            names = [node.inputs[i] for i in places if i < len(node.inputs) and node.inputs[i]]
+            if len(names) < len(places):
+                continue  # an operand that is left out adds nothing
+            usable = [name for name in names if name in self.graph.tensors and self.graph.is_float(name)]
+            if not usable:
+                return False
+            choices.append(usable)
+        for name in node.outputs:
+            if name:
+                self.state[name] = _ZERO
+                self.needs[name] = choices
+        return True
+
+    def _not_sure(self, node: Node) -> None:
+        self.unsure[node.index] = f"{node.label}: what it gives without its operands is not sure"
+
+    # -- what follows
+
+    def _is_dead(self, value: str) -> bool:
+        value = self.resolved(value)
+        node = self.graph.producer.get(value)
+        return bool(self.state.get(value)) or (node is not None and node.index in self.gone)
+
+    def followers(self) -> set[int]:
+        """Return the groups that go too: nothing that lives has their units, or nothing that lives makes them."""
+        found = set()
+        for number in range(len(self.owner.channels.groups)):
+            if number in self.groups:
+                continue
+            values, sources = self.owner._values[number], self.owner._sources[number]
+            is_unread = bool(values) and all(map(self._is_dead, values))
+            is_unmade = bool(sources) and all(self._is_dead(name) for node in sources for name in node.outputs if name)
+            if is_unread or is_unmade:
+                found.add(number)
+        return found
+
+    def closed(self) -> Closed:
+        """Return the closed form."""
+        graph, owner, gone = self.graph, self.owner, self.gone
+        tensors = {
+            name
+            for i in gone
+            for name in graph.nodes[i].inputs
+            if name in graph.tensors and all(user.index in gone for user, _ in graph.consumers[name])
+        } - set(graph.captured)
+        needed: set[str] = set()
+        why = self._why_not(gone) or self._not_neutral(tensors, needed)
+        neutral = {name for name in tensors if name in owner._on or name in needed}
+        standing = {value: self.resolved(value) for value in self.stands}
+        kept_inputs = {i: places for i, places in self.inputs.items() if i not in gone and i not in self.identity}
+        standing.update((graph.nodes[i].outputs[0], self.stands_behind(graph.nodes[i])) for i in self.identity - gone)
+        return Closed(
+            frozenset(self.groups),
+            frozenset(gone),
+            standing,
+            frozenset(self.identity - gone),
+            kept_inputs,
+            {i: places for i, places in self.outputs.items() if i not in gone},
+            frozenset(tensors),
+            frozenset(neutral),
+            why,
+        )
+
+    def _why_not(self, gone: set[int]) -> str | None:
+        graph, owner = self.graph, self.owner
+        for value in (*graph.outputs, *graph.captured):
+            if self.state.get(value):
+                return f"{value} would no longer depend on the inputs"
+        for index, why in self.unsure.items():
+            if index in self.live:
+                return why
+        depends = owner.dependence(self._read, self.state, self.resolved)
+        for value in graph.outputs:
+            if depends.get(self.resolved(value), 0) != owner.depends.get(value, 0):
+                return f"{value} would no longer depend on all inputs"
+        n_groups = len(owner.channels.groups)
+        for number, group in enumerate(owner.channels.frozen, n_groups):
+            values = owner._values[number]
+            if _is_excluded(group) and values and all(map(self._is_dead, values)):
+                return f"group {group.name}: {group.why_frozen}"
+        return None
+
+    def _not_neutral(self, tensors: set[str], needed: set[str]) -> str | None:
+        """Return why a branch that is no longer added would not be zero, or None; what must be neutral goes to `needed`."""
+        pending, seen = list(self.dropped), set[str]()
+        while pending:
+            value = pending.pop()
+            if value in seen:
+                continue
+            seen.add(value)
+            for choice in self.needs.get(value, ()):
+                free = [name for name in choice if name in tensors and self.graph.tensors[name].dims]
+                if free:
+                    needed.update(free)
+                elif not any(not self.graph.array(name).any() for name in choice):
+                    return f"{choice[0]} is used elsewhere too, so what ends in {value} cannot be nothing"
+            node = self.graph.producer.get(value)
+            pending += [name for name in (node.inputs if node else ()) if self.state.get(name) == _ZERO]
+        return None
+
+
+def _is_excluded(group: Group) -> bool:
+    return (group.why_frozen or "").startswith("left whole by")
+
+
+def _reached(
+    graph: Graph, idle: Sequence[str], resolved: Callable[[str], str], read: Callable[[Node], Iterable[str]]
+) -> set[int]:
+    """Return the numbers of the nodes that graph outputs, subgraphs and idle values depend on."""
+    found: set[int] = set()
+    pending = [*graph.outputs, *graph.captured, *idle]
+    while pending:
+        node = graph.producer.get(resolved(pending.pop()))
+        if node is not None and node.index not in found:
+            found.add(node.index)
+            pending.extend(name for name in read(node) if name)
+    return found

@@ -1,0 +1,68 @@
+"""Plans of what keeps nothing: written as plan@2, read again, and applied."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from agmc_onnx import apply, verify
+from agmc_onnx.errors import PlanError
+from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.view import view
+from agmc_onnx.ops import analyse
+from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
+from agmc_onnx.ties.groups import Channels
+from tests.ties.test_closed import RESIDUAL
+
+
+def deep() -> tuple[Channels, Plan]:
+    """Return an analysis, and the plan in which its first branch is gone."""
+    channels = analyse(view(normalize(RESIDUAL)))
+    kept = [np.arange(0 if group.name == "w1" else group.n_units) for group in channels.groups]
+    return channels, make_plan(channels, kept, "0" * 64)
+
+
+def test_a_plan_says_what_is_gone_and_is_read_again(tmp_path: Path) -> None:
+    channels, plan = deep()
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    found = json.loads(plan.to_json())
+    assert found["format"] == "agmc-onnx/plan@2" and found["folded"] == {}
+    assert found["gone"] == ["c1", "r1", "c2", "n2", "t", "u"]
+    assert found["tensors"]["beta"] == {"0": []} and found["tensors"]["w2"] == {"0": []}
+    assert read_plan(tmp_path / "plan.json") == plan
+    assert [k.size for k in kept_units(channels, plan)] == [6, 0, 4, 3]
+
+
+def test_a_plan_of_widths_stays_plan_1() -> None:
+    channels, _ = deep()
+    text = make_plan(channels, [np.arange(g.n_units) for g in channels.groups], "0" * 64).to_json()
+    assert json.loads(text)["format"] == "agmc-onnx/plan@1" and "gone" not in json.loads(text)
+
+
+def test_a_plan_is_applied_and_verified(tmp_path: Path) -> None:
+    _, plan = deep()
+    onnx.save(RESIDUAL, tmp_path / "model.onnx")
+    (tmp_path / "small.plan.json").write_text(plan.to_json())
+    result = apply(tmp_path / "model.onnx", tmp_path / "small.plan.json", tmp_path / "small.onnx")
+    assert result.verification.masked_equivalence and result.plan.gone == plan.gone
+    assert verify(tmp_path / "model.onnx", tmp_path / "small.onnx", tmp_path / "small.plan.json").masked_equivalence
+
+
+def test_a_plan_that_keeps_units_of_what_is_gone_is_refused() -> None:
+    channels, plan = deep()
+    for group in plan.groups:
+        if group["name"] == "v1":
+            group["keep"].clear()
+    with pytest.raises(PlanError, match="group v2 keeps units of what is gone; expected none"):
+        kept_units(channels, plan)
+
+
+def test_a_plan_that_keeps_nothing_of_what_must_stay_is_refused() -> None:
+    channels, plan = deep()
+    next(group for group in plan.groups if group["name"] == "ws")["keep"].clear()
+    with pytest.raises(PlanError, match="y would no longer depend on the inputs"):
+        kept_units(channels, plan)
