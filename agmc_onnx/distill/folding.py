@@ -14,6 +14,8 @@ from onnx import numpy_helper
 
 from agmc_onnx.arrays import FloatArray
 from agmc_onnx.graph.view import Graph, Node, view
+from agmc_onnx.ops.conv import is_conv
+from agmc_onnx.ops.norm import is_stored
 from agmc_onnx.torch_view.module import replace_constants
 
 _DEAD = 1e-4  # a scale this small beside the largest cannot be divided by: it is replaced by one
@@ -108,10 +110,10 @@ class Folded:
 
 def _pair(graph: Graph, norm: Node) -> _Pair | None:
     """Return the pair that a normalisation makes with the convolution before it, if its numbers are all their own."""
-    if norm.op_type != "BatchNormalization" or norm.domain or norm.attribute("training_mode", 0):
+    if not is_stored(norm):
         return None
     conv = graph.producer.get(norm.inputs[0])
-    if conv is None or conv.op_type != "Conv" or conv.domain or norm.attribute("spatial", 1) != 1:
+    if conv is None or not is_conv(conv):
         return None
     own = [conv.inputs[1], *norm.inputs[1:3]]
     if any(n not in graph.tensors or len(graph.consumers[n]) != 1 or n in graph.captured for n in own):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from agmc_onnx.arrays import FloatArray
 from agmc_onnx.graph.view import Graph, Node, view
+from agmc_onnx.ops.conv import is_conv
 from agmc_onnx.torch_view.module import TorchGraph, replace_constants
 
 EPSILON = 1e-5
@@ -145,7 +146,7 @@ def _sizes(weight: np.ndarray) -> FloatArray:
 
 def _place(graph: Graph, node: Node) -> _Place | None:
     """Return where a normalisation goes, if the convolution's numbers are its own and it has positions to average over."""
-    if node.op_type != "Conv" or node.domain:
+    if not is_conv(node):
         return None
     output, weight, biases = node.outputs[0], node.inputs[1], [name for name in node.inputs[2:3] if name]
     shape = graph.shape(output)

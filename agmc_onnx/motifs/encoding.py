@@ -14,7 +14,7 @@ from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.motifs.level1 import EDGE_TYPES, SINK, SOURCE, edge_type, feature_maps, op_params
 from agmc_onnx.motifs.motifs import Hierarchy
 from agmc_onnx.motifs.regions import immediate_dominators
-from agmc_onnx.ops.conv import kernel_shape
+from agmc_onnx.ops.conv import is_conv, kernel_shape
 from agmc_onnx.ops.table import node_macs
 from agmc_onnx.search.problem import GraphArrays
 
@@ -315,5 +315,5 @@ def _linear_branch(graph: Graph, value: str, opened: str, is_map: Callable[[str]
             return set()
         chain.append(node)
         value = read[0]
-    is_one = sum(node.op_type == "Conv" for node in chain) == 1
+    is_one = sum(is_conv(node) for node in chain) == 1
     return {node.index for node in chain} if is_one else set()

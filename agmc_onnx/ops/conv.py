@@ -223,6 +223,13 @@ CONV = Op(
     "Conv", conv, contracts=True, out_dim=lambda node, rank: 0, refit=True, kernel=True, repair=conv_repair,
     macs=conv_macs, keeps_zero=from_weight(1, 0), edge=conv_edge,
 )  # fmt: skip
+
+
+def is_conv(node: Node) -> bool:
+    """Whether a node is a Conv of the standard."""
+    return op_of(node) is CONV
+
+
 OPS = table(
     CONV,
     Op(

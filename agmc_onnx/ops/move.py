@@ -278,7 +278,7 @@ def slice_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
         picked = np.arange(row.size)[part]
         if part.step not in (None, 1):
             index = (np.cumsum(row) - 1)[picked[row[picked]]]
-            editor.gather(proto, proto.output[0], dim, index)
+            editor.gather(proto, node.outputs[0], dim, index)
             return
         before = int(row[: picked[0]].sum())
         moved[dim] = (before, before + int(row[picked].sum()))
@@ -336,7 +336,7 @@ def pad_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
             editor.attribute(proto, name, flat)
             return
     editor.constant(proto, 1, flat)
-    if len(proto.input) > 3:
+    if len(node.inputs) > 3:
         editor.constant(proto, 3, list(range(len(new))))
 
 

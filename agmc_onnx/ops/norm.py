@@ -8,7 +8,7 @@ from typing import Any
 from agmc_onnx.graph.registry import Attributes, Dims, same_as_first
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.passing import broadcast, normalise, pass_through
-from agmc_onnx.ops.table import MICROSOFT, Op, Statistics, table
+from agmc_onnx.ops.table import MICROSOFT, Op, Statistics, op_of, table
 from agmc_onnx.ops.zeros import from_weight
 from agmc_onnx.ties.ledger import Ledger, tie_or_freeze
 
@@ -167,6 +167,13 @@ def _softmax_dim(graph: Graph, node: Node) -> set[int] | None:
 def _rows(graph: Graph, node: Node) -> set[int] | None:
     shape = graph.shape(node.inputs[0])
     return {2} if shape is not None and shape.rank == 3 else None
+
+
+def is_stored(node: Node) -> bool:
+    """Whether a node is a BatchNormalization that uses the statistics it has stored, channel by channel."""
+    return (
+        op_of(node).ties is batch_norm and not node.attribute("training_mode", 0) and node.attribute("spatial", 1) == 1
+    )
 
 
 _OF_LAST_DIM = Statistics(_last_dim, outputs=(0,))

@@ -128,7 +128,7 @@ def over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto:
         statistics = TABLE[proto.domain, proto.op_type].statistics
         assert statistics is not None
         if norm.kept.dtype == bool:
-            _MASKED[statistics.masked](graph, at, norm, name)
+            MASKS[statistics.masked](graph, at, norm, name)
             continue
         graph.initializer.append(numpy_helper.from_array(norm.kept, name))
         made = []
@@ -234,4 +234,4 @@ def _spreading(model: onnx.ModelProto, norm: Norm, name: str, like: str) -> onnx
     return numpy_helper.from_array(places.astype(onnx.helper.tensor_dtype_to_np_dtype(kind)), name)
 
 
-_MASKED = {"silence": _silence, "weigh": _weigh, "write out": _write_out}
+MASKS = {"silence": _silence, "weigh": _weigh, "write out": _write_out}

@@ -17,10 +17,10 @@ from agmc_onnx.arrays import FloatArray, Mask
 from agmc_onnx.errors import ModelError, PlanError, VerificationError
 from agmc_onnx.graph.files import read_sparse
 from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.ops.table import op_of
 from agmc_onnx.options import pattern_of
 from agmc_onnx.pruning.plan import Plan
 
-_DENSE_OPS, _KERNEL_OPS = ("Gemm", "MatMul"), ("Conv", "ConvTranspose")
 _INDEX_BYTES = 8  # of a stored non-zero, beside its number: ONNX wants int64
 _ZIP_LEVEL = 6
 
@@ -81,18 +81,17 @@ def weights_of(graph: Graph, layers: str) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for node in graph.nodes:
-        if node.domain or len(node.inputs) < 2 or node.inputs[1] not in graph.tensors:
+        op = op_of(node)
+        if not op.refit or op.out_dim is None or len(node.inputs) < 2 or node.inputs[1] not in graph.tensors:
             continue
         name = node.inputs[1]
         dims, is_float = tuple(graph.tensors[name].dims), graph.is_float(name)
         if not is_float or name in found or node.inputs[0] in graph.weights:
             continue
-        if node.op_type in _DENSE_OPS and len(dims) == 2:
-            found[name] = 1 if node.op_type == "Gemm" and node.attribute("transB", 0) else 0
-        elif layers == "all" and node.op_type in _KERNEL_OPS and len(dims) > 2:
-            is_conv = node.op_type == "Conv"
-            if (dims[1] if is_conv else dims[0] // node.attribute("group", 1)) > 1:
-                found[name] = 1 if is_conv else 0
+        at = 1 - op.out_dim(node, 2)  # the dim of inputs
+        is_depthwise = dims[at] == (1 if at else node.attribute("group", 1))
+        if len(dims) == 2 if not op.kernel else layers == "all" and len(dims) > 2 and not is_depthwise:
+            found[name] = at
     return found
 
 

@@ -22,6 +22,7 @@ from agmc_onnx.graph.precision import as_fed, is_half, to_float32
 from agmc_onnx.graph.protobuf import without_initializers
 from agmc_onnx.graph.view import Graph, view
 from agmc_onnx.measuring.session import make_session, run_model
+from agmc_onnx.ops.table import op_of
 from agmc_onnx.pruning.masked_norms import Norm, norms_of, over_kept
 from agmc_onnx.pruning.plan import Plan
 
@@ -233,15 +234,17 @@ def _masks(shape: tuple[int, ...], axes: Mapping[str, list[Any]]) -> dict[int, M
 
 def _add_biases(model: onnx.ModelProto, graph: Graph, other: Graph, plan: Plan) -> None:
     """Give Conv and Gemm nodes the bias that recovery gave them, zero at removed channels."""
-    made = {node.outputs[0]: node for node in other.nodes if node.op_type in ("Conv", "ConvTranspose", "Gemm")}
+    made = {node.outputs[0]: node for node in other.nodes if op_of(node).refit}
     for proto in model.graph.node:
         node = made.get(proto.output[0])
         if node is None or node.op_type != proto.op_type or (len(proto.input) > 2 and proto.input[2]):
             continue
         if len(node.inputs) < 3 or node.inputs[2] not in other.tensors or proto.input[1] not in graph.tensors:
             continue
-        dim = 0 if proto.op_type == "Conv" or node.attribute("transB", 0) else 1
-        size = graph.tensors[proto.input[1]].dims[dim]
+        dims, out_dim = graph.tensors[proto.input[1]].dims, op_of(node).out_dim
+        assert out_dim is not None
+        dim = out_dim(node, len(dims))
+        size = dims[dim]
         bias = np.zeros(size, graph.array(proto.input[1]).dtype)
         kept = plan.tensors.get(proto.input[1], {}).get(str(dim), list(range(size)))
         bias[kept] = other.array(node.inputs[2])

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.graph.view import Node
+from agmc_onnx.ops.conv import is_conv
+from agmc_onnx.ops.table import op_of
 from agmc_onnx.refit.sites import Site
 from agmc_onnx.refit.stream import Stream, channels_last
 from agmc_onnx.torch_view.module import prepare
@@ -55,16 +57,17 @@ class Patches:
 
     def __init__(self, node: Node, opset: int) -> None:
         self.node = node
-        self.n_groups = int(node.attribute("group", 1)) if node.op_type.startswith("Conv") else 1
+        self.n_groups = int(node.attribute("group", 1)) if op_of(node).kernel else 1
+        self._is_conv, self._has_kernel = is_conv(node), op_of(node).kernel
         self._call = prepare(node, opset)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Return the weight as (groups, channels / groups, width)."""
         g = self.n_groups
-        if self.node.op_type == "Conv":
+        if self._is_conv:
             o, c = weight.shape[:2]
             return weight.reshape(g, o // g, c, -1).permute(0, 1, 3, 2).reshape(g, o // g, -1)
-        if self.node.op_type == "ConvTranspose":
+        if self._has_kernel:
             i, c = weight.shape[:2]
             return weight.reshape(g, i // g, c, -1).permute(0, 2, 3, 1).reshape(g, c, -1)
         is_turned = self.node.op_type == "Gemm" and self._call.get("transB", 0)
@@ -73,10 +76,10 @@ class Patches:
     def weight(self, matrix: Tensor, like: Tensor) -> Tensor:
         """Return the weight, in the shape and type of `like`, that `matrix` turns into the given one."""
         g = self.n_groups
-        if self.node.op_type == "Conv":
+        if self._is_conv:
             o, c = like.shape[:2]
             found = matrix.reshape(g, o // g, -1, c).permute(0, 1, 3, 2).reshape(like.shape)
-        elif self.node.op_type == "ConvTranspose":
+        elif self._has_kernel:
             i, c = like.shape[:2]
             found = matrix.reshape(g, c, -1, i // g).permute(0, 3, 1, 2).reshape(like.shape)
         else:
@@ -86,12 +89,12 @@ class Patches:
 
     def output_sizes(self, x: Tensor, weight: Tensor) -> tuple[int, ...]:
         """Return the sizes of the output's dims but the channels, in the order of `to_rows`."""
-        if not self.node.op_type.startswith("Conv"):
+        if not self._has_kernel:
             return tuple(x.shape[:-1])
         call, kernel, sizes = self._call, list(weight.shape[2:]), list(x.shape[2:])
         strides, dilations = call.get("strides") or [1] * len(kernel), call.get("dilations") or [1] * len(kernel)
         spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-        if self.node.op_type == "Conv":
+        if self._is_conv:
             pads = window_pads(call, sizes, kernel, strides, dilations)
             out = [(n + a + b - span) // s + 1 for n, (a, b), span, s in zip(sizes, pads, spans, strides, strict=True)]
         else:
@@ -110,7 +113,7 @@ class Patches:
             weight: The node's weight; only its shape matters.
             positions: Rows of `to_rows` of the output.
         """
-        if not self.node.op_type.startswith("Conv"):
+        if not self._has_kernel:
             return Places(torch.from_numpy(positions), torch.from_numpy(positions), None)
         index, inside = self._sources(x, weight, positions)
         outside = None if inside.all() else torch.from_numpy(np.flatnonzero(~inside.ravel()))
@@ -123,7 +126,7 @@ class Patches:
             x: The node's input.
             places: Of these positions.
         """
-        if not self.node.op_type.startswith("Conv"):
+        if not self._has_kernel:
             u = x.reshape(-1, x.shape[-1]).index_select(0, places.index)
             alpha = self._call.get("alpha", 1.0)
             return (u if alpha == 1 else u * alpha)[None]
@@ -141,7 +144,7 @@ class Patches:
         call, kernel, sizes = self._call, list(weight.shape[2:]), list(x.shape[2:])
         rank = len(kernel)
         strides, dilations = call.get("strides") or [1] * rank, call.get("dilations") or [1] * rank
-        is_conv = self.node.op_type == "Conv"
+        is_conv = self._is_conv
         pads = (
             window_pads(call, sizes, kernel, strides, dilations) if is_conv else transposed_pads(call, sizes, kernel)[0]
         )

@@ -8,9 +8,9 @@ import numpy as np
 
 from agmc_onnx.arrays import FloatArray
 from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ops.norm import is_stored
 from agmc_onnx.ops.table import op_of
 
-_FIRST_CHANNEL = ("Conv", "ConvTranspose", "BatchNormalization")
 _PASSING = ("Identity", "Dropout")
 
 
@@ -105,7 +105,7 @@ def n_channels(graph: Graph, node: Node) -> int:
 def _follow(graph: Graph, node: Node, weight: str) -> tuple[Site, Site | None]:
     """Follow a node's output through per-channel steps to where it ends or is summed with other values."""
     n = n_channels(graph, node)
-    dim = 1 if node.op_type in _FIRST_CHANNEL or node.op_type == "Gemm" else -1
+    dim = 1 if op_of(node).kernel or node.op_type == "Gemm" else -1
     ones = np.ones(n)
     own_bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] and node.op_type != "MatMul" else None
     bias, bias_scale = None, ones
@@ -126,7 +126,7 @@ def _follow(graph: Graph, node: Node, weight: str) -> tuple[Site, Site | None]:
         if user.op_type in _PASSING:
             value = user.outputs[0]
             continue
-        if user.op_type == "BatchNormalization" and position == 0 and dim == 1 and _is_inference(graph, user):
+        if is_stored(user) and position == 0 and dim == 1 and all(name in graph.tensors for name in user.inputs[1:5]):
             gamma, beta, mean, var = (graph.array(name).astype(np.float64) for name in user.inputs[1:5])
             factor = gamma / np.sqrt(var + user.attribute("epsilon", 1e-5))
             scale, shift = scale * factor, (shift - mean) * factor + beta
@@ -157,12 +157,6 @@ def _follow(graph: Graph, node: Node, weight: str) -> tuple[Site, Site | None]:
 def _is_own(graph: Graph, name: str) -> bool:
     """Whether a value is a constant that a single node uses."""
     return name in graph.tensors and len(graph.consumers[name]) == 1 and name not in graph.captured
-
-
-def _is_inference(graph: Graph, node: Node) -> bool:
-    if node.attribute("training_mode", 0) or node.attribute("spatial", 1) != 1:
-        return False
-    return all(name in graph.tensors for name in node.inputs[1:5])
 
 
 def _per_channel(graph: Graph, name: str, value: str, n: int, dim: int) -> FloatArray | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.graph.view import Graph, Node, view
+from agmc_onnx.ops.norm import is_stored
 from agmc_onnx.refit.compensate import add_biases
 from agmc_onnx.refit.moments import to_rows
 from agmc_onnx.refit.options import RecoverOptions
@@ -97,7 +98,7 @@ class Restatement:
 
 def has_statistics(graph: Graph, node: Node) -> bool:
     """Return whether a node is a BatchNormalization with stored statistics of its own."""
-    if node.op_type != "BatchNormalization" or node.domain or node.attribute("training_mode", 0):
+    if not is_stored(node):
         return False
     names = node.inputs[3:5]
     return all(name in graph.tensors and len(graph.consumers[name]) == 1 for name in names) and len(set(names)) == 2

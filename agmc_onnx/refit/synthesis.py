@@ -14,6 +14,7 @@ from agmc_onnx.arrays import FloatArray
 from agmc_onnx.data.samples import Feed, Samples
 from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ops.norm import is_stored
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.torch_view.module import TorchGraph
 
@@ -83,9 +84,7 @@ def natural(shape: tuple[int, ...], generator: np.random.Generator) -> FloatArra
 
 
 def _has_statistics(graph: Graph, node: Node) -> bool:
-    if node.op_type != "BatchNormalization" or node.domain or node.attribute("training_mode", 0):
-        return False
-    return all(name in graph.tensors for name in node.inputs[3:5])
+    return is_stored(node) and all(name in graph.tensors for name in node.inputs[3:5])
 
 
 def _shaped(graph: Graph, norms: list[Node], feed: Feed, names: list[str], options: RecoverOptions) -> Feed:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from agmc_onnx.data.roles import Roles
 from agmc_onnx.graph.view import Graph
+from agmc_onnx.ops.conv import is_conv
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.run.analysis import Analysis
 
@@ -44,7 +45,7 @@ def has_depthwise(graph: Graph) -> bool:
     Behind those a unit is its own only successor, so its norm says little of what the others can make up for
     (docs/recovery.md).
     """
-    convolutions = [node for node in graph.nodes if node.op_type == "Conv" and node.inputs[1] in graph.tensors]
+    convolutions = [node for node in graph.nodes if is_conv(node) and node.inputs[1] in graph.tensors]
     return any(node.attribute("group", 1) > 1 == graph.tensors[node.inputs[1]].dims[1] for node in convolutions)
 
 
