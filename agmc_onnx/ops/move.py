@@ -162,6 +162,14 @@ def gather(ledger: Ledger, node: Node) -> None:
         ledger.set(y, axis, ledger.column(entries)[picked])
 
 
+def gather_nd(ledger: Ledger, node: Node) -> None:
+    """GatherND: the last dims of the data, which indices do not reach, pass behind the dims of the indices."""
+    x, indices = node.inputs[:2]
+    rank, n_dims = ledger.shape(x).rank, ledger.shape(indices).rank
+    first = node.attribute("batch_dims", 0) + ledger.shape(indices).other[-1]
+    carry(ledger, node, x, node.outputs[0], {dim: n_dims - 1 + dim - first for dim in range(first, rank)})
+
+
 def pad(ledger: Ledger, node: Node) -> None:
     """Pad: ids pass; padded places are entries of their own, cut with whatever they meet."""
     x, y = node.inputs[0], node.outputs[0]
@@ -398,7 +406,7 @@ OPS = table(
         "Slice", slice_, repair=slice_repair, shape_inputs=(1, 2, 3, 4), computes_sizes=True, evaluate=_slice, edge="split",
     ),
     Op("Gather", gather, repair=gather_repair, computes_sizes=True, evaluate=_gather, edge="split"),
-    Op("GatherND", edge="split"),
+    Op("GatherND", gather_nd, keeps_zero=where_first_is, edge="split"),
     Op("ScatterND", computes_sizes=True),
     Op("Pad", pad, repair=pad_repair, shape_inputs=(1,), edge="pad"),
     Op("Tile", tile, shape_inputs=(1,), keeps_zero=where_first_is, edge="reshape"),

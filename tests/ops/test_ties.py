@@ -320,6 +320,16 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
         {"r": np.array([[0, 0, 0, 2, 2]], np.float32)},
         "a y",
     ),
+    "rows of a table": (
+        "r = GatherND(t, places) q = MatMul(seq, wq) y = Add(q, r)",
+        {"t": (7, 4), "places": ints(*range(5)).reshape(1, 5, 1), "wq": (6, 4)},
+        "t r q y",
+    ),
+    "places of a batch": (
+        "y = GatherND<batch_dims = 1>(a, places)",
+        {"places": np.zeros((1, 2, 1), np.int64)},
+        "a y",
+    ),
 }
 OPSETS = {"attention of opset 23": 23, "group norm": 21, "deformable conv": 19}
 

@@ -488,6 +488,12 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
            out = Conv(e, wd) }""",
         {"wa": (12, 4, 1, 1), "wb": (8, 4, 1, 1), "wc": (8, 12, 1, 1), "wd": (2, 8, 1, 1)},
     ),
+    "positions by GatherND": (
+        """g (int64[N, 6] ids) => (float[N, 6, 5] out) {
+           t = Gather(tokens, ids) p = GatherND(table, places) s = Add(t, p) h = MatMul(s, w) r = Relu(h)
+           out = MatMul(r, wo) }""",
+        {"tokens": (9, 8), "table": (6, 8), "places": np.arange(6).reshape(1, 6, 1), "w": (8, 16), "wo": (16, 5)},
+    ),
 }  # fmt: skip
 
 
