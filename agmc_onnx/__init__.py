@@ -8,6 +8,7 @@ before one of them is used.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from agmc_onnx import _moved
@@ -60,6 +61,7 @@ _HOMES = {
 }
 
 _moved.install()
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.29 and later send, and write into the home folder
 
 
 def __getattr__(name: str) -> Any:

@@ -9,8 +9,11 @@ import numpy as np
 from PIL import Image
 
 from agmc_onnx.data.card import DataCard, InputSpec, Size, bad_data, shape_text
+from agmc_onnx.errors import DataError
 
 BGR = np.array([2, 1, 0])
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of no other: an EPS would start Ghostscript
+MOST_PIXELS = 2**26  # of one image, also after resizing
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as PIL's convert("L")
 
 
@@ -23,14 +26,17 @@ def decode_all(where: str, card: DataCard, files: Sequence[Path]) -> np.ndarray:
     images: list[np.ndarray] = []
     for path in files:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
+                _check_size(f"{where} {path.name}", image.height, image.width)
                 if image.mode[0] in "IF":
                     todo = "Store such images in an .npz as float."
                     raise bad_data(f"{where} {path.name}", "more than 8 bits", f"mode {image.mode}", "8 bits", todo)
                 pixels = np.asarray(image.convert("L" if card.color == "L" else "RGB"))
-        except OSError as error:
-            todo = "Replace or remove the file."
-            raise bad_data(f"{where} {path.name}", "cannot decode", f"{error}"[:120], "an image", todo) from None
+        except DataError:
+            raise
+        except Exception as error:  # Pillow's decoders raise whatever a broken file makes them
+            todo, expected = "Replace or remove the file.", "an image, one of " + ", ".join(FORMATS)
+            raise bad_data(f"{where} {path.name}", "cannot decode", f"{error}"[:120], expected, todo) from None
         pixels = pixels.reshape(*pixels.shape[:2], -1)
         if card.resize:
             pixels = resize(pixels, card.resize)
@@ -49,10 +55,17 @@ def resize(image: np.ndarray, size: int | Size) -> np.ndarray:
     if isinstance(size, int):
         shorter = min(height, width)
         size = (size * height // shorter, size * width // shorter)
+    _check_size("resize", *size)
     as_float = image.dtype != np.uint8
     image = image.astype(np.float32) if as_float else image
     planes = [Image.fromarray(image[..., c]) for c in range(image.shape[2])]
     return np.stack([np.asarray(p.resize(size[::-1], Image.Resampling.BILINEAR)) for p in planes], axis=-1)
+
+
+def _check_size(where: str, height: int, width: int) -> None:
+    if not 0 < height * width <= MOST_PIXELS:
+        expected = f"1 to {MOST_PIXELS:,} pixels"
+        raise bad_data(where, "an image of no usable size", shape_text((height, width)), expected, "Make it smaller.")
 
 
 def crop(where: str, pixels: np.ndarray, size: Size | None) -> np.ndarray:

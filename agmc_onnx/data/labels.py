@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from agmc_onnx.arrays import IntArray
+from agmc_onnx.data.archives import load_npy
 from agmc_onnx.data.card import bad_data, shape_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
@@ -66,11 +67,7 @@ def file_labels(where: str, path: Path) -> np.ndarray:
     """Return the labels of an .npz's rows that are kept in a file of their own."""
     if path.suffix != ".npy":
         return np.array([row["label"] for row in _read_csv(where, path, ("label",))])
-    try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        got = f"{error}"[:120]
-        raise bad_data(where, f"cannot read {path.name}", got, "an .npy array", "Correct `labels`.") from None
+    return load_npy(where, path)
 
 
 def check_labels(where: str, labels: np.ndarray, n: int, as_classes: bool) -> np.ndarray:
@@ -95,6 +92,9 @@ def check_labels(where: str, labels: np.ndarray, n: int, as_classes: bool) -> np
     if labels.shape not in ((n,), (n, 1)):
         todo = 'Store class numbers, or use metric = "module:function".'
         raise bad_data(where, "labels of the wrong shape", shape_text(labels.shape), f"[{n}]", todo)
+    if labels.dtype.kind not in "biuf":
+        todo = "Number the classes from 0."
+        raise bad_data(where, "labels are not whole numbers", labels.dtype, "class numbers", todo)
     with np.errstate(invalid="ignore"):
         whole = labels.reshape(n).astype(np.int64)
     is_wrong = (whole != labels.reshape(n)) | (whole < 0)

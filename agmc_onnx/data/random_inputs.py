@@ -28,13 +28,11 @@ def runnable(model: onnx.ModelProto, n: int, seed: int) -> Samples:
     problem = ""
     is_open = any(size is None for spec in inputs for size in spec.shape[1:])
     for size in SIZES if is_open else SIZES[:1]:
-        samples = synthetic(inputs, n, seed, default_size=size)
         try:
-            run_model(session, samples.take(1).feeds(1)[0])
-        except ModelError as error:
+            run_model(session, synthetic(inputs, 1, seed, default_size=size).feeds(1)[0])
+            return synthetic(inputs, n, seed, default_size=size)
+        except (ModelError, DataError) as error:
             problem = problem or str(error)
-            continue
-        return samples
     names = ", ".join(spec.name for spec in inputs)
     raise DataError(
         f"synthetic inputs: the model runs on none of the sizes tried, got {problem[:200]!r}; expected outputs."

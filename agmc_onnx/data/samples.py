@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from agmc_onnx.arrays import IntArray
+from agmc_onnx.data.archives import load_npz
 from agmc_onnx.data.card import NEEDS_LABELS, DataCard, InputSpec, Slice, bad_data, default_roles, load_card, shape_text
 from agmc_onnx.data.images import convert, crop, decode_all, normalise, resize
 from agmc_onnx.data.labels import check_labels, file_labels, is_sorted, list_files, spread
@@ -18,6 +19,7 @@ from agmc_onnx.errors import UsageError
 __all__ = ["DataCard", "Dataset", "InputSpec", "Samples", "load_card", "open_data", "synthetic"]
 
 SYNTHETIC_DIM = 16  # size of a dynamic dim that is not the batch
+SYNTHETIC_BYTES = 2**30  # of all random samples together
 
 Feed = dict[str, np.ndarray]
 Read = Callable[[IntArray], Feed]
@@ -230,7 +232,7 @@ def synthetic(
         default_size: Size of all other dynamic dims; dims that share the batch's symbol are 1.
 
     Raises:
-        DataError: If an input is neither numeric nor bool.
+        DataError: If an input is neither numeric nor bool, or the samples would take over 1 GiB.
         UsageError: If n is below 1.
     """
     if n < 1:
@@ -242,6 +244,7 @@ def synthetic(
     batch = lead.shape[0] if lead else None
     unbatched = frozenset(s.name for s in inputs if not s.shape or s.shape[0] not in (None, batch or 1))
     arrays: Feed = {}
+    left = SYNTHETIC_BYTES
     for spec in inputs:
         symbols = spec.symbols or (None,) * len(spec.shape)
         shape = [
@@ -249,6 +252,12 @@ def synthetic(
             for dim, (size, symbol) in enumerate(zip(spec.shape, symbols, strict=True))
         ]
         full = (n, *shape) if spec.name in unbatched else (n, *shape[1:])
+        left -= math.prod(full) * max(spec.dtype.itemsize, 4)  # made in float32
+        if left < 0:
+            todo = "Give real data with --data."
+            raise bad_data(
+                f"input {spec.name!r}", "random samples of over 1 GiB", shape_text(full), "smaller ones", todo
+            )
         if np.issubdtype(spec.dtype, np.floating):
             arrays[spec.name] = generator.standard_normal(full, np.float32).astype(spec.dtype)
         elif np.issubdtype(spec.dtype, np.integer) or spec.dtype == np.bool_:
@@ -294,7 +303,7 @@ def _open_source(
         files, own = list_files(where, images, labels, as_classes)
         order = np.arange(len(files)) if own is None or labels else spread(own)
         return _image_source(card, where, files, inputs, own, order=order)
-    arrays = _load_npz(where, images)
+    arrays = load_npz(where, images)
     named = _named(card, arrays, inputs)
     own = file_labels(where, labels) if labels else None if "y" in (named or {}) else arrays.get("y")
     pixels = None if named else arrays.get("x")
@@ -307,16 +316,6 @@ def _open_source(
     if pixels is not None:
         return _image_source(card, where, pixels, inputs, own)
     return _array_source(card, where, named or {}, own, inputs)
-
-
-def _load_npz(where: str, path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        todo = "Write it with numpy.savez(path, x=..., y=...)."
-        got = f"{error}"[:120] or "nothing"
-        raise bad_data(where, f"cannot read {path.name}", got, "an .npz of arrays", todo) from None
 
 
 def _named(card: DataCard, arrays: Mapping[str, np.ndarray], inputs: Sequence[InputSpec]) -> Feed | None:

@@ -339,6 +339,10 @@ def _user_metric(text: str) -> Callable[[Outputs, Evaluator], Judged]:
         raise UsageError(
             f"metric: cannot import {module!r}, got {str(error)!r}; expected a module. Run it from the module's folder."
         ) from None
+    except (Exception, SystemExit) as error:  # the user's code may do anything
+        raise UsageError(
+            f"metric: {module} fails when it is imported, got {type(error).__name__}: {error}; expected a module. Correct it."
+        ) from error
     finally:
         sys.path.remove(here)
     if not callable(function):
@@ -347,10 +351,12 @@ def _user_metric(text: str) -> Callable[[Outputs, Evaluator], Judged]:
     def score(outputs: Outputs, evaluator: Evaluator) -> Judged:
         try:
             value = float(function(outputs, evaluator.samples.labels))
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may do anything
             raise UsageError(
                 f"metric: {text} failed, got {type(error).__name__}: {error}; expected a number. Correct the function."
             ) from error
+        if math.isinf(value):
+            raise UsageError(f"metric: {text} gave {value}; expected a finite number. Correct the function.")
         return (0.0 if math.isnan(value) else value), None
 
     return score

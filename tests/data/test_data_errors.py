@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from agmc_onnx.data.samples import InputSpec, load_card, open_data
 from agmc_onnx.errors import DataError, UsageError
@@ -171,8 +174,10 @@ def test_folders_that_cannot_be_used(tmp_path: Path, images: np.ndarray) -> None
     ):
         opened(place, [InputSpec("i", FLOAT, (None, 3, None, None))], roles=roles)
     (place / "b.png").write_bytes(b"no image")
+    kinds = "BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"
     with pytest.raises(
-        DataError, match=r"^i b\.png: cannot decode, got .*; expected an image\. Replace or remove the file\.$"
+        DataError,
+        match=rf"^i b\.png: cannot decode, got .*; expected an image, one of {kinds}\. Replace or remove the file\.$",
     ):
         opened(place, roles=roles)
     save(place / "b.png", np.zeros((4, 4), np.uint16))
@@ -240,3 +245,89 @@ def test_batch_size_and_take_are_positive(folder: Path) -> None:
         samples.feeds(0)
     with fails("x.npz test: cannot take samples, got 0; expected at least 1. Ask for more.", UsageError):
         samples.take(0)
+
+
+def test_no_other_program_is_started_for_an_image(
+    tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow hands an EPS to Ghostscript, whatever the file is called."""
+    bin_folder, trace = tmp_path / "bin", tmp_path / "started"
+    bin_folder.mkdir()
+    (bin_folder / "gs").write_text(f"#!/bin/sh\ntouch {trace}\n")
+    (bin_folder / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_folder}:/usr/bin:/bin")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    (tmp_path / "i").mkdir()
+    for name in "abc":
+        Image.fromarray(images[0]).save(tmp_path / "i" / f"{name}.png", "EPS")
+    with pytest.raises(DataError, match=r"^i a\.png: cannot decode, got cannot identify image file"):
+        opened(tmp_path / "i")
+    assert not trace.exists()
+
+
+def archive(path: Path, shape: tuple[int, ...], data: bytes, descr: str = "|u1") -> Path:
+    """Write an .npz whose x claims a shape, whatever data it has."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x.npy", header.getvalue() + data)
+    return path
+
+
+def test_npz_that_claims_more_than_it_holds(folder: Path) -> None:
+    path = archive(folder / "b.npz", (12, 2**15, 2**15, 3), b"\0" * 100)
+    with fails(
+        "b.npz: b.npz: x.npy claims more than it holds, got 38,654,705,664 bytes of [12, 32768, 32768, 3];"
+        " expected at most 228. Write it again."
+    ):
+        opened(path)
+    with (folder / "y.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (10**9,)})
+    with fails(
+        "x.npz: y.npy claims more than it holds, got 8,000,000,000 bytes of [1000000000]; expected at most 128. Write it again."
+    ):
+        opened(folder / "x.npz", labels=str(folder / "y.npy"))
+
+
+def test_npz_that_unpacks_to_too_much(folder: Path) -> None:
+    """3 MB of zeros packed a thousandfold."""
+    path = folder / "b.npz"
+    block = bytes(2**26)
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+        file.open("x.npy", "w", force_zip64=True) as x,
+    ):
+        np.lib.format.write_array_header_1_0(x, {"descr": "|u1", "fortran_order": False, "shape": (33, 2**26)})
+        for _ in range(33):
+            x.write(block)
+    with pytest.raises(
+        DataError,
+        match=r"^b\.npz: b\.npz unpacks to too much, got 2\.1 GiB out of \d+\.\d MiB; expected 2 GiB, or twenty times the"
+        r" file's size\. Write it with numpy\.savez\.$",
+    ):
+        opened(path)
+
+
+def test_an_image_that_would_be_too_large(folder: Path) -> None:
+    with fails(
+        "resize: an image of no usable size, got [100000, 100000]; expected 1 to 67,108,864 pixels. Make it smaller."
+    ):
+        opened(folder / "x.npz", resize=100_000)
+
+
+def test_labels_that_are_dates(folder: Path, images: np.ndarray) -> None:
+    np.savez(folder / "d.npz", x=images, y=np.arange(10).astype("M8[D]"))
+    with fails(
+        "d.npz: labels are not whole numbers, got datetime64[D]; expected class numbers. Number the classes from 0."
+    ):
+        opened(folder / "d.npz")
+
+
+def test_an_array_without_names_is_no_npz(folder: Path, images: np.ndarray) -> None:
+    np.save(folder / "x.npy", images)
+    card = write_card(folder, "images = 'x.npy'")
+    with fails(
+        "card.toml: cannot read x.npy, got File is not a zip file; expected an .npz of arrays."
+        " Write it with numpy.savez(path, x=..., y=...)."
+    ):
+        opened(card)

@@ -97,18 +97,27 @@ def test_factory_with_safetensors(tmp_path, older_exporter):
 
 
 def test_torchscript(files, tmp_path):
-    found = import_model(files / "script.pt", tmp_path / "m.onnx", input_shape=SHAPE)
+    found = import_model(files / "script.pt", tmp_path / "m.onnx", input_shape=SHAPE, allow_pickle=True)
     check_same_as_the_network(found, tmp_path / "m.onnx")
 
 
+def test_torchscript_is_not_run_unasked(files, tmp_path):
+    with pytest.raises(UsageError) as error:
+        import_model(files / "script.pt", tmp_path / "m.onnx", input_shape=SHAPE)
+    assert str(error.value) == (
+        f"{files / 'script.pt'}: TorchScript, a program that runs here when it is imported and may write any file; expected"
+        " --allow-pickle, given only to files you trust. Or export the network with torch.export.save."
+    )
+
+
 def test_fixed_batch_stays(files, tmp_path):
-    found = import_model(files / "script.pt", input_shape="3,1,8,8", fixed_batch=True)
+    found = import_model(files / "script.pt", input_shape="3,1,8,8", fixed_batch=True, allow_pickle=True)
     assert found.report["inputs"] == ["input float32 [3, 1, 8, 8]"]
     assert set(found.agreement.batches) == {3}
 
 
 def test_the_model_says_where_it_came_from_and_tells_nothing_of_this_machine(files, tmp_path):
-    import_model(files / "script.pt", tmp_path / "m.onnx", input_shape=SHAPE)
+    import_model(files / "script.pt", tmp_path / "m.onnx", input_shape=SHAPE, allow_pickle=True)
     model = onnx.load(tmp_path / "m.onnx")
     origin = json.loads({entry.key: entry.value for entry in model.metadata_props}[METADATA])
     assert (origin["source"], origin["kind"]) == ("script.pt", "torchscript")
@@ -266,7 +275,7 @@ def test_weights_that_do_not_fit_are_named(files, tmp_path):
 
 def test_a_source_that_does_not_know_its_shape_asks_for_it(files):
     with pytest.raises(UsageError, match=r"Give --input-shape"):
-        import_model(files / "script.pt")
+        import_model(files / "script.pt", allow_pickle=True)
 
 
 @pytest.mark.parametrize("text", ["", "0,3", "1,3,-4", "1,3:flat", "a b"])
@@ -467,7 +476,7 @@ def test_an_output_that_never_changes_is_pointed_out():
 
 def test_import_on_the_command_line(files, tmp_path, capsys):
     path = tmp_path / "m.onnx"
-    assert main(["import", str(files / "script.pt"), "-o", str(path), "--input-shape", SHAPE]) == 0
+    assert main(["import", str(files / "script.pt"), "-o", str(path), "--input-shape", SHAPE, "--allow-pickle"]) == 0
     said = capsys.readouterr().out
     assert "TorchScript (.pt), torch" in said
     assert "8 synthetic samples, in batches of 1, 2, 5" in said
@@ -477,6 +486,7 @@ def test_import_on_the_command_line(files, tmp_path, capsys):
 
 def test_import_as_json(files, tmp_path, capsys):
     argv = ["import", str(files / "script.pt"), "-o", str(tmp_path / "m.onnx"), "--input-shape", SHAPE, "--json"]
+    argv += ["--allow-pickle"]
     assert main(argv) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["format"] == "agmc-onnx/import@1"
@@ -486,7 +496,7 @@ def test_import_as_json(files, tmp_path, capsys):
 def test_compress_takes_a_source_directly(files, tmp_path, capsys):
     output = tmp_path / "small.onnx"
     argv = ["compress", str(files / "script.pt"), "--input-shape", SHAPE, "--flops", "0.5", "-o", str(output)]
-    argv += ["--policy", "uniform", "--latency-seconds", "0.1"]
+    argv += ["--policy", "uniform", "--latency-seconds", "0.1", "--allow-pickle"]
     assert main(argv) == 0
     assert f"wrote {tmp_path / 'small.imported.onnx'}" in capsys.readouterr().out
     assert main(["verify", str(tmp_path / "small.imported.onnx"), str(output)]) == 0
@@ -499,4 +509,4 @@ def test_compress_takes_a_source_directly(files, tmp_path, capsys):
 
 def test_an_import_never_replaces_its_source(files):
     with pytest.raises(UsageError, match="is the source itself"):
-        import_model(files / "script.pt", files / "script.pt", input_shape=SHAPE)
+        import_model(files / "script.pt", files / "script.pt", input_shape=SHAPE, allow_pickle=True)

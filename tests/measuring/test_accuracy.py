@@ -205,6 +205,41 @@ def test_a_user_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Evaluator(rows(SCORES, None), "no_metric:f")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "def f(o, y):\n    return wrong",
+            "metric: m0:f failed, got NameError: name 'wrong' is not defined; expected a number.",
+        ),
+        ("def f(o, y):\n    raise SystemExit(0)", "metric: m1:f failed, got SystemExit: 0; expected a number."),
+        ("def f(o, y):\n    return float('inf')", "metric: m2:f gave inf; expected a finite number."),
+        (
+            "def f(o, y):\n    return 'high'",
+            "metric: m3:f failed, got ValueError: could not convert string to float: 'high';",
+        ),
+        (
+            "wrong",
+            "metric: m4 fails when it is imported, got NameError: name 'wrong' is not defined; expected a module.",
+        ),
+        ("import sys; sys.exit(0)", "metric: m5 fails when it is imported, got SystemExit: 0; expected a module."),
+        (
+            "def f(",
+            "metric: m6 fails when it is imported, got SyntaxError: '(' was never closed (m6.py, line 1); expected",
+        ),
+    ],
+)
+def test_a_user_metric_that_cannot_be_used(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = said.split()[1].split(":", maxsplit=1)[0]
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as error:
+        Evaluator(rows([[1.0, 3.0]], None), f"{name}:f")(identity("N, 2"))
+    assert str(error.value).startswith(said)
+
+
 # --- errors
 
 

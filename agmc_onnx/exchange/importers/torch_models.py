@@ -73,7 +73,12 @@ def convert_module(source: Source, options: ImportOptions) -> Conversion:
 
 
 def convert_torchscript(source: Source, options: ImportOptions) -> Conversion:
-    """Convert a file of torch.jit.save, by the exporter that reads its graph."""
+    """Convert a file of torch.jit.save, by the exporter that reads its graph; it is run, so only where pickles are allowed."""
+    if not options.allow_pickle:
+        raise UsageError(
+            f"{source}: TorchScript, a program that runs here when it is imported and may write any file; expected"
+            " --allow-pickle, given only to files you trust. Or export the network with torch.export.save."
+        )
     shapes = _shapes(source, options)
     with converting(source, "torch.jit.load"):
         module = torch.jit.load(source.path, map_location="cpu").eval()
