@@ -25,184 +25,6 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class AgmcOptions:
-    """Options of the AGMC policy: encoder, decoder, DDPG agent, and what we added to learn from 100 evaluations.
-
-    `paper_options` in `agmc_onnx.policies.agmc.policy` gives the setting with all our additions switched off.
-
-    Attributes:
-        encoder: "mean" (paper, for ResNets) or "diffpool" (paper, for VGG-16 and MobileNet-V2; refuses large graphs).
-        embedding_size: d, width of g, of node embeddings and of the decoder's state; 30 (code).
-        n_encoder_layers: GCN layers of the mean-pool encoder. Paper: "l"; code: 1. Ours: 2, so that a value sees its neighbours'
-            neighbours.
-        edge_embedding_size: Width of the learned embedding of an edge's type; ours (the paper types edges, but never says how
-            the encoder reads the types).
-        diffpool_clusters: Clusters after the first pooling of the DiffPool encoder; 10 (code). The last pooling has one (paper).
-        diffpool_max_nodes: Largest graph the DiffPool encoder takes; its adjacency is dense, 5,000 nodes are 100 MB (ours).
-        carry_state: Carry the decoder's LSTM state along the episode (paper, eq. 8). False: published code, cell reset at
-            every step.
-        group_embedding: Give the decoder the mean embedding of the group's own graph nodes beside [s_{t-1}, a_{t-1}]; ours,
-            because a chain that starts from g can tell groups apart only by counting.
-        identity_size: Width of a learned vector per group, beside its embedding; 0 for none; ours, groups that look alike in
-            the graph may still differ.
-        frozen_encoder: True: encoder and decoder stay as initialised, as they in effect did in the published code (ablation).
-        hidden_size: Units of both hidden layers of actor and critic; 300 (paper).
-        actor_lr: Adam rate of the actor; 1e-4 (code) is too slow for 100 episodes; 1e-3 is ours.
-        critic_lr: Adam rate of the critic (and of encoder and decoder through it); 1e-3 (code).
-        tau: Weight of the new parameters in the target networks; 0.01 (paper).
-        gamma: Discount; 1 (code).
-        baseline_momentum: alpha of the moving average b of batch mean rewards; 0.5 (code).
-        batch_size: Transitions of one update; whole episodes are drawn until it is reached; 64 (paper). Ours: 128.
-        buffer_size: Transitions kept, at least `min_buffer_episodes` episodes; 2000 (paper).
-        min_buffer_episodes: Smallest capacity in whole episodes, so that 2000 transitions of a network with 300 groups do not
-            leave seven episodes; ours.
-        n_updates: Updates after each episode once warm-up is over; ours (code: one per transition). For 27 groups and 300 graph
-            nodes one takes 12 ms on one core, 2 instead of 4 found somewhat less where sensitivity follows the
-            structure, and as much where it does not.
-        warmup: Random episodes at the start; 100 (paper), but at most `warmup_share` of all.
-        warmup_share: See `warmup`; a quarter is the paper's own share (100 of 400). Ours: a tenth, the known errors do the rest.
-        warmup_around: "best": around the best episode so far, at first the uniform ratio that meets the budget (ours);
-            "budget": around the uniform ratio; "paper": U(0, 1), which over-prunes nearly always.
-        warmup_sigma: Width of the warm-up noise around the uniform ratio (ours).
-        noise: sigma_0 of the truncated normal exploration noise of eq. 9; 0.5 (code). Ours: 0.2, the budget already fixes
-            the level.
-        noise_decay: Factor per episode after warm-up; 0.95 (code). Ours: 0.98, for searches of 100 episodes.
-        noise_floor: Smallest sigma (ours; without it exploration is over after some 100 episodes).
-        reward_on: "all": the final reward stands on every transition (code); "final": only on the last one; "share": the
-            critic's values of an episode's transitions add up to its reward, so that each group gets its own part (ours).
-        normalise_reward: Divide r - b by the standard deviation of the rewards seen (ours; makes rates independent of units).
-        rescale_in_update: Put the actor's actions on the budget (Algorithm 1 with all W the marginal costs, differentiable)
-            before the critic judges them (ours; without it "keep everything" looks best).
-        elite_share: Share of episodes after warm-up that explore around the best episode instead of the actor (ours;
-            0 is the paper).
-        n_candidates: Noisy action vectors drawn per episode, of which the critic's favourite is evaluated; 1 is the paper.
-        mutation_share: Chance of each group to get noise in such a vector (two groups always do); 1 is the paper.
-        clamp: Clamp every action of the actor to what lets the later groups meet the budget, as AMC does (`amc`'s ablation).
-        known: Give the decoder the static features of the groups, and the critic the refit error of every action where there
-            are error curves (ours).
-        fitted: Learn from the episodes what each group's known errors cost in reward (a weight a group, `error_model`), and
-            take what that model finds; only with `known` (ours).
-        generalist: Let the error model start from what a network trained beforehand over many others says, where there is data
-            (`policies.guide.generalist`; ours).
-        n_preferred: How many of the prior's candidates a search measures where the generalist chooses them; one for every three
-            groups where that is more (ours).
-        recombine: Let climbs begin at means of the best episodes too, not at the best one alone (`Guide.centres`; ours).
-    """
-
-    encoder: str = "mean"
-    embedding_size: int = 30
-    n_encoder_layers: int = 2
-    edge_embedding_size: int = 8
-    diffpool_clusters: int = 10
-    diffpool_max_nodes: int = 5000
-    carry_state: bool = True
-    group_embedding: bool = True
-    identity_size: int = 8
-    frozen_encoder: bool = False
-    hidden_size: int = 300
-    actor_lr: float = 1e-3
-    critic_lr: float = 1e-3
-    tau: float = 0.01
-    gamma: float = 1.0
-    baseline_momentum: float = 0.5
-    batch_size: int = 128
-    buffer_size: int = 2000
-    min_buffer_episodes: int = 100
-    n_updates: int = 4
-    warmup: int = 100
-    warmup_share: float = 0.1
-    warmup_around: str = "best"
-    warmup_sigma: float = 0.12
-    noise: float = 0.2
-    noise_decay: float = 0.98
-    noise_floor: float = 0.05
-    reward_on: str = "share"
-    normalise_reward: bool = True
-    rescale_in_update: bool = True
-    elite_share: float = 0.75
-    n_candidates: int = 8
-    mutation_share: float = 1.0
-    clamp: bool = False
-    known: bool = True
-    fitted: bool = True
-    generalist: bool = True
-    n_preferred: int = 4
-    recombine: bool = True
-
-
-@dataclass(frozen=True)
-class GnnRlOptions:
-    """Options of the GNN-RL policy; *paper* and *code* are those of GNN-RL here (`yusx-swapp/GNN-RL-Model-Compression`).
-
-    Attributes:
-        edge_size: Width of motif embeddings, the features of level-2 edges; 20 (code).
-        embedding_size: Width of the network's embedding; 50 (code).
-        identity_size: Width of a learned vector per group (ours).
-        hidden_size: Units of the hidden layer of actor and critic; 200 (code).
-        max_steps: Steps of an episode at most; 5 (code).
-        sigma: Width of the Gaussian policy before squashing; 0.5 (code).
-        sigma_decay: Factor per update (ours; the code never lowers it).
-        sigma_floor: Smallest width (ours).
-        learning_rate: Adam; 3e-4 (code) is for 15,000 episodes; 1e-3 is ours.
-        n_rollout: Episodes between updates; ours 5 (code: 100 steps).
-        n_epochs: Updates on them; 10 (code).
-        clip: Largest change of a probability's ratio; 0.2 (code).
-        value_weight: Of the critic's loss; 0.5 (code).
-        imitation: Weight of the imitation of the best episodes (ours; 0 is plain PPO).
-        n_best: Best episodes kept for it.
-        max_gradient: Largest norm of the gradient (ours).
-        fitted: Improve every proposal on the error model, as `AgmcOptions.fitted` (ours).
-        n_preferred: As `AgmcOptions.n_preferred` (ours).
-    """
-
-    edge_size: int = 20
-    embedding_size: int = 50
-    identity_size: int = 8
-    hidden_size: int = 200
-    max_steps: int = 5
-    sigma: float = 0.5
-    sigma_decay: float = 0.95
-    sigma_floor: float = 0.15
-    learning_rate: float = 1e-3
-    n_rollout: int = 5
-    n_epochs: int = 10
-    clip: float = 0.2
-    value_weight: float = 0.5
-    imitation: float = 0.5
-    n_best: int = 5
-    max_gradient: float = 1.0
-    fitted: bool = True
-    n_preferred: int = 4
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """Options of a search, whatever its policy.
-
-    Attributes:
-        policy: Row of `agmc_onnx.policies.POLICIES`.
-        reward: Row of `agmc_onnx.search.rewards.REWARDS`; "err" for a budget (paper, 3.4.3).
-        n_episodes: Candidates evaluated; 400 (paper: 100 random, then 300). 0: those a policy takes as it is.
-        n_decided: How many these are at most.
-        seed: Seed of the one random generator of the search.
-        prior: Evaluate the greedy candidates and the uniform one first, whatever the policy that searches (rows of
-            `agmc_onnx.policies.PRIMED`), or those of them that it prefers beforehand (`AgmcOptions.n_preferred`); they
-            count as episodes. Ours; without it the papers' search is left.
-        agmc: Options of the AGMC policy, and of AMC, which has the same agent.
-        gnn_rl: Options of the GNN-RL policy.
-    """
-
-    policy: str = "agmc"
-    reward: str = "err"
-    n_episodes: int = 400
-    n_decided: int = 1
-    seed: int = 0
-    prior: bool = True
-    agmc: AgmcOptions = field(default_factory=AgmcOptions)
-    gnn_rl: GnnRlOptions = field(default_factory=GnnRlOptions)
-
-
-@dataclass(frozen=True)
 class Option:
     """What is known of an option beside its type and default; `option` puts it into a field's metadata.
 
@@ -410,7 +232,7 @@ class Search:
         "agmc",
         "what decides how much of every group to keep",
         "NAME",
-        choices=("agmc_onnx.policies:POLICIES",),
+        choices=("agmc_onnx.policies:POLICIES", "agmc_onnx.policies:COMPOSED"),
         is_common=True,
     )
     episodes: int = option(
@@ -738,17 +560,6 @@ class CompressOptions:
             is_given: Whether there are samples to refit on, real ones or what a network's stored statistics replace them by.
         """
         return self if self.recovery.recover is not None else self.but(recover="compensate" if is_given else "none")
-
-    def of_policies(self) -> SearchOptions:
-        """Return what a policy is made with."""
-        search = self.search
-        return SearchOptions(
-            policy=search.policy,
-            reward=search.reward,
-            n_episodes=search.episodes,
-            n_decided=search.finalists,
-            seed=self.execution.seed,
-        )
 
 
 def options_in(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 import agmc_onnx
-from agmc_onnx.policies import POLICIES
+from agmc_onnx.policies import POLICIES, Row
 
 MODEL = Path(__file__).parents[1] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
 
@@ -27,7 +27,7 @@ class Narrow:
 
 
 if __name__ == "__main__":
-    POLICIES["narrow"] = Narrow
+    POLICIES.add("narrow", Row(Narrow))
     for name in ("narrow", "uniform"):
         options = {"policy": name, "latency_seconds": 0.2}
         report = agmc_onnx.compress(MODEL, flops=0.2, data="digits", **options).report

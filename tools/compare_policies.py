@@ -32,35 +32,34 @@ from typing import Any, cast
 import numpy as np
 import onnx
 
-from agmc_onnx import policies
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.roles import Roles
 from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.graph.files import read_model
 from agmc_onnx.measuring.accuracy import Evaluation, Evaluator
 from agmc_onnx.measuring.session import model_inputs
-from agmc_onnx.options import CompressOptions, Search, SearchOptions
-from agmc_onnx.policies import Policy
+from agmc_onnx.options import CompressOptions, Search
+from agmc_onnx.policies import POLICIES, Policy, PolicyFactory, Row, make_policy
 from agmc_onnx.run import recovering, stages
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.loop import SearchResult
+from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.problem import Problem
 from agmc_onnx.verbs import compress as pipeline
 
-# Ablations of AGMC, as policies of their own: what its options are set to.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "agmc-frozen": {"frozen_encoder": True},  # encoders as initialised, as in the published code, the generalist's too
-    "agmc-linear": {"n_updates": 0},  # the error model alone: actor, critic and encoder learn nothing
-    "agmc-unfitted": {"fitted": False},  # without the error model
-    "agmc-untaught": {"generalist": False},  # the error model starts from a rule instead of what the generalist says
-    "agmc-all": {"n_preferred": 99},  # measures all of the prior's candidates
-    "agmc-single": {"recombine": False},  # climbs from the best episode alone
-    "agmc-blind": {"known": False},  # no static features, no error curves: only what the encoder sees
-    "agmc-features": {"known": True, "frozen_encoder": True, "group_embedding": False},
+# Ablations of the guided AGMC, as policies of their own: options of its agent, options of its guide.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "agmc-frozen": ({"frozen_encoder": True}, {}),  # encoder and decoder as initialised, as in the published code
+    "agmc-linear": ({"n_updates": 0}, {}),  # the guide alone: actor, critic and encoder learn nothing
+    "agmc-untaught": (
+        {},
+        {"generalist": False},
+    ),  # the error model starts from a rule instead of what the generalist says
+    "agmc-all": ({}, {"n_preferred": 99}),  # measures all of the prior's candidates
+    "agmc-single": ({}, {"recombine": False}),  # climbs from the best episode alone
 }
-# What the agent sees (AGMC, figure 4): columns of AMC's static features, or None for encoder and decoder. No error curves, no
-# error model, no start from the prior's candidates.
+# What the agent sees (AGMC, figure 4): columns of AMC's static features, or None for encoder and decoder. All bare.
 STATES: dict[str, list[int] | None] = {
     "state-stride": [5],
     "state-stride-n": [5, 1],
@@ -68,47 +67,43 @@ STATES: dict[str, list[int] | None] = {
     "state-agmc": None,
     "state-frozen": None,
 }
-# A generalist whose critic alone was trained (`tools/experiments/generalist.py train --encoder frozen`), for agmc-frozen.
-FROZEN = Path(__file__).parent / "experiments" / "frozen_generalist.safetensors"
-PLAIN: dict[str, Any] = {"known": False, "fitted": False, "generalist": False}
 
 
 def add_variants() -> None:
     """Add the ablations to the table of policies."""
 
-    def made(columns: list[int] | None, changes: Mapping[str, Any] | None) -> policies.PolicyFactory:
+    def guided(own: Mapping[str, Any], guide: Mapping[str, Any]) -> PolicyFactory:
         def policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
-            from agmc_onnx.policies.agmc.policy import AgmcPolicy, paper_options
-            from agmc_onnx.policies.amc import AmcPolicy
+            from agmc_onnx.policies.guide.guided import GuideOptions
+            from agmc_onnx.policies.guide.informed import InformedAgmcOptions
 
-            agmc = paper_options() if changes is None else replace(options.agmc, **changes)
-            options = replace(options, agmc=agmc)
-            if columns is None:
-                with frozen_generalist() if agmc.frozen_encoder else nullcontext():
-                    return AgmcPolicy(problem, options, rng)
-            assert problem.layers is not None
-            return AmcPolicy(replace(problem, layers=problem.layers[:, columns]), options, rng)
+            changed = {"own": InformedAgmcOptions(**own), "guide": GuideOptions(**guide)}
+            return make_policy(problem, replace(options, policy="agmc", **changed), rng)
 
         return policy
 
-    policies.POLICIES.update({name: made(None, changes) for name, changes in VARIANTS.items()})
-    policies.PRIMED |= frozenset(VARIANTS)
-    for name, columns in STATES.items():
-        policies.POLICIES[name] = made(columns, {**PLAIN, "frozen_encoder": name == "state-frozen"})
-    policies.POLICIES["agmc-paper"] = made(None, None)  # nothing of ours
+    def sees(columns: list[int] | None, is_frozen: bool) -> PolicyFactory:
+        def policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> Policy:
+            from agmc_onnx.policies.agmc.options import AgmcOptions
+            from agmc_onnx.policies.agmc.policy import AgmcPolicy
+            from agmc_onnx.policies.amc import amc_states
+            from agmc_onnx.policies.guide.linear_budget import linear_budget
 
+            class Seeing(AgmcPolicy):
+                def make_states(self) -> Any:
+                    if columns is None:
+                        return super().make_states()
+                    assert problem.layers is not None
+                    seen = replace(problem, layers=problem.layers[:, columns])
+                    return amc_states(seen, linear_budget(problem).weight)
 
-@contextmanager
-def frozen_generalist() -> Iterator[None]:
-    """Let policies made inside start from the generalist whose encoder is as initialised."""
-    from agmc_onnx.policies.guide import generalist
+            return Seeing(problem, replace(options, own=AgmcOptions(frozen_encoder=is_frozen)), rng)
 
-    before = generalist.FILE
-    generalist.FILE = FROZEN
-    try:
-        yield
-    finally:
-        generalist.FILE = before
+        return policy
+
+    rows = {name: guided(own, guide) for name, (own, guide) in VARIANTS.items()}
+    rows |= {name: sees(columns, name == "state-frozen") for name, columns in STATES.items()}
+    POLICIES.update({name: Row(make, batches=True, needs=("torch",)) for name, make in rows.items()})
 
 
 @contextmanager

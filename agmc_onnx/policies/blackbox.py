@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from agmc_onnx.arrays import FloatArray, IntArray
-from agmc_onnx.errors import UsageError
-from agmc_onnx.options import SearchOptions
 from agmc_onnx.policies.guide.prior import ScoreCurves, greedy_candidates
 from agmc_onnx.policies.handcrafted import ListPolicy
+from agmc_onnx.search.options import SearchOptions
+from agmc_onnx.search.policy import SMALLEST
 from agmc_onnx.search.problem import Outcome, Problem
 
 RATIOS = (0.5, 0.25, 0.75)  # keep ratios at which sensitivity is measured, in this order
-SMALLEST = 0.01  # smallest keep ratio proposed
 LEAST = 0.05  # smallest keep ratio that TPE and CMA-ES propose
 CMAES_WIDTH = 0.05  # deviation of keep ratios with which CMA-ES begins
 
@@ -144,13 +143,9 @@ class TpePolicy:
     """Optuna's tree-structured Parzen estimator (Akiba et al. 2019, arXiv:1907.10902) through its ask-and-tell interface."""
 
     def __init__(self, problem: Problem, options: SearchOptions, rng: np.random.Generator) -> None:
-        """Make the study.
-
-        Raises:
-            UsageError: If Optuna is not installed.
-        """
+        """Make the study."""
         self.n_episodes = options.n_episodes
-        self.optuna = _package("optuna", "tpe")
+        self.optuna = importlib.import_module("optuna")
         self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
         uniform = self.optuna.distributions.FloatDistribution(LEAST, 1.0)
         self.space = {f"keep_{group}": uniform for group in range(problem.n_groups)}
@@ -182,13 +177,9 @@ class CmaesPolicy:
     """
 
     def __init__(self, problem: Problem, options: SearchOptions, rng: np.random.Generator) -> None:
-        """Find the package.
-
-        Raises:
-            UsageError: If it is not installed.
-        """
+        """Find the package."""
         self.n_episodes, self.n_groups = options.n_episodes, problem.n_groups
-        self.cmaes, self.seed = _package("cmaes", "cmaes"), int(rng.integers(2**31))
+        self.cmaes, self.seed = importlib.import_module("cmaes"), int(rng.integers(2**31))
         self.best: tuple[float, FloatArray] | None = None
         self.optimizer: Any = None
         self.asked: FloatArray | None = None
@@ -216,17 +207,6 @@ class CmaesPolicy:
         if len(self.told) == self.optimizer.population_size:
             self.optimizer.tell(self.told)
             self.told = []
-
-
-def _package(name: str, policy: str) -> Any:
-    """Return a module, or raise with what to install."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as missing:
-        raise UsageError(
-            f"policy: {policy} needs a package that is not installed, got {missing.name}; expected {name}."
-            " Run pip install 'agmc-onnx[search]'."
-        ) from missing
 
 
 def sensitivity(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> SensitivityPolicy:

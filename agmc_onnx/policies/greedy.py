@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from agmc_onnx.options import SearchOptions
 from agmc_onnx.policies.guide.prior import greedy_ratios
 from agmc_onnx.policies.handcrafted import ListPolicy
+from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.problem import Problem
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agmc_onnx.arrays import FloatArray
-from agmc_onnx.options import SearchOptions
+from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.problem import Outcome, Problem
 
 HIGH, LOW = 0.8, 0.2  # prune ratios at the two ends of `shallow` and `deep`, before the budget is met

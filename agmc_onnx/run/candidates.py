@@ -17,7 +17,7 @@ from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.data.roles import Roles
 from agmc_onnx.errors import BudgetError, ModelError, UsageError
 from agmc_onnx.options import CompressOptions
-from agmc_onnx.policies import TAKE_BATCHES, make_policy
+from agmc_onnx.policies import POLICIES, make_policy
 from agmc_onnx.pruning.importance import NEED_DATA, importance_of
 from agmc_onnx.pruning.sparsity import Sparsity, sparsity_of, thin_by_magnitude
 from agmc_onnx.pruning.widths import AUTO, FINE, rounding
@@ -30,6 +30,7 @@ from agmc_onnx.search.environment import Environment, Recover
 from agmc_onnx.search.joint import JointEnvironment, Thin
 from agmc_onnx.search.journal import Errors, EvaluateAll, Journal, Recorder, Section
 from agmc_onnx.search.loop import Record, SearchResult, one_by_one, search
+from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.problem import Curves, Outcome
 from agmc_onnx.search.rewards import reward_named
 from agmc_onnx.search.workers import Workers
@@ -213,8 +214,8 @@ def search_candidates(
 ) -> SearchResult:
     """Search for the best candidate within the target; evaluations go to the journal and come from it."""
     begun = time.perf_counter()
-    options = settings.of_policies()
-    reward = reward_named(options.reward)
+    asked = settings.search
+    reward = reward_named(asked.reward)
 
     def reward_of(kept: IntArray, outcome: Outcome) -> float:
         return float(reward(outcome.judged, int(environment.macs(kept)), int(environment.params(kept))))
@@ -222,31 +223,24 @@ def search_candidates(
     with _evaluators(analysis, environment, data, settings, base) as evaluate_all:
         recorder = Recorder(evaluate_all, reward_of, journal)
         problem = replace(environment.problem(target.cost, target.budget), evaluate=recorder)
-        if (
-            settings.budget.max_drop is not None and options.reward != "err"
-        ):  # no budget: the reward weighs cost and error
-            problem = replace(problem, meet=partial(rounded, problem))
-            options = replace(
-                options,
-                agmc=replace(options.agmc, rescale_in_update=False, fitted=False),  # a guide climbs along a budget
-                gnn_rl=replace(options.gnn_rl, fitted=False),
-            )
+        if settings.budget.max_drop is not None and asked.reward != "err":  # the reward weighs cost and error
+            problem = replace(problem, meet=partial(rounded, problem), has_budget=False)
         rng = np.random.default_rng(settings.execution.seed)
-        policy = make_policy(problem, options, rng)
-        n_episodes = min(settings.search.episodes or settings.search.finalists, policy.n_episodes)
-        batch = settings.search.batch or 1
-        if batch > 1 and settings.search.episodes > 1 and n_episodes > 1 and settings.search.policy not in TAKE_BATCHES:
+        policy = make_policy(problem, SearchOptions(asked.policy, asked.episodes, asked.finalists), rng)
+        n_episodes = min(asked.episodes or asked.finalists, policy.n_episodes)
+        batch = asked.batch or 1
+        if batch > 1 and asked.episodes > 1 and n_episodes > 1 and not POLICIES[asked.policy].batches:
+            takers = ", ".join(sorted(name for name, row in POLICIES.items() if row.batches))
             raise UsageError(
-                f"--batch: policy {settings.search.policy} learns from every candidate before it proposes the next, got {batch};"
-                f" expected 1. Leave out --batch and --workers, or take a policy of {', '.join(sorted(TAKE_BATCHES))}."
+                f"--batch: policy {asked.policy} learns from every candidate before it proposes the next, got {batch};"
+                f" expected 1. Leave out --batch and --workers, or take a policy of {takers}."
             )
 
         def on_episode(record: Record) -> None:
             tell("episode", {**record, "n_episodes": n_episodes})
 
-        race = (
-            settings.data.judge == "fidelity" and options.reward == "err"
-        )  # by other rewards the smaller may win, if worse
+        # By other rewards the smaller may win, if worse.
+        race = settings.data.judge == "fidelity" and asked.reward == "err"
         gone = time.perf_counter() - begun  # error curves and the policy's networks count too
         seconds = None if settings.execution.minutes is None else 60 * settings.execution.minutes - gone
         return search(problem, policy, reward, n_episodes, rng, on_episode, None, batch, recorder.all, race, seconds)

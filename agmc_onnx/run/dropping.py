@@ -11,7 +11,7 @@ import numpy as np
 from agmc_onnx.errors import BudgetError
 from agmc_onnx.measuring.paired import Drop, DropMeter
 from agmc_onnx.options import CompressOptions
-from agmc_onnx.policies import TAKE_FEW
+from agmc_onnx.policies import POLICIES
 from agmc_onnx.run.candidates import reachable, search_candidates
 from agmc_onnx.run.stages import Found, Job, joined, recover_best
 from agmc_onnx.run.target import Target
@@ -37,7 +37,7 @@ def by_drop(job: Job, environment: Environment, target: Target) -> Found:
         BudgetError: If no smaller model stays within the loss.
     """
     trial = _Trials(job, environment, target)
-    few = job.settings.search.policy in TAKE_FEW
+    few = POLICIES[job.settings.search.policy].few
     quick = job.settings.but(policy=job.settings.search.policy if few else "greedy", reward="err", finalists=1)
     least = target.cost(environment.min_keep) / target.full
     low, high, share = least, 1.0, max(FIRST, (1 + least) / 2 if least > FIRST else FIRST)

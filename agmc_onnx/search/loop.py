@@ -11,9 +11,9 @@ import numpy as np
 
 from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.errors import BudgetError
-from agmc_onnx.policies import Policy
 from agmc_onnx.search.budget import Rescaled, met
 from agmc_onnx.search.journal import Errors, EvaluateAll
+from agmc_onnx.search.policy import Policy
 from agmc_onnx.search.problem import Outcome, Problem
 from agmc_onnx.search.rewards import Reward
 

@@ -98,6 +98,7 @@ class Problem:
         meet: Brings keep ratios to the budget, as a `search.budget.Rescaled`; None: `meet_target` on `cost` does.
         density_weight: Where the last decisions are densities of thinned layers: the weights of each, (n_layers,); they have a
             budget of their own. None where all decisions are widths of groups.
+        has_budget: False: candidates are taken in the proportions proposed, whatever they cost, and the reward weighs the cost.
         curves: Makes the refit-error curves, prior knowledge that costs no evaluation; None without data. It is costly
             once, and cached.
         divergence: Makes curves of the same form that say what each group alone costs at the outputs; None where nothing is
@@ -123,6 +124,7 @@ class Problem:
     divergence: Callable[[], Curves] | None = None
     meet: Callable[[FloatArray], Any] | None = None
     density_weight: FloatArray | None = None
+    has_budget: bool = True
 
     @property
     def n_groups(self) -> int:

@@ -31,7 +31,7 @@ from agmc_onnx.options import (
     documented,
     options_in,
 )
-from agmc_onnx.policies import LEARNED
+from agmc_onnx.policies import POLICIES
 from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
 from agmc_onnx.pruning.sparsity import check_zeros, facts, planned, sparse_plan, sparsity_of, store, thin_by_magnitude
 from agmc_onnx.pruning.surgery import Surgeon
@@ -309,7 +309,7 @@ def _journal(
 
 def _torch_threads(settings: CompressOptions) -> AbstractContextManager[None]:
     """Let torch use as many threads as onnxruntime: more than there are free cores make small steps many times slower."""
-    if settings.recovery.recover == "none" and settings.search.policy not in LEARNED:
+    if settings.recovery.recover == "none" and not POLICIES[settings.search.policy].uses_torch:
         return nullcontext()
     from agmc_onnx.distill.distillation import torch_threads
 

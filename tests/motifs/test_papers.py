@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from agmc_onnx import policies
 from agmc_onnx.cli import parser_of_all
 from agmc_onnx.errors import UsageError
-from agmc_onnx.options import SearchOptions
+from agmc_onnx.policies.agmc.options import AgmcOptions
+from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.verbs import compress as pipeline
 from tests.policies.test_agmc import known_answer
 from tools import compare_policies, policy_tables
@@ -28,10 +29,12 @@ ROWS = read_rows()
 
 
 @pytest.fixture(autouse=True)
-def own_policies(monkeypatch):
+def own_policies():
     """Variants of policies stay within a test."""
-    monkeypatch.setattr(policies, "POLICIES", dict(policies.POLICIES))
-    monkeypatch.setattr(policies, "PRIMED", policies.PRIMED)
+    before = dict(policies.POLICIES)
+    yield
+    policies.POLICIES.clear()
+    policies.POLICIES.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -277,8 +280,7 @@ def test_transfer_starts_from_the_agent_of_another_network_and_only_its_decoder_
 def test_an_agent_of_other_sizes_cannot_be_transferred(tmp_path):
     path = tmp_path / "agent.safetensors"
     problem = known_answer(0, 12, noise=0.0)[0]
-    options = SearchOptions(n_episodes=40)
-    small = replace(options, agmc=replace(options.agmc, hidden_size=8))
+    small = SearchOptions(n_episodes=40, own=AgmcOptions(hidden_size=8))
     save_agent(agent_for(problem, small, np.random.default_rng(0)).agent.networks, path)
     with pytest.raises(UsageError, match="no agent of these sizes"):
         transferred(problem, path)
@@ -293,7 +295,9 @@ def test_transfer_on_the_digits_example(tmp_path):
     assert (out.with_suffix(".models") / run["source"]).is_file()
 
 
-@pytest.mark.parametrize("name", ["state-stride", "state-amc", "state-agmc", "state-frozen", "agmc-paper"])
+@pytest.mark.parametrize(
+    "name", ["state-stride", "state-amc", "state-agmc", "state-frozen", "agmc-linear", "agmc-untaught"]
+)
 def test_variants_of_what_the_agent_sees_propose_and_learn(name):
     add_variants()
     problem = known_answer(0, 12, noise=0.0)[0]

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from agmc_onnx.errors import UsageError
-from agmc_onnx.options import AgmcOptions, SearchOptions
 from agmc_onnx.policies import make_policy
-from agmc_onnx.policies.agmc.states import FeatureStates
+from agmc_onnx.policies.amc import AmcAgent, AmcPolicy, FeatureStates
 from agmc_onnx.policies.blackbox import CMAES_WIDTH, CmaesPolicy
 from agmc_onnx.policies.guide.linear_budget import LinearBudget
 from agmc_onnx.search.loop import search
+from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.rewards import err
 from tests.policies.test_agmc import known_answer
@@ -21,8 +21,7 @@ def run(name, seed=0, n_episodes=60, n=12, noise=0.0, **fields):
     problem, metric = known_answer(seed, n, noise)
     problem = dataclasses.replace(problem, **fields)
     rng = np.random.default_rng(seed)
-    agmc = AgmcOptions(hidden_size=32, n_updates=1)
-    policy = make_policy(problem, SearchOptions(name, n_episodes=n_episodes, agmc=agmc), rng)
+    policy = make_policy(problem, SearchOptions(name, n_episodes), rng)
     result = search(problem, policy, err, n_episodes, rng)
     return result, metric(result.kept), problem
 
@@ -110,12 +109,14 @@ def test_amc_states_are_the_eleven_features_and_a_walk_gives_the_same():
     torch.testing.assert_close(torch.stack(stepped, dim=1), s)
 
 
-def test_the_clamp_leaves_the_later_groups_what_they_can_make_up_for():
+def test_the_constraint_leaves_the_later_groups_what_they_can_make_up_for():
     budget = LinearBudget(torch.ones(3), torch.full((3,), 0.5))
-    assert float(budget.clamp([], torch.ones(1, 1))) == pytest.approx(1.0)
-    assert float(budget.clamp([torch.ones(1, 1)], torch.ones(1, 1))) == pytest.approx(1 - (1.5 - 0.8))
+    states = FeatureStates(torch.rand(3, 8), budget.weight)
+    agent = AmcAgent(lambda: states, budget, AmcPolicy.default, torch.Generator().manual_seed(0))
+    assert float(agent.constrained([], torch.ones(1, 1))) == pytest.approx(1.0)
+    assert float(agent.constrained([torch.ones(1, 1)], torch.ones(1, 1))) == pytest.approx(1 - (1.5 - 0.8))
     both = [torch.ones(1, 1), torch.full((1, 1), 0.3)]
-    assert float(budget.clamp(both, torch.ones(1, 1))) == pytest.approx(0.2)
+    assert float(agent.constrained(both, torch.ones(1, 1))) == pytest.approx(0.2)
 
 
 def test_amc_beats_uniform_and_uses_layer_features_where_there_are_some():

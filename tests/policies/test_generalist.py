@@ -12,13 +12,12 @@ import torch
 from scipy.stats import spearmanr
 
 from agmc_onnx.data.roles import Roles
-from agmc_onnx.options import AgmcOptions, CompressOptions, GnnRlOptions, SearchOptions
+from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies import make_policy
-from agmc_onnx.policies.agmc.policy import AgmcPolicy
-from agmc_onnx.policies.amc import AmcPolicy
 from agmc_onnx.policies.guide import generalist
 from agmc_onnx.policies.guide.error_model import normalised
 from agmc_onnx.policies.guide.guide import Guide, error_tables
+from agmc_onnx.policies.guide.guided import GuideOptions
 from agmc_onnx.policies.guide.linear_budget import linear_budget
 from agmc_onnx.policies.guide.prior import prior_candidates, unchecked_candidates
 from agmc_onnx.refit.curves import Curves
@@ -27,10 +26,10 @@ from agmc_onnx.run.candidates import environment_of
 from agmc_onnx.run.target import target_of
 from agmc_onnx.search.budget import met
 from agmc_onnx.search.loop import search
+from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.rewards import err
 from tests.policies.test_agmc import known_answer
-from tools.compare_policies import FROZEN
 from tools.experiments import generalist as experiment
 from tools.experiments.generalist import Lesson, taught, values
 
@@ -58,6 +57,10 @@ def untrained(problem, seed=0):
     made = generalist.Generalist(sight.graph.x.shape[1], sight.graph.n_edge_types, sight.features.shape[1])
     torch.nn.init.normal_(made.critic[2].weight)
     return made.eval()
+
+
+def guide_of(problem):
+    return Guide(problem, 400, torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -100,12 +103,12 @@ def test_where_it_does_not_fit_nothing_is_told(stored):
     assert not Guide(more, 10, generator).is_taught
 
 
-def test_only_what_reads_the_graph_has_it(stored):
+@pytest.mark.parametrize("name", ["agmc", "amc", "gnn-rl", "guided:random"])
+def test_it_is_the_guides_whatever_policy_the_guide_is_round(stored, name):
     rng = np.random.default_rng(0)
-    assert AgmcPolicy(with_curves(1), SearchOptions(), rng).guide.is_taught
-    assert not AmcPolicy(with_curves(1), SearchOptions(), rng).guide.is_taught
-    without = SearchOptions(agmc=AgmcOptions(generalist=False))
-    assert not AgmcPolicy(with_curves(1), without, rng).guide.is_taught
+    assert make_policy(with_curves(1), SearchOptions(name), rng).guide.is_taught
+    without = SearchOptions(name, guide=GuideOptions(generalist=False))
+    assert not make_policy(with_curves(1), without, rng).guide.is_taught
 
 
 def test_no_episodes_is_one_candidate_within_the_budget_and_the_same_every_time(stored):
@@ -122,11 +125,11 @@ def test_no_episodes_is_one_candidate_within_the_budget_and_the_same_every_time(
 def test_no_episodes_offer_as_many_candidates_as_asked_for_the_generalists_favourite_first(stored):
     problem = with_curves(2)
     options = SearchOptions(policy="agmc", n_episodes=0, n_decided=9)
-    policy, guide = (make(problem, options, np.random.default_rng(0)) for make in (make_policy, AgmcPolicy))
+    policy, guide = make_policy(problem, options, np.random.default_rng(0)), guide_of(problem)
     offered = unchecked_candidates(problem)
     assert policy.n_episodes == len(offered) > 1
     history = search(problem, policy, err, 9, np.random.default_rng(0)).history
-    expected = guide.guide.model.expected(torch.tensor([r["kept"] for r in history]) / torch.as_tensor(problem.n_units))
+    expected = guide.model.expected(torch.tensor([r["kept"] for r in history]) / torch.as_tensor(problem.n_units))
     assert len(history) == len(offered) and expected.tolist() == sorted(expected.tolist(), reverse=True)
 
 
@@ -139,8 +142,8 @@ def test_a_search_measures_what_the_generalist_prefers_of_the_priors_candidates_
     problem = with_curves(2, n_groups)
     every, rng = prior_candidates(problem), np.random.default_rng(0)
     policy = make_policy(problem, SearchOptions(policy=name, n_episodes=30), rng)
-    guide = AgmcPolicy(problem, SearchOptions(), np.random.default_rng(0)).guide
-    assert len(every) > n and AgmcOptions().n_preferred == GnnRlOptions().n_preferred == 4
+    guide = guide_of(problem)
+    assert len(every) > n and GuideOptions().n_preferred == 4
     for one in guide.preferred(every, 0, n):
         proposed = policy.propose(rng)
         assert proposed.tolist() == one.tolist()
@@ -151,7 +154,7 @@ def test_a_search_measures_what_the_generalist_prefers_of_the_priors_candidates_
 
 def test_where_there_are_many_groups_all_of_the_priors_candidates_are_preferred_in_the_generalists_order(stored):
     problem = with_curves(2, 30)
-    guide, every = AgmcPolicy(problem, SearchOptions(), np.random.default_rng(0)).guide, prior_candidates(problem)
+    guide, every = guide_of(problem), prior_candidates(problem)
     preferred = guide.preferred(every, 4)
     assert sorted(map(tuple, preferred)) == sorted(map(tuple, every))
     assert [one.tolist() for one in guide.preferred(every, 4, 3)] == [one.tolist() for one in preferred[:3]]
@@ -159,7 +162,8 @@ def test_where_there_are_many_groups_all_of_the_priors_candidates_are_preferred_
 
 def test_without_the_generalist_a_search_measures_all_of_the_priors_candidates(stored):
     problem, rng = with_curves(2), np.random.default_rng(0)
-    policy = make_policy(problem, SearchOptions(policy="amc", n_episodes=30), rng)
+    options = SearchOptions(policy="amc", n_episodes=30, guide=GuideOptions(generalist=False))
+    policy = make_policy(problem, options, rng)
     for one in prior_candidates(problem):
         assert policy.propose(rng).tolist() == one.tolist()
         policy.observe(met(problem, one).keep_ratio, -30.0, Outcome(70.0, 0.0))
@@ -172,7 +176,7 @@ def test_without_it_no_episodes_is_the_first_candidate_of_the_prior(monkeypatch,
     assert policy.propose(np.random.default_rng(0)).tolist() == prior_candidates(problem)[0].tolist()
 
 
-@pytest.mark.parametrize("name", ["random", "local", "agmc", "amc"])
+@pytest.mark.parametrize("name", ["random", "local", "agmc", "amc", "bare:agmc", "guided:random"])
 def test_every_policy_takes_no_episodes(name):
     problem = with_curves(2)
     rng = np.random.default_rng(0)
@@ -228,9 +232,7 @@ def test_the_command_that_trains_one_says_how_it_orders_candidates_it_has_not_se
     assert ours == plain and chosen == by_plain <= best and best > 0  # shrunk by 1 it is the sum of the refit errors
 
 
-@pytest.mark.parametrize("file", [generalist.FILE, FROZEN])
-def test_those_in_the_project_fit_the_networks_of_today(file, monkeypatch):
-    monkeypatch.setattr(generalist, "FILE", file)
+def test_the_one_in_the_project_fits_the_networks_of_today():
     settings = CompressOptions.of(flops=0.5).with_data(True)
     analysis = analyse_model(DIGITS)
     environment = environment_of(
@@ -238,5 +240,5 @@ def test_those_in_the_project_fit_the_networks_of_today(file, monkeypatch):
     )
     target = target_of(settings, analysis.channels)
     problem = environment.problem(target.cost, target.budget)
-    assert generalist.load(file), "no generalist is there"
+    assert generalist.load(), "no generalist is there"
     assert Guide(problem, 10, torch.Generator().manual_seed(0)).is_taught

@@ -7,11 +7,13 @@ import torch
 from agmc_onnx.graph.view import view
 from agmc_onnx.motifs import arrays, build
 from agmc_onnx.ops import analyse
-from agmc_onnx.options import GnnRlOptions, SearchOptions
 from agmc_onnx.policies import make_policy
 from agmc_onnx.policies.gnn_rl import ppo
-from agmc_onnx.policies.gnn_rl.policy import GnnRlAgent, MultiStageEncoder, stages
+from agmc_onnx.policies.gnn_rl.encoder import MultiStageEncoder, stages
+from agmc_onnx.policies.gnn_rl.options import GnnRlOptions
+from agmc_onnx.policies.gnn_rl.policy import GnnRlAgent
 from agmc_onnx.search.loop import search
+from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.rewards import err
 from tests.policies.test_agmc import known_answer
 
@@ -19,7 +21,7 @@ from tests.policies.test_agmc import known_answer
 def run(name, seed, n_episodes, n=12, options=None):
     problem, metric = known_answer(seed, n)
     rng = np.random.default_rng(seed)
-    policy = make_policy(problem, SearchOptions(name, n_episodes=n_episodes, gnn_rl=options or GnnRlOptions()), rng)
+    policy = make_policy(problem, SearchOptions(name, n_episodes, own=options), rng)
     result = search(problem, policy, err, n_episodes, rng)
     return result, metric(result.kept)
 

@@ -6,9 +6,8 @@ import torch
 
 from agmc_onnx.graph.view import view
 from agmc_onnx.ops import analyse
-from agmc_onnx.options import SearchOptions
 from agmc_onnx.policies import make_policy
-from agmc_onnx.policies.agmc.ddpg import Known
+from agmc_onnx.policies.guide.informed import Known
 from agmc_onnx.policies.guide.prior import (
     ScoreCurves,
     blends,
@@ -22,6 +21,7 @@ from agmc_onnx.policies.guide.prior import (
 from agmc_onnx.search.budget import met
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.loop import search
+from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.rewards import err
 from tests.policies.test_agmc import known_answer
@@ -101,14 +101,13 @@ def test_without_data_importance_stands_in_for_the_error_and_the_log_says_so(cap
     assert len(prior_candidates(problem)) == 1
 
 
-def test_a_search_begins_with_the_prior_unless_told_not_to():
+def test_a_guided_search_begins_with_the_prior_and_a_bare_one_does_not():
     problem, _ = with_curves(n=5)
     greedy, uniform = run("greedy", problem).history, run("uniform", problem).history[0]
     agmc = run("agmc", problem, len(greedy) + 2).history
     assert [r["kept"] for r in agmc[:-1]] == [*(r["kept"] for r in greedy), uniform["kept"]]
-    rng = np.random.default_rng(0)
-    policy = make_policy(problem, SearchOptions("agmc", n_episodes=1, prior=False), rng)
-    assert search(problem, policy, err, 1, rng).history[0]["kept"] == uniform["kept"]
+    assert run("guided:random", problem, 3).history[0]["kept"] == greedy[0]["kept"]
+    assert run("bare:local", problem, 3).history[0]["kept"] == uniform["kept"]
 
 
 def test_known_errors_lie_on_the_curve_and_carry_a_gradient():

@@ -1,17 +1,12 @@
 import dataclasses
-import json
-import re
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from agmc_onnx.policies.guide.error_model import ErrorModel
 from agmc_onnx.policies.guide.guide import FARTHEST, N_CENTRES, N_NEIGHBOURS, NEAREST, PATIENCE, Guide
 from agmc_onnx.search.budget import met
 from tests.policies.test_agmc import known_answer
-from tools.experiments import surrogates
 
 
 def guided(n_episodes=20, seed=0):
@@ -156,24 +151,3 @@ def test_guided_proposals_are_better_than_random_ones():
     random = [metric(watch(guide, problem, metric, rng.uniform(0.2, 1, 12)).kept) for _ in range(15)]
     found = guide.first_new(guide.climb(guide.best[1][None]))
     assert metric(met(problem, found).kept) > np.mean(random) + np.std(random)
-
-
-def test_what_orders_candidates_is_asked_about_those_it_has_not_seen(tmp_path, monkeypatch, capsys):
-    model = Path(__file__).parents[2] / "agmc_onnx/data/digits/digits_resnet.onnx"
-    problem, settings = surrogates.problem_of(model, "digits", 0.3, 0)
-    monkeypatch.setattr(surrogates, "problem_of", lambda *asked: (problem, settings))
-    rng = np.random.default_rng(0)
-    kept = [met(problem, rng.uniform(0.2, 1, problem.n_groups)).kept for _ in range(36)]
-    rewards = [-float(np.sum((1 - one / problem.n_units) ** 2)) for one in kept]
-    runs = tmp_path / "runs.jsonl"
-    row = {"model": "digits_resnet.onnx", "flops": 0.3, "seed": 0, "rewards": rewards}
-    rows = [row | {"policy": name, "candidates": [one.tolist() for one in kept]} for name in ("agmc", "random")]
-    runs.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    words = ["surrogates.py", str(model), "--data", "digits", "--runs", str(runs), "--flops", "0.3", "--near", "9"]
-    monkeypatch.setattr("sys.argv", [*words, "--after", "16"])
-    surrogates.main()
-    n, correlation, gain = re.search(r"(\d+) candidates; model (\S+), (\S+);", capsys.readouterr().out).groups()
-    assert 12 <= int(n) <= 20 and float(correlation) > 0.2 and float(gain) > 0
-    monkeypatch.setattr("sys.argv", [*words, "--seed", "1"])
-    with pytest.raises(SystemExit, match=r"no run of agmc on digits_resnet.onnx at 0.3, seed 1"):
-        surrogates.main()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from agmc_onnx.errors import BudgetError, UsageError
-from agmc_onnx.options import SearchOptions
-from agmc_onnx.policies import POLICIES, TAKE_BATCHES, make_policy
+from agmc_onnx.policies import POLICIES, make_policy
 from agmc_onnx.search.loop import search
+from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.problem import GraphArrays, Outcome, Problem
 from agmc_onnx.search.rewards import err
 
@@ -52,9 +52,9 @@ def without_time(result):
     return [{k: v for k, v in record.items() if k != "wall_s"} for record in result.history]
 
 
-@pytest.mark.parametrize("name", list(POLICIES))
+@pytest.mark.parametrize("name", [f"{form}:{name}" for name in POLICIES for form in ("bare", "guided")])
 def test_every_policy_meets_the_budget_and_repeats_for_a_seed(name):
-    for module in {"tpe": ["optuna"], "cmaes": ["cmaes"]}.get(name, []):
+    for module in POLICIES[name].needs:
         pytest.importorskip(module)
     first, again = run(name, seed=3), run(name, seed=3)
     assert without_time(first) == without_time(again)
@@ -84,7 +84,9 @@ def test_known_outcomes_are_not_evaluated_again():
     assert without_time(again) == without_time(first)
 
 
-@pytest.mark.parametrize("name", sorted(TAKE_BATCHES))
+@pytest.mark.parametrize(
+    "name", [*(name for name, row in POLICIES.items() if row.batches), "bare:agmc", "guided:random"]
+)
 def test_a_batch_is_drawn_before_it_is_observed_and_evaluated_in_any_order(name):
     sizes = []
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from agmc_onnx import CompressOptions, compress
 from agmc_onnx.cli import main
 from agmc_onnx.errors import UsageError
+from agmc_onnx.policies.table import POLICIES, Table
 from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.workers import Workers
 
@@ -100,8 +102,13 @@ def test_batch_is_as_large_as_there_are_workers():
             CompressOptions.of(flops=0.5, **{name: 0})
 
 
+def one_by_one():
+    """The table, where uniform alone takes batches."""
+    return Table({name: replace(row, batches=name == "uniform") for name, row in POLICIES.items()})
+
+
 def test_a_policy_that_learns_one_by_one_takes_no_batch(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("agmc_onnx.run.candidates.TAKE_BATCHES", frozenset({"uniform"}))
+    monkeypatch.setattr("agmc_onnx.run.candidates.POLICIES", one_by_one())
     argv = ["compress", str(DIGITS), "--flops", "0.5", "-o", str(tmp_path / "x.onnx"), "--policy", "random"]
     assert main([*argv, "--batch", "2", "--quiet"]) == 2
     assert capsys.readouterr().err == (
@@ -112,7 +119,7 @@ def test_a_policy_that_learns_one_by_one_takes_no_batch(tmp_path, capsys, monkey
 
 
 def test_what_is_taken_without_a_search_may_come_in_batches(monkeypatch):
-    monkeypatch.setattr("agmc_onnx.run.candidates.TAKE_BATCHES", frozenset({"uniform"}))
+    monkeypatch.setattr("agmc_onnx.run.candidates.POLICIES", one_by_one())
     options = {"data": "digits", "flops": 0.5, "policy": "local", "episodes": 0, "finalists": 2, "latency_seconds": 0.1}
     report = compress(DIGITS, **options, batch=2).report
     assert report["episodes"] == len(report["finalists"]) == 2

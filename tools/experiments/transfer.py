@@ -8,8 +8,8 @@ candidates: what they find is what the agent knows.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from agmc_onnx import policies
 from agmc_onnx.errors import UsageError
-from agmc_onnx.options import SearchOptions
-from agmc_onnx.policies import Policy
+from agmc_onnx.policies import Policy, Row
+from agmc_onnx.policies.agmc.ddpg import DdpgAgent
 from agmc_onnx.policies.agmc.policy import AgmcPolicy
+from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.problem import Problem
 
 DECODER, SCRATCH, RANDOM = "transfer-decoder", "transfer-scratch", "transfer-random"
-# what fits any network; its graph, its static features and the learned vectors of its groups do not
+# what fits any network; its graph does not
 SHARED = ("represent.encoder.", "represent.decoder.", "actor.", "critic.")
 
 
@@ -47,14 +48,12 @@ def fits(networks: nn.Module, path: Path) -> bool:
 
 
 def load_agent(networks: nn.Module, path: Path) -> None:
-    """Read an agent into networks that it fits; the learned vectors of their groups become zero."""
+    """Read an agent into networks that it fits."""
     found = load_file(path)
     with torch.no_grad():
         for name, tensor in networks.state_dict().items():
             if name in found:
                 tensor.copy_(found[name])
-            elif name.startswith("represent.identity."):
-                tensor.zero_()
 
 
 def agent_for(
@@ -64,7 +63,7 @@ def agent_for(
     start: Path | None = None,
     only_decoder: bool = False,
 ) -> AgmcPolicy:
-    """Return the AGMC policy with nothing but its networks to know.
+    """Return the AGMC policy, bare.
 
     Args:
         problem: The network to compress.
@@ -76,8 +75,7 @@ def agent_for(
     Raises:
         UsageError: If the file has networks of other sizes.
     """
-    agmc = replace(options.agmc, generalist=False, known=False, fitted=False)
-    policy = AgmcPolicy(problem, replace(options, agmc=agmc), rng)
+    policy = AgmcPolicy(problem, options, rng)
     networks = policy.agent.networks
     if start is not None:
         if not fits(networks, start):
@@ -85,10 +83,10 @@ def agent_for(
                 f"{start}: no agent of these sizes, got another or none; expected one of this version. Search again."
             )
         load_agent(networks, start)
-        policy.agent.follow_at_once()
+        cast(DdpgAgent, policy.agent).follow_at_once()
     if only_decoder:
         decoder = networks.represent.get_submodule("decoder")
-        policy.agent.optimizer = torch.optim.Adam(decoder.parameters(), lr=agmc.critic_lr)
+        policy.agent.optimizer = torch.optim.Adam(decoder.parameters(), lr=policy.options.critic_lr)
     return policy
 
 
@@ -111,5 +109,5 @@ def add_transfer(start: Path | None = None) -> dict[str, AgmcPolicy]:
 
         return policy
 
-    policies.POLICIES.update({name: factory(name) for name in (DECODER, SCRATCH, RANDOM)})
+    policies.POLICIES.update({name: Row(factory(name), batches=True) for name in (DECODER, SCRATCH, RANDOM)})
     return made

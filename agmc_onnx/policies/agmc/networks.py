@@ -1,4 +1,4 @@
-"""Networks of the AGMC agent: graph encoder, decoder, actor and critic (AGMC paper, section 3)."""
+"""Networks of the AGMC agent: graph encoder, decoder, actor and critic (AGMC, arXiv:2011.12641v1, sec. 3.3 and 4)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _TypedNodes(nn.Module):
 
     GCNConv weighs edges by a number only; the operation an edge stands for would be lost otherwise. Edges are then
     used in both directions, so that a value sees its producers and its consumers. Our reading: the paper types the
-    edges (section 3.1), but gives no rule for them.
+    edges (AGMC, sec. 3.1), but gives no rule for them.
     """
 
     def __init__(self, n_edge_types: int, size: int) -> None:
@@ -39,7 +39,11 @@ class _TypedNodes(nn.Module):
 
 
 class GCNEncoder(nn.Module):
-    """Graph convolutions and a mean over the nodes (eq. 2 and 3), then a linear layer with ReLU, as in the published code."""
+    """Mean pool: graph convolutions, then the mean over the nodes; after it a linear layer with ReLU, as in the published code.
+
+    X^(l) = GCN_l(X^(l-1)) (AGMC, sec. 3.3.1, eq. 2; GCN: Kipf and Welling 2017, arXiv:1609.02907, eq. 2) and
+    g = 1/N sum_n x_n (AGMC, sec. 3.3.1, eq. 3).
+    """
 
     def __init__(
         self, n_features: int, n_edge_types: int, size: int = 30, n_layers: int = 2, *, edge_embedding_size: int = 8
@@ -68,14 +72,14 @@ class GCNEncoder(nn.Module):
         h, edges = self.types(x, edge_index, edge_type)
         edges, weight = gcn_norm(edges, num_nodes=x.shape[0], dtype=x.dtype)  # once for all layers
         for conv in self.convs:
-            h = conv(h, edges, weight).relu()
+            h = conv(h, edges, weight).relu()  # AGMC, sec. 3.3.1, eq. 2
         if batch is None:
             batch = torch.zeros(x.shape[0], dtype=torch.long)
-        return self.out(global_mean_pool(h, batch)).relu(), h
+        return self.out(global_mean_pool(h, batch)).relu(), h  # AGMC, sec. 3.3.1, eq. 3
 
 
 class DiffPoolEncoder(nn.Module):
-    """Differentiable pooling down to exactly one cluster (eq. 4 to 7; the published code stops at ten).
+    """Differentiable pooling down to exactly one cluster (AGMC, sec. 3.3.2; the published code stops at ten).
 
     Two poolings: to `n_clusters`, then to one, whose embedding is g. The adjacency is dense, hence the node limit.
     After a call, `auxiliary_loss` holds the sum of the link prediction and entropy losses of Ying et al. 2018
@@ -126,9 +130,11 @@ class DiffPoolEncoder(nn.Module):
             adjacency[0, inside[0], inside[1]] = 1.0
             h, auxiliary = typed[members][None], x.new_zeros(())
             for level, (embed, pool) in enumerate(zip(self.embed, self.pool, strict=True)):
-                z = embed(h, adjacency).relu()
+                z = embed(h, adjacency).relu()  # AGMC, sec. 3.3.2, eq. 4
                 if level == 0:
                     nodes = nodes.index_add(0, members, z[0])
+                # The softmax over clusters of AGMC, sec. 3.3.2, eq. 5 is taken inside; what comes back are
+                # X^(l+1) = M^T Z (AGMC, sec. 3.3.2, eq. 6) and A^(l+1) = M^T A M (AGMC, sec. 3.3.2, eq. 7).
                 h, adjacency, link, entropy = dense_diff_pool(z, adjacency, pool(h, adjacency))
                 auxiliary = auxiliary + link + entropy
             graphs.append(h[0, 0])
@@ -141,12 +147,11 @@ LstmState = tuple[Tensor, Tensor]
 
 
 class Decoder(nn.Module):
-    """LSTM that turns g into one state vector per group (eq. 8): s_t = LSTM(s_{t-1}, a_{t-1}).
+    """LSTM that turns g into one state vector per group: s_t = LSTM(s_{t-1}, a_{t-1}) (AGMC, sec. 3.3.3, eq. 8).
 
     s_t is the LSTM's output, so that the input s_{t-1} of eq. 8 is the recurrent input an LSTM has anyway and one
-    matrix serves both. g gives the initial state, and a_{-1} = 1 (nothing removed). Beside a_{t-1} the LSTM may see
-    the embedding of group t, the mean over its graph nodes: our addition, without which all groups look alike but for
-    their order.
+    matrix serves both. g gives the initial state, and a_{-1} = 1 (nothing removed). The paper's decoder sees nothing else, so
+    groups differ for it in their order only; with `context_size` it also sees something of group t (`policies.guide.informed`).
     """
 
     def __init__(self, size: int = 30, context_size: int = 0, carry_state: bool = True) -> None:
@@ -154,7 +159,7 @@ class Decoder(nn.Module):
 
         Args:
             size: d, of g and of the states.
-            context_size: Width of the groups' own embeddings; 0 for the paper's decoder.
+            context_size: Width of what is seen of each group; 0 for the paper's decoder.
             carry_state: False resets the LSTM's cell at every step, as the published code does.
         """
         super().__init__()
@@ -207,7 +212,7 @@ class Decoder(nn.Module):
 
 
 class Actor(nn.Module):
-    """mu(s): two hidden layers and a sigmoid (section 4); the action is the keep ratio."""
+    """mu(s): two hidden layers and a sigmoid (AGMC, sec. 4); the action is the keep ratio, 1 - a of the paper."""
 
     def __init__(self, size: int = 30, hidden_size: int = 300, first_action: float = 0.5) -> None:
         """Make the layers; `first_action` is where the untrained actor starts, in (0, 1)."""
@@ -229,38 +234,22 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q(s, a): two hidden layers (section 4); state and action enter together.
+    """Q(s, a): two hidden layers (AGMC, sec. 4); state and action enter together."""
 
-    Where the error of an action is known beforehand (`refit.curves`), it enters too, and is taken off the value with a
-    learned weight: the critic starts from that knowledge and learns what it leaves out. Ours.
-    """
-
-    def __init__(self, size: int = 30, hidden_size: int = 300, *, n_known: int = 0, known_weight: float = 0.0) -> None:
-        """Make the layers.
-
-        Args:
-            size: d, of the states.
-            hidden_size: Units of both hidden layers.
-            n_known: 1 if the errors of actions are known, else 0.
-            known_weight: What their weight starts from.
-        """
+    def __init__(self, size: int = 30, hidden_size: int = 300) -> None:
+        """Make the layers; `size` is the width of what enters beside the action."""
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(size + 1 + n_known, hidden_size),
+            nn.Linear(size + 1, hidden_size),
             nn.ReLU(),
             nn.Linear(hidden_size, hidden_size),
             nn.ReLU(),
             nn.Linear(hidden_size, 1),
         )
-        self.known_weight = nn.Parameter(torch.tensor(known_weight)) if n_known else None
         last = cast(nn.Linear, self.layers[-1])
         nn.init.uniform_(last.weight, -3e-3, 3e-3)
         nn.init.zeros_(last.bias)
 
-    def forward(self, states: Tensor, actions: Tensor, errors: Tensor | None = None) -> Tensor:
-        """Return values (...) of actions (...) in states (..., d); `errors` (...) where they are known."""
-        parts = [states, actions[..., None]]
-        if self.known_weight is None or errors is None:
-            return cast(Tensor, self.layers(torch.cat(parts, dim=-1))[..., 0])
-        parts.append(errors[..., None])
-        return cast(Tensor, self.layers(torch.cat(parts, dim=-1))[..., 0]) - self.known_weight * errors
+    def forward(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Return values (...) of actions (...) in states (..., d)."""
+        return cast(Tensor, self.layers(torch.cat([states, actions[..., None]], dim=-1))[..., 0])

@@ -1,4 +1,4 @@
-"""What an agent sees before each decision: states made by the graph encoder and decoder, or AMC's features."""
+"""What the agent sees before each decision: the graph as tensors, and states made of it by encoder and decoder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from agmc_onnx.arrays import FloatArray
-from agmc_onnx.options import AgmcOptions
 from agmc_onnx.policies.agmc.networks import Decoder, DiffPoolEncoder, GCNEncoder, LstmState
+from agmc_onnx.policies.agmc.options import GraphOptions
 from agmc_onnx.search.problem import Problem
 
 
@@ -63,54 +63,36 @@ class States(Protocol):
 
 
 class GraphStates(nn.Module):
-    """Encoder and decoder (AGMC paper, sections 3.2 and 3.3)."""
+    """Encoder and decoder: the hierarchical graph in, one state for every group out (AGMC, sec. 3.2 and 3.3)."""
 
-    def __init__(
-        self, graph: GraphTensors, n_groups: int, options: AgmcOptions, features: Tensor | None = None
-    ) -> None:
-        """Make the layers; `features` (n_groups, n_features) are static and reach the decoder as they are."""
+    def __init__(self, graph: GraphTensors, options: GraphOptions, context_size: int = 0) -> None:
+        """Make the layers; `context_size` is the width of what the decoder sees of each group beside [s_{t-1}, a_{t-1}]."""
         super().__init__()
         d = self.size = options.embedding_size
+        n_features, n_types, edge_size = graph.x.shape[1], graph.n_edge_types, options.edge_embedding_size
         self.encoder: nn.Module
         if options.encoder == "diffpool":
             self.encoder = DiffPoolEncoder(
-                graph.x.shape[1],
-                graph.n_edge_types,
+                n_features,
+                n_types,
                 d,
                 options.diffpool_clusters,
-                edge_embedding_size=options.edge_embedding_size,
+                edge_embedding_size=edge_size,
                 max_nodes=options.diffpool_max_nodes,
             )
         else:
-            self.encoder = GCNEncoder(
-                graph.x.shape[1],
-                graph.n_edge_types,
-                d,
-                options.n_encoder_layers,
-                edge_embedding_size=options.edge_embedding_size,
-            )
-        width = (d if options.group_embedding else 0) + options.identity_size
-        width += 0 if features is None else features.shape[1]
-        self.decoder = Decoder(d, width, options.carry_state)
-        self.identity = nn.Embedding(n_groups, options.identity_size) if options.identity_size else None
-        self.graph, self.features, self.n_groups = graph, features, n_groups
-        self.group_embedding = options.group_embedding
+            self.encoder = GCNEncoder(n_features, n_types, d, options.n_encoder_layers, edge_embedding_size=edge_size)
+        self.decoder = Decoder(d, context_size, options.carry_state)
+        self.graph = graph
 
     def embed(self) -> tuple[Tensor, Tensor | None]:
-        """Return g (1, d) and what the decoder sees of the groups (1, n_groups, width), or None."""
-        graph = self.graph
-        g, h = self.encoder(graph.x, graph.edge_index, graph.edge_type)
-        parts: list[Tensor] = []
-        if self.group_embedding:
-            members = torch.ones(len(graph.member_group), 1)
-            count = torch.zeros(self.n_groups, 1).index_add(0, graph.member_group, members)
-            total = torch.zeros(self.n_groups, h.shape[1]).index_add(0, graph.member_group, h[graph.member_node])
-            parts.append(total / count.clamp(min=1))
-        if self.identity is not None:
-            parts.append(self.identity.weight)
-        if self.features is not None:
-            parts.append(self.features)
-        return g, torch.cat(parts, dim=1)[None] if parts else None
+        """Return g (1, d) and what the decoder sees of the groups (1, n_groups, context_size), or None."""
+        g, h = self.encoder(self.graph.x, self.graph.edge_index, self.graph.edge_type)
+        return g, self.context(h)
+
+    def context(self, h: Tensor) -> Tensor | None:
+        """Return what the decoder sees of the groups, given the node embeddings (n_nodes, d); nothing in the paper."""
+        return None
 
     def states(self, actions: Tensor) -> Tensor:
         """Return the states (batch, n_groups, d) of whole episodes with these actions (batch, n_groups)."""
@@ -127,62 +109,15 @@ class _GraphWalk:
     """Episodes in progress, with the decoder's state."""
 
     def __init__(self, states: GraphStates, n: int) -> None:
-        g, self.context = states.embed()
+        g, self.seen = states.embed()
         self.decoder, self.n = states.decoder, n
         self.state: LstmState = self.decoder.initial(g.expand(n, -1))
 
     def step(self, t: int, action: Tensor) -> Tensor:
         """Return s_t."""
-        context = None if self.context is None else self.context[:, t].expand(self.n, -1)
+        context = None if self.seen is None else self.seen[:, t].expand(self.n, -1)
         s, self.state = self.decoder.step(self.state, action, context)
         return s
-
-
-class FeatureStates(nn.Module):
-    """AMC's 11 features (He et al. 2018, arXiv:1802.03494, eq. 1): t, n, c, h, w, stride, k, FLOPs[t], reduced, rest, a_{t-1}.
-
-    `reduced` is the share of the cost that earlier decisions removed, `rest` the share in later groups, both linear in the
-    keep ratios (the paper's layers are independent, ours are coupled: marginal costs at the uniform solution stand in).
-    Nothing is learned here.
-    """
-
-    def __init__(self, static: Tensor, weight: Tensor) -> None:
-        """Keep what does not change.
-
-        Args:
-            static: float32 (n_groups, 8) in 0..1, the first eight features; any other number of columns will do.
-            weight: float32 (n_groups,), cost per unit of keep ratio.
-        """
-        super().__init__()
-        self.size = static.shape[1] + 3
-        self.static, self.weight = static, weight / weight.sum()
-        self.rest = self.weight.sum() - self.weight.cumsum(0)
-
-    def states(self, actions: Tensor) -> Tensor:
-        """Return the states (batch, n_groups, 11) of whole episodes with these actions (batch, n_groups)."""
-        removed = self.weight * (1.0 - actions)
-        reduced = removed.cumsum(1) - removed
-        before = torch.cat([torch.ones_like(actions[:, :1]), actions[:, :-1]], dim=1)
-        dynamic = torch.stack([reduced, self.rest.expand_as(reduced), before], dim=2)
-        return torch.cat([self.static.expand(len(actions), -1, -1), dynamic], dim=2)
-
-    def walk(self, n: int) -> Walk:
-        """Begin n episodes."""
-        return _FeatureWalk(self, n)
-
-
-class _FeatureWalk:
-    """Episodes in progress, with their actions so far."""
-
-    def __init__(self, states: FeatureStates, n: int) -> None:
-        self.owner = states
-        self.actions = torch.ones(n, len(states.weight))
-
-    def step(self, t: int, action: Tensor) -> Tensor:
-        """Return s_t."""
-        if t:
-            self.actions[:, t - 1] = action[:, 0]
-        return self.owner.states(self.actions)[:, t]
 
 
 def standardised(x: FloatArray) -> FloatArray:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from agmc_onnx.options import GnnRlOptions
+from agmc_onnx.policies.gnn_rl.options import GnnRlOptions
 
 
 class ActorCritic(Protocol):
@@ -71,6 +71,7 @@ def update(
         options: clip, n_epochs, value_weight, imitation and max_gradient count here.
     """
     seen = torch.tensor([e.reward for e in [*episodes, *best]])
+    # Returns are the final rewards, normalised: GNN-RL, gnnrl/lib/RL/agent.py, Agent.update
     centre, spread = seen.mean(), seen.std(correction=0).clamp(min=1e-6)
     observations, actions, returns = _stack(episodes, float(centre), float(spread))
     old = torch.cat([e.log_prob for e in episodes])
@@ -79,11 +80,14 @@ def update(
         advantage = (advantage - advantage.mean()) / advantage.std(correction=0).clamp(min=1e-6)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for _ in range(options.n_epochs):
+        # L^CLIP = E[min(r A, clip(r, 1 - eps, 1 + eps) A)]: Schulman et al. 2017, arXiv:1707.06347, eq. 7
         ratio = (log_prob(agent.means(observations), sigma, actions) - old).clamp(-20.0, 20.0).exp()
         clipped = ratio.clamp(1 - options.clip, 1 + options.clip)
         loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
+        # L^CLIP+VF = L^CLIP - c_1 (V - V_target)^2: Schulman et al. 2017, arXiv:1707.06347, eq. 9, without its entropy
         loss = loss + options.value_weight * ((agent.values(observations) - returns) ** 2).mean()
         if best and options.imitation:
+            # (R - V)_+ |a - mu|^2: Oh et al. 2018, arXiv:1806.05635, eq. 2; ours
             good, done, gained = _stack(best, float(centre), float(spread))
             better = (gained - agent.values(good).detach()).clamp(min=0.0)
             distance = ((agent.means(good) - done) ** 2).mean(dim=1) / (2 * sigma**2)

@@ -16,10 +16,10 @@ from agmc_onnx.policies.guide.error_model import ErrorModel, Tables, normalised
 from agmc_onnx.policies.guide.linear_budget import linear_budget
 from agmc_onnx.policies.guide.prior import best_curves
 from agmc_onnx.search.budget import met
+from agmc_onnx.search.policy import SMALLEST
 from agmc_onnx.search.problem import Curves, Problem
 
 N_GRID = 33  # keep ratios at which an error curve is read
-SMALLEST = 0.01  # smallest keep ratio proposed
 FARTHEST, NEAREST = 0.3, 0.15  # how far a climb may move a keep ratio, in the first and in the last episode
 N_NEIGHBOURS, N_CENTRES = 96, 8  # plans tried beside the best episodes, and how many of those
 N_MOVED = 3  # groups in which a neighbour differs, on average

@@ -12,8 +12,6 @@ from agmc_onnx.arrays import IntArray
 from agmc_onnx.search.budget import met
 from agmc_onnx.search.problem import Problem
 
-CLAMP_FLOOR = 0.2  # lowest keep ratio that AMC's clamp counts on (its lbound)
-
 
 @dataclass(frozen=True)
 class LinearBudget:
@@ -39,19 +37,6 @@ class LinearBudget:
             factor = target / (weight * prune).sum(dim=-1, keepdim=True).clamp(min=1e-6)
             parts.append((1.0 - factor * prune).clamp(0.0, 1.0))
         return parts[0] if n == actions.shape[-1] else torch.cat(parts, dim=-1)
-
-    def clamp(self, before: list[Tensor], action: Tensor) -> Tensor:
-        """Return the next action (n, 1), at most what lets the later groups still meet the budget.
-
-        AMC (He et al. 2018, arXiv:1802.03494, algorithm 1): later groups are taken at the lowest ratio, `CLAMP_FLOOR`.
-        """
-        t = len(before)
-        target = (self.weight * (1.0 - self.keep_ratio)).sum()
-        earlier = torch.cat(before, dim=1) if before else action[:, :0]
-        removed = ((1.0 - earlier) * self.weight[:t]).sum(dim=1, keepdim=True)
-        later = self.weight[t + 1 :].sum() * (1.0 - CLAMP_FLOOR)
-        most = 1.0 - (target - removed - later) / self.weight[t]
-        return torch.minimum(action, most).clamp(CLAMP_FLOOR, 1.0)
 
 
 def linear_budget(problem: Problem, at: IntArray | None = None) -> LinearBudget:
