@@ -238,7 +238,7 @@ def test_the_one_in_the_project_fits_the_networks_of_today():
     environment = environment_of(
         analysis, Roles(analysis.file.proto, "digits", settings.data, settings.execution), settings
     )
-    target = target_of(settings, analysis.channels)
+    target = target_of(settings.budget, analysis.channels)
     problem = environment.problem(target.cost, target.budget)
     assert generalist.load(), "no generalist is there"
     assert Guide(problem, 10, torch.Generator().manual_seed(0)).is_taught
