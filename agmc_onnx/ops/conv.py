@@ -9,7 +9,7 @@ from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.passing import sizes_of
-from agmc_onnx.ops.table import MICROSOFT, Op, Product, op_of, table
+from agmc_onnx.ops.table import MICROSOFT, Op, Product, Vanishing, op_of, table
 from agmc_onnx.ops.zeros import from_weight, removed_are_zero
 from agmc_onnx.ties.ledger import Entries, Ledger, tie_or_freeze
 
@@ -221,7 +221,7 @@ def conv_edge(graph: Graph, node: Node) -> str:
 
 CONV = Op(
     "Conv", conv, contracts=True, out_dim=lambda node, rank: 0, refit=True, kernel=True, repair=conv_repair,
-    macs=conv_macs, keeps_zero=from_weight(1, 0), edge=conv_edge,
+    macs=conv_macs, keeps_zero=from_weight(1, 0), when_empty=Vanishing("product", ((2,),)), edge=conv_edge,
 )  # fmt: skip
 
 
@@ -234,7 +234,7 @@ OPS = table(
     CONV,
     Op(
         "ConvTranspose", conv_transpose, out_dim=lambda node, rank: 1, refit=True, kernel=True, repair=group_repair,
-        macs=conv_transpose_macs, keeps_zero=from_weight(1, 1), edge="conv-transpose",
+        macs=conv_transpose_macs, keeps_zero=from_weight(1, 1), when_empty=Vanishing("product", ((2,),)), edge="conv-transpose",
     ),
     Op("DeformConv", deformable, repair=conv_repair, macs=conv_macs),
     Op("FusedConv", fused_conv, MICROSOFT, repair=conv_repair, macs=conv_macs, begins_with=(CONV.op_type, 3)),

@@ -8,7 +8,7 @@ from typing import Any
 from agmc_onnx.graph.registry import Attributes, Dims
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.passing import sizes_of
-from agmc_onnx.ops.table import MICROSOFT, Op, Product, table
+from agmc_onnx.ops.table import MICROSOFT, Op, Product, Vanishing, table
 from agmc_onnx.ops.zeros import Removed
 from agmc_onnx.ties.ledger import Axis, Ledger, tie_or_freeze
 
@@ -198,13 +198,15 @@ def matmul_shape(dims: Sequence[Any], attributes: Attributes) -> list[Dims | Non
 OPS = table(
     Op(
         "Gemm", gemm, contracts=True, out_dim=_gemm_columns, refit=True, macs=product_macs, keeps_zero=gemm_zero,
-        edge="matmul",
+        when_empty=Vanishing("product", ((2,),)), edge="matmul",
     ),
     Op(
         "MatMul", matmul, contracts=True, out_dim=lambda node, rank: rank - 1, refit=True, macs=product_macs,
-        keeps_zero=matmul_zero, edge="matmul",
+        keeps_zero=matmul_zero, when_empty=Vanishing("product"), edge="matmul",
     ),
-    Op("Einsum", einsum, macs=einsum_macs, edge="matmul"),
+    Op("Einsum", einsum, macs=einsum_macs, when_empty=Vanishing("product"), edge="matmul"),
     Op("FusedGemm", gemm, MICROSOFT, macs=product_macs, begins_with=("Gemm", 3)),
-    Op("FusedMatMul", fused_matmul, MICROSOFT, macs=product_macs, shape=matmul_shape),
+    Op(
+        "FusedMatMul", fused_matmul, MICROSOFT, macs=product_macs, shape=matmul_shape, when_empty=Vanishing("product"),
+    ),
 )  # fmt: skip

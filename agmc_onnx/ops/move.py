@@ -13,7 +13,7 @@ from agmc_onnx.graph.registry import Attributes
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.passing import carry, pick_rows
-from agmc_onnx.ops.table import Op, table
+from agmc_onnx.ops.table import Op, Vanishing, table
 from agmc_onnx.ops.zeros import Removed, where_all_are, where_first_is
 from agmc_onnx.ties.ledger import Ledger
 
@@ -365,6 +365,12 @@ def _slice_inputs(editor: Editor, node: Node) -> list[np.ndarray | None]:
     return [editor.graph.value(name) if name else None for name in names]
 
 
+def pad_empty(node: Node) -> Vanishing | None:
+    """Pad: zero where its input is, if zeros are what it puts there."""
+    is_zero = (len(node.inputs) < 3 or not node.inputs[2]) and not node.attribute("value", 0.0)
+    return Vanishing("keep") if is_zero else None
+
+
 def concat_zero(asked: Removed) -> bool:
     """Concat: 0 where all its inputs are; along the joined dim where those are that can be cut."""
     ledger, node, dim = asked.ledger, asked.node, asked.dim
@@ -397,21 +403,26 @@ OPS = table(
         evaluate=lambda inputs, attributes: np.transpose(inputs[0], attributes.get("perm")),
     ),
     Op(
-        "Concat", concat, computes_sizes=True, keeps_zero=concat_zero, edge="concat",
+        "Concat", concat, computes_sizes=True, keeps_zero=concat_zero, when_empty=Vanishing("join"), edge="concat",
         evaluate=lambda inputs, attributes: np.concatenate(inputs, axis=attributes["axis"]),
     ),
-    Op("Split", split, repair=split_repair, shape_inputs=(1,), computes_sizes=True, edge="split"),
+    Op(
+        "Split", split, repair=split_repair, shape_inputs=(1,), computes_sizes=True, when_empty=Vanishing("split"), edge="split",
+    ),
     Op("SplitToSequence", edge="split"),
     Op(
-        "Slice", slice_, repair=slice_repair, shape_inputs=(1, 2, 3, 4), computes_sizes=True, evaluate=_slice, edge="split",
+        "Slice", slice_, repair=slice_repair, shape_inputs=(1, 2, 3, 4), computes_sizes=True, evaluate=_slice,
+        keeps_zero=where_first_is, edge="split",
     ),
-    Op("Gather", gather, repair=gather_repair, computes_sizes=True, evaluate=_gather, edge="split"),
+    Op(
+        "Gather", gather, repair=gather_repair, computes_sizes=True, evaluate=_gather, keeps_zero=where_first_is, edge="split",
+    ),
     Op("GatherND", gather_nd, keeps_zero=where_first_is, edge="split"),
     Op("ScatterND", computes_sizes=True),
-    Op("Pad", pad, repair=pad_repair, shape_inputs=(1,), edge="pad"),
+    Op("Pad", pad, repair=pad_repair, shape_inputs=(1,), when_empty=pad_empty, edge="pad"),
     Op("Tile", tile, shape_inputs=(1,), keeps_zero=where_first_is, edge="reshape"),
-    Op("Resize", resize, repair=resize_repair, shape_inputs=(2, 3), edge="resize"),
-    Op("Upsample", resize, shape_inputs=(1,), edge="resize"),
-    Op("DepthToSpace", depth_to_space, edge="reshape"),
-    Op("SpaceToDepth", space_to_depth, edge="reshape"),
+    Op("Resize", resize, repair=resize_repair, shape_inputs=(2, 3), keeps_zero=where_first_is, edge="resize"),
+    Op("Upsample", resize, shape_inputs=(1,), keeps_zero=where_first_is, edge="resize"),
+    Op("DepthToSpace", depth_to_space, keeps_zero=where_first_is, edge="reshape"),
+    Op("SpaceToDepth", space_to_depth, keeps_zero=where_first_is, edge="reshape"),
 )  # fmt: skip

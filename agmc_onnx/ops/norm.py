@@ -8,7 +8,7 @@ from typing import Any
 from agmc_onnx.graph.registry import Attributes, Dims, same_as_first
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.passing import broadcast, normalise, pass_through
-from agmc_onnx.ops.table import MICROSOFT, Op, Statistics, op_of, table
+from agmc_onnx.ops.table import MICROSOFT, Op, Statistics, Vanishing, op_of, table
 from agmc_onnx.ops.zeros import from_weight
 from agmc_onnx.ties.ledger import Ledger, tie_or_freeze
 
@@ -176,22 +176,31 @@ def is_stored(node: Node) -> bool:
     )
 
 
+def batch_norm_empty(node: Node) -> Vanishing | None:
+    """BatchNormalization: zero where its bias is neutral, and its scale or its mean; not where it trains."""
+    return None if node.attribute("training_mode", 0) else Vanishing("keep", ((2,), (3, 1)))
+
+
+_BIASED = Vanishing("keep", ((2,),))
 _OF_LAST_DIM = Statistics(_last_dim, outputs=(0,))
 _OF_SUM = Statistics(_last_dim, outputs=(0, 3))
 _OF_GROUPS = Statistics(lambda graph, node: {1}, masked="write out", always=True)
 OPS = table(
     Op(
-        "BatchNormalization", batch_norm, keeps_zero=from_weight(1, 0), edge="batchnorm",
+        "BatchNormalization", batch_norm, keeps_zero=from_weight(1, 0), when_empty=batch_norm_empty, edge="batchnorm",
         statistics=Statistics(_rows, outputs=(0,), follow=False),
     ),
     Op(
-        "InstanceNormalization", instance_norm, keeps_zero=from_weight(1, 0), edge="norm", shape=same_as_first,
-        statistics=Statistics(_rows, masked="write out", always=True),
+        "InstanceNormalization", instance_norm, keeps_zero=from_weight(1, 0), when_empty=_BIASED, edge="norm",
+        shape=same_as_first, statistics=Statistics(_rows, masked="write out", always=True),
     ),
-    Op("GroupNormalization", group_norm, edge="norm", shape=same_as_first, statistics=_OF_GROUPS),
-    Op("LayerNormalization", layer_norm, edge="norm", shape=same_as_first, statistics=_OF_LAST_DIM),
-    Op("RMSNormalization", layer_norm, edge="norm", statistics=_OF_LAST_DIM),
-    Op("SimplifiedLayerNormalization", layer_norm, edge="norm", shape=same_as_first, statistics=_OF_LAST_DIM),
+    Op("GroupNormalization", group_norm, when_empty=_BIASED, edge="norm", shape=same_as_first, statistics=_OF_GROUPS),
+    Op("LayerNormalization", layer_norm, when_empty=_BIASED, edge="norm", shape=same_as_first, statistics=_OF_LAST_DIM),
+    Op("RMSNormalization", layer_norm, when_empty=Vanishing("keep"), edge="norm", statistics=_OF_LAST_DIM),
+    Op(
+        "SimplifiedLayerNormalization", layer_norm, when_empty=Vanishing("keep"), edge="norm", shape=same_as_first,
+        statistics=_OF_LAST_DIM,
+    ),
     Op("LpNormalization", scaled, edge="norm", statistics=_OF_LAST_DIM),
     Op("MeanVarianceNormalization", scaled, edge="norm"),
     Op("LRN", local_norm, edge="norm"),

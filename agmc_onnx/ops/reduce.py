@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.elementwise import elementwise
 from agmc_onnx.ops.passing import carry, pass_through
@@ -88,30 +90,28 @@ def regions(ledger: Ledger, node: Node) -> None:
     pass_through(ledger, node, {1})
 
 
-def _reductions(names: str, sums: bool) -> list[Op]:
-    statistics = Statistics(reduced_dims, masked="weigh" if sums else "")
-    return [Op(name, reduce, statistics=statistics, edge="reduce") for name in names.split()]
+def _reductions(names: str, masked: str = "", **facts: Any) -> list[Op]:
+    return [
+        Op(n, reduce, statistics=Statistics(reduced_dims, masked=masked), edge="reduce", **facts) for n in names.split()
+    ]
 
 
-_SUM = Statistics(reduced_dims, masked="weigh")
 OPS = table(
-    Op("ReduceMean", reduce, keeps_zero=where_first_is, statistics=_SUM, edge="reduce"),
-    Op("ReduceSum", reduce, keeps_zero=where_first_is, statistics=_SUM, edge="reduce"),
-    Op("ReduceMax", reduce, keeps_zero=where_first_is, statistics=Statistics(reduced_dims), edge="reduce"),
-    *_reductions("ReduceL1 ReduceL2 ReduceSumSquare", sums=True),
-    *_reductions("ReduceLogSum ReduceLogSumExp ReduceMin ReduceProd", sums=False),
+    *_reductions("ReduceL1 ReduceL2 ReduceMean ReduceSum ReduceSumSquare", masked="weigh", keeps_zero=where_first_is),
+    *_reductions("ReduceMax ReduceMin", keeps_zero=where_first_is),
+    *_reductions("ReduceLogSum ReduceLogSumExp ReduceProd"),
     Op("ArgMax", arg_reduce, edge="reduce"),
     Op("ArgMin", arg_reduce, edge="reduce"),
     Op("TopK", top, edge="reduce"),
     Op("CumProd", running),
     Op("CumSum", running),
-    Op("Trilu", triangle),
+    Op("Trilu", triangle, keeps_zero=where_first_is),
     Op("MaxPool", pool, keeps_zero=where_first_is, edge="max-pool"),
     Op("AveragePool", pool, keeps_zero=where_first_is, edge="average-pool"),
-    Op("LpPool", pool, edge="average-pool"),
+    Op("LpPool", pool, keeps_zero=where_first_is, edge="average-pool"),
     Op("GlobalAveragePool", pool, keeps_zero=where_first_is, edge="global-pool"),
     Op("GlobalMaxPool", pool, keeps_zero=where_first_is, edge="global-pool"),
-    Op("GlobalLpPool", pool, edge="global-pool"),
+    Op("GlobalLpPool", pool, keeps_zero=where_first_is, edge="global-pool"),
     Op("GridSample", pool),
     Op("MaxRoiPool", regions),
     Op("RoiAlign", regions),

@@ -18,7 +18,7 @@ from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import FLOATS, Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.passing import carry
-from agmc_onnx.ops.table import Op, op_of, table
+from agmc_onnx.ops.table import Op, Vanishing, op_of, table
 from agmc_onnx.ops.zeros import where_first_is
 from agmc_onnx.ties.ledger import Ledger
 
@@ -209,8 +209,8 @@ def _range(inputs: list[Any], _: Attributes) -> np.ndarray:
 
 
 OPS = table(
-    Op("Shape", shape_of),
-    Op("Size", shape_of),
+    Op("Shape", shape_of, when_empty=Vanishing("size")),
+    Op("Size", shape_of, when_empty=Vanishing("size")),
     Op("Constant", evaluate=_constant),
     Op("Range", shape_inputs=(0, 1, 2), evaluate=_range),
     Op(

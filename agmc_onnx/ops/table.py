@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import onnx
 
@@ -49,6 +49,20 @@ class Statistics:
     always: bool = False
 
 
+class Vanishing(NamedTuple):
+    """What a node gives where some of its operands are gone: zero everywhere, or without any entries.
+
+    Attributes:
+        kind: "product" (zero where a factor is zero or has no entries), "sum" (of the operands that are left), "difference",
+            "scale" (zero where any operand is zero), "quotient", "keep" (zero where the first operand is), "join" (of the
+            operands that have entries), "split" (of the outputs that have entries), or "size" (which is no dependence).
+        zeroed: Positions of constants that must be neutral for the result to be zero, one of each tuple.
+    """
+
+    kind: str
+    zeroed: tuple[tuple[int, ...], ...] = ()
+
+
 @dataclass(frozen=True)
 class Op:
     """What is known of one op.
@@ -71,6 +85,9 @@ class Op:
         computes_sizes: Whether numbers read from a shape may pass through it on their way to a shape input.
         evaluate: Returns its output for constant inputs, None where onnx's reference shall say it.
         keeps_zero: Whether its output is 0 where entries were removed; see `agmc_onnx.ops.zeros`.
+        when_empty: What it makes of operands that are gone, or a function that tells; None is what the generic rules of
+            `keeps_zero` say, and else not sure.
+        idempotent: Whether it changes nothing behind itself.
         statistics: What it takes over whole dims.
         edge: Type of its edge in the papers' graph, a row of `agmc_onnx.motifs.level1.EDGE_TYPES`; None is "unknown".
     """
@@ -92,6 +109,8 @@ class Op:
     computes_sizes: bool = False
     evaluate: Evaluate | None = None
     keeps_zero: Callable[[Removed], bool] | None = None
+    when_empty: Vanishing | Callable[[Node], Vanishing | None] | None = None
+    idempotent: bool = False
     statistics: Statistics | None = None
     edge: str | Callable[[Graph, Node], str] | None = None
 
