@@ -1,30 +1,99 @@
-"""Graph surgery by onnx-graphsurgeon that loses nothing of the model around it.
+"""The one editor of models: nodes that come, go or read something else, and new numbers in constants.
 
-onnx-graphsurgeon imports the graph, the caller edits it, and what the edit touched is written back. All else is taken
-from the original protobuf, so that metadata, doc strings, annotations, overridable inputs, attribute types that
-graphsurgeon does not know and data in other files survive.
+Structure is edited by onnx-graphsurgeon: it imports the graph, the edit changes that, and what the edit touched is written
+back. All else is taken from the original protobuf, so that metadata, doc strings, annotations, overridable inputs,
+attribute types that graphsurgeon does not know and data in other files survive. `rewire` takes any edit; `edited` takes
+named changes and arrays, and `Skeletons` remembers what a set of changes makes of one model, for those who put other
+arrays into it again and again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from agmc_onnx.errors import ModelError
-from agmc_onnx.graph.kept import Kept, KeptSparse, append_tensor, same_values, tensor_proto
-from agmc_onnx.graph.protobuf import copy_fields, import_domains, is_shown, ordered, retyped, unmade, used_names
-from agmc_onnx.graph.signatures import sign, sign_node, sign_tensor
-from agmc_onnx.graph.view import captured_names
+from agmc_onnx.graph._book import Book
+from agmc_onnx.graph.protobuf import copy_fields, import_domains, unmade, used_names, without_initializers
 
-_A = onnx.AttributeProto
 _SILENCE = G_LOGGER.CRITICAL + 1
 LAST_IR_WITH_INPUTS = 3  # up to this IR version every initializer has to be listed as a graph input too
+_SKELETONS, _SKELETON_BYTES = 64, 64_000_000  # that are remembered of one model
+Numbers = np.ndarray | onnx.TensorProto | onnx.SparseTensorProto
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A node that comes, right before the first that reads it if nothing else is said.
+
+    Attributes:
+        op_type, inputs, outputs: As in ONNX. An input that nothing makes is a new initializer.
+        attributes: (name, value) pairs, hashable.
+        domain, name: As in ONNX.
+        place: A value: the node comes in place of the one that makes it, whose documentation stays. The first output, if
+            nothing else is said and a node makes that.
+        behind: A value: the node comes right behind the one that makes it.
+    """
+
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: tuple[tuple[str, Any], ...] = ()
+    domain: str = ""
+    name: str = ""
+    place: str = ""
+    behind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The node that makes a value goes; where the value is still read, it is a new initializer."""
+
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """The node that makes a value, `output`, reads another value at a position; a new initializer where nothing makes it."""
+
+    output: str
+    position: int
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The node that makes a value, `output`, makes it under another name."""
+
+    output: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Every node that reads `value` reads `instead`; a graph output stays what it is."""
+
+    value: str
+    instead: str
+
+
+@dataclass(frozen=True, slots=True)
+class Undeclared:
+    """The declared type of a value no longer holds."""
+
+    value: str
+
+
+Change = Made | Gone | Input | Output | Alias | Undeclared  # they name nodes by what these make before the edit
 
 
 def rewire(model: onnx.ModelProto, edit: Callable[[gs.Graph], None]) -> onnx.ModelProto:
@@ -45,7 +114,7 @@ def rewire(model: onnx.ModelProto, edit: Callable[[gs.Graph], None]) -> onnx.Mod
         ModelError: If the edit makes a cycle, gives two constants of one graph the same name, leaves a value in use that
             nothing makes, or asks for numbers that lie in another file and were not loaded.
     """
-    book = _Book(model.ir_version <= LAST_IR_WITH_INPUTS)
+    book = Book(model.ir_version <= LAST_IR_WITH_INPUTS)
     skeleton = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     skeleton.producer_name, skeleton.producer_version = model.producer_name, model.producer_version
     book.strip_graph(model.graph, skeleton.graph)
@@ -67,301 +136,299 @@ def rewire(model: onnx.ModelProto, edit: Callable[[gs.Graph], None]) -> onnx.Mod
     return result
 
 
-_Scopes = tuple[tuple[set[str], int], ...]  # initializer names and identity of a graph, then of those around it
+def edited(
+    model: onnx.ModelProto, changes: Iterable[Change], arrays: Mapping[str, Numbers] | None = None
+) -> onnx.ModelProto:
+    """Return the model with changes of its main graph, and numbers for its constants.
+
+    As with `rewire`, what only the changed nodes needed is dropped, all else stays, and the nodes are put in order.
+
+    Args:
+        model: Any model; not changed.
+        changes: Applied together: the values they name are those of `model`.
+        arrays: By the name of an initializer or a Constant node's output. A numpy array of any type is written in the
+            type, and has to have the shape, that the constant has; a protobuf takes its place as it is. New initializers
+            are added in this order. Names that the model lacks are passed over.
+
+    Raises:
+        ModelError: As `rewire`; if an array has another shape than its constant, or a new initializer has no array.
+    """
+    skeleton = Skeleton(model, tuple(changes))
+    arrays = arrays or {}
+    result = skeleton.model
+    originals = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name in skeleton.initializers:
+        _add(result.graph, name, originals[name], arrays.get(name))
+    for old in [one for one in skeleton.model.graph.sparse_initializer if one.values.name in arrays]:
+        _add(result.graph, old.values.name, None, arrays[old.values.name])
+        result.graph.sparse_initializer.remove(old)
+    for node in result.graph.node:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and node.output[0] in arrays:
+            _put_into(node, arrays[node.output[0]])
+    skeleton.add_new(result, arrays)
+    sparse = {name for name, numbers in arrays.items() if isinstance(numbers, onnx.SparseTensorProto)}
+    for value in [value for value in result.graph.input if value.name in sparse]:  # cannot be listed there
+        result.graph.input.remove(value)
+    return result
 
 
-@dataclass
-class _Book:
-    """What was what before the edit: every imported object with its protobuf and a signature to notice changes by.
+def with_arrays(model: onnx.ModelProto, arrays: Mapping[str, Numbers]) -> onnx.ModelProto:
+    """Return the model with other numbers in some of its constants; see `edited`."""
+    return edited(model, (), arrays)
 
-    Objects are known by identity and kept alive here, so that no identity is used twice.
+
+class Skeleton:
+    """A model after structural changes, without initializers: what an edit leaves for arrays to be put into.
+
+    Attributes:
+        model: Without initializers; to be copied before it is filled, unless it is filled only once.
+        initializers: Names of the original's initializers that stay, in order.
+        new: Names of those that come.
+        nodes: Position of each node, by the name that its first output had before the edit.
+        infos, inputs: Positions of the value infos and graph inputs, by name.
     """
 
-    lists_initializers: bool  # whether all initializers have to be graph inputs, so that none is overridable
-    tensors: list[onnx.TensorProto | onnx.SparseTensorProto] = field(default_factory=list)
-    graphs: dict[int, tuple[gs.Graph, onnx.GraphProto]] = field(default_factory=dict)
-    nodes: dict[int, tuple[gs.Node, onnx.NodeProto, Any, dict[str, Any]]] = field(default_factory=dict)
-    values: dict[int, tuple[gs.Tensor, Any, Any]] = field(default_factory=dict)  # (tensor, signature, kept values)
-    owners: dict[int, int] = field(default_factory=dict)  # tensor -> graph it belongs to
-    idle: dict[int, list[gs.Tensor]] = field(default_factory=dict)  # graph -> outputs nobody used to begin with
+    def __init__(self, model: onnx.ModelProto, changes: tuple[Change, ...] = ()) -> None:
+        self.model = without_initializers(model)
+        old = [tensor.name for tensor in model.graph.initializer]
+        self.initializers, self.new = tuple(old), frozenset[str]()
+        if changes:
+            names = _read_constants(self.model, old, changes)
+            if names is None:
+                self.model, names = _restructured(self.model, model.graph.initializer, changes)
+            self.initializers, self.new = tuple(name for name in old if name in names), frozenset(names.difference(old))
+        graph = self.model.graph
+        self.nodes = {node.output[0]: i for i, node in enumerate(graph.node) if node.output}
+        renamed = [change for change in changes if isinstance(change, Output) and change.value in self.nodes]
+        self.nodes.update({change.output: self.nodes[change.value] for change in renamed})
+        self.infos = {value.name: i for i, value in enumerate(graph.value_info)}
+        self.inputs = {value.name: i for i, value in enumerate(graph.input)}
 
-    # -- before the edit
+    def copy(self) -> onnx.ModelProto:
+        """Return a copy of the model, to be filled."""
+        made = onnx.ModelProto()
+        made.CopyFrom(self.model)
+        return made
 
-    def strip_graph(self, graph: onnx.GraphProto, into: onnx.GraphProto) -> None:
-        """Copy a graph with a stub in place of every tensor: graphsurgeon has nothing to load, to change or to lose.
+    def add_new(self, model: onnx.ModelProto, arrays: Mapping[str, Numbers]) -> None:
+        """Add the initializers that come to a copy, in the order of the arrays.
 
-        A stub's doc string is the position of its original in `tensors`.
+        Raises:
+            ModelError: If one has no array.
         """
-        into.name, into.doc_string = graph.name, graph.doc_string
-        for tensor in graph.initializer:
-            self._strip_tensor(tensor, into.initializer.add())
-        for sparse in graph.sparse_initializer:
-            stub = into.sparse_initializer.add(dims=sparse.dims)
-            self._strip_tensor(sparse, stub.values)
-        for field_name in ("input", "output", "value_info"):
-            for value in getattr(graph, field_name):
-                shown = getattr(into, field_name).add(name=value.name)
-                if value.type.HasField("tensor_type") or value.type.sequence_type.elem_type.HasField("tensor_type"):
-                    shown.type.CopyFrom(value.type)
-        for node in graph.node:
-            self._strip_node(node, into.node.add())
+        if missing := sorted(self.new.difference(arrays)):
+            raise ModelError(
+                f"graph {model.graph.name}: nothing makes {', '.join(missing)} any more; expected numbers for it. "
+                "Undo that part of the edit."
+            )
+        for name in filter(self.new.__contains__, arrays):
+            _add(model.graph, name, None, arrays[name])
+            if model.ir_version <= LAST_IR_WITH_INPUTS:
+                tensor = model.graph.initializer[-1]
+                model.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
 
-    def _strip_tensor(self, tensor: onnx.TensorProto | onnx.SparseTensorProto, stub: onnx.TensorProto) -> None:
-        is_sparse = isinstance(tensor, onnx.SparseTensorProto)
-        stub.name = tensor.values.name if is_sparse else tensor.name
-        stub.dims.extend(tensor.dims)
-        stub.data_type = onnx.TensorProto.FLOAT  # never looked at, and known to every graphsurgeon
-        stub.doc_string = str(len(self.tensors))
-        self.tensors.append(tensor)
 
-    def _strip_node(self, node: onnx.NodeProto, into: onnx.NodeProto) -> None:
-        if not any(a.type in (_A.TENSOR, _A.GRAPH) or not is_shown(a) for a in node.attribute):
-            into.CopyFrom(node)
-            return
-        copy_fields(node, into, but={"attribute"})
-        for attribute in filter(is_shown, node.attribute):
-            shown = into.attribute.add(name=attribute.name, type=attribute.type)
-            if attribute.type == _A.TENSOR:
-                self._strip_tensor(attribute.t, shown.t)
-            elif attribute.type == _A.GRAPH:
-                self.strip_graph(attribute.g, shown.g)
-            else:
-                shown.CopyFrom(attribute)
+class Skeletons:
+    """What each set of changes makes of one model; the last ones used are remembered."""
 
-    def register(self, graph: gs.Graph, proto: onnx.GraphProto, outer: _Scopes) -> None:
-        """Note every object of a freshly imported graph, and give its constants their original values."""
-        self.graphs[id(graph)] = (graph, proto)
-        own = {tensor.name for tensor in proto.initializer} | {s.values.name for s in proto.sparse_initializer}
-        scopes = ((own, id(graph)), *outer)
-        for tensor in (*graph.inputs, *graph.outputs):
-            self._register_tensor(tensor, scopes)
-        for node, node_proto in zip(graph.nodes, proto.node, strict=True):
-            for tensor in (*node.inputs, *node.outputs):
-                self._register_tensor(tensor, scopes)
-            protos = {attribute.name: attribute for attribute in node_proto.attribute}
-            for name, value in node.attrs.items():
-                if isinstance(value, gs.Constant):
-                    self._restore(value)
-                elif isinstance(value, gs.Graph):
-                    self.register(value, protos[name].g, scopes)
-            attributes = {name: sign(value) for name, value in node.attrs.items()}
-            self.nodes[id(node)] = (node, node_proto, sign_node(node), attributes)
-        outputs = {tensor.name for tensor in graph.outputs}
-        hidden = {name for node in proto.node if any(a.graphs for a in node.attribute) for name in captured_names(node)}
-        self.idle[id(graph)] = [
-            tensor
-            for node in graph.nodes
-            for tensor in node.outputs
-            if tensor.name in hidden or not any(other.outputs or other.name in outputs for other in node.outputs)
-        ]
-
-    def _register_tensor(self, tensor: gs.Tensor, scopes: _Scopes) -> None:
-        if id(tensor) in self.values or tensor.is_empty():
-            return
-        kept = self._restore(tensor) if isinstance(tensor, gs.Constant) else None
-        # a captured value was registered when its producer was met, so a new one belongs to the innermost graph
-        self.owners[id(tensor)] = next((key for own, key in scopes if tensor.name in own), scopes[0][1])
-        self.values[id(tensor)] = (tensor, sign_tensor(tensor), kept)
-
-    def _restore(self, constant: gs.Constant) -> Kept | KeptSparse:
-        stub = constant._values.tensor
-        key = stub.values.doc_string if isinstance(stub, onnx.SparseTensorProto) else stub.doc_string
-        original = self.tensors[int(key)]
-        kept = KeptSparse(original) if isinstance(original, onnx.SparseTensorProto) else Kept(original)
-        constant._values = kept
-        return kept
-
-    # -- after the edit
-
-    def clean(self, graph: gs.Graph) -> None:
-        """Drop nodes that no longer lead to an output, but not those that never did."""
-        for inner in graph.subgraphs():
-            self.clean(inner)
-        outputs = list(graph.outputs)
-        present = {id(node) for node in graph.nodes}
-        graph.outputs.extend(
-            tensor for tensor in self.idle.get(id(graph), ()) if any(id(node) in present for node in tensor.inputs)
-        )
-        graph.cleanup(recurse_subgraphs=False, recurse_functions=False)
-        graph.outputs = outputs
-
-    def write_graph(self, graph: gs.Graph, into: onnx.GraphProto, outer: frozenset[int]) -> None:
-        """Write a graph into an empty protobuf.
+    def __init__(self, model: onnx.ModelProto) -> None:
+        """Start.
 
         Args:
-            graph: The graph after the edit.
-            into: Filled.
-            outer: Identities of the constants that the graphs around it have as initializers.
+            model: Not to be changed as long as this is used.
         """
-        original = self.graphs[id(graph)][1] if id(graph) in self.graphs else onnx.GraphProto()
-        copy_fields(
-            original, into, but={"node", "initializer", "sparse_initializer", "input", "output", "value_info",
-                                 "quantization_annotation"}
-        )  # fmt: skip
-        if graph.name != original.name:
-            into.name = graph.name
-        if (graph.doc_string or "") != original.doc_string:
-            into.doc_string = graph.doc_string
-        constants = self._constants(graph, outer)
-        inner = outer | {id(constant) for constant in constants.values()}
-        into.node.extend(ordered([self._node_proto(node, inner) for node in graph.nodes], graph.name))
-        self._write_initializers(constants, original, into)
-        self._write_values(graph, original, into)
+        self._model = model
+        self._known: OrderedDict[tuple[Change, ...], Skeleton] = OrderedDict()
+        n_bytes = without_initializers(model).ByteSize()
+        self._limit = max(1, min(_SKELETONS, _SKELETON_BYTES // max(n_bytes, 1)))
 
-    def _constants(self, graph: gs.Graph, outer: frozenset[int]) -> dict[str, gs.Constant]:
-        """Return the constants that are initializers of this very graph, by name."""
-        found: dict[str, gs.Constant] = {}
-
-        def add(tensor: gs.Tensor) -> None:
-            if isinstance(tensor, gs.Constant) and id(tensor) not in outer:
-                known = found.setdefault(tensor.name, tensor)
-                if known is not tensor and not same_values(known._values, tensor._values):
-                    raise ModelError(
-                        f"graph {graph.name}: two constants are called {tensor.name}; expected one. Rename one of them."
-                    )
-
-        for tensor in graph.outputs:
-            add(tensor)
-        for node in graph.nodes:
-            for tensor in node.inputs:
-                add(tensor)
-        for inner in graph.subgraphs(recursive=True):
-            for tensor in (*inner.outputs, *(tensor for node in inner.nodes for tensor in node.inputs)):
-                if self.owners.get(id(tensor)) == id(graph):
-                    add(tensor)
+    def of(self, changes: Sequence[Change] = ()) -> Skeleton:
+        """Return the model after these changes; not to be changed."""
+        key = tuple(changes)
+        found = self._known.pop(key, None) or Skeleton(self._model, key)
+        self._known[key] = found
+        if len(self._known) > self._limit:
+            self._known.popitem(last=False)
         return found
 
-    def _write_initializers(
-        self, constants: dict[str, gs.Constant], original: onnx.GraphProto, into: onnx.GraphProto
-    ) -> None:
-        protected = set() if self.lists_initializers else {value.name for value in original.input}
-        for annotation in original.quantization_annotation:
-            protected.update(entry.value for entry in annotation.quant_parameter_tensor_names)
-        used = set(used_names(original))
-        produced = {name for node in into.node for name in node.output}
-        pending = dict(constants)
-        for tensor in (*original.initializer, *original.sparse_initializer):
-            name = tensor.values.name if isinstance(tensor, onnx.SparseTensorProto) else tensor.name
-            if name in pending:
-                self._write_constant(pending.pop(name), into, tensor)
-            elif (name in protected or name not in used) and name not in produced:
-                append_tensor(into, tensor)
-        for constant in pending.values():
-            base = self.values[id(constant)][2].original if self._was_constant(constant) else None
-            self._write_constant(constant, into, base)
 
-    def _was_constant(self, tensor: gs.Tensor) -> bool:
-        return id(tensor) in self.values and self.values[id(tensor)][2] is not None
+def _restructured(
+    slim: onnx.ModelProto, initializers: Iterable[onnx.TensorProto], changes: Sequence[Change]
+) -> tuple[onnx.ModelProto, set[str]]:
+    """Return a model without initializers after changes, and the names of the initializers that it has then."""
+    for tensor in initializers:
+        slim.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+    old = {tensor.name for tensor in initializers}
+    slim = rewire(slim, lambda graph: _apply(graph, changes))
+    names = {tensor.name for tensor in slim.graph.initializer}
+    del slim.graph.initializer[:]
+    for i in reversed(range(len(slim.graph.input))):
+        if slim.graph.input[i].name in names - old:  # an old model lists them; their sizes are not known yet
+            del slim.graph.input[i]
+    return slim, names
 
-    def _write_constant(
-        self, constant: gs.Constant, into: onnx.GraphProto, base: onnx.TensorProto | onnx.SparseTensorProto | None
-    ) -> None:
-        values = constant._values
-        if isinstance(values, KeptSparse):
-            append_tensor(into, values.original)
-            into.sparse_initializer[-1].values.name = constant.name
-        else:
-            into.initializer.append(tensor_proto(constant.name, values, base))
 
-    def _write_values(self, graph: gs.Graph, original: onnx.GraphProto, into: onnx.GraphProto) -> None:
-        """Write inputs, outputs, value infos and quantization annotations."""
-        constants = {tensor.name for tensor in original.initializer}
-        constants.update(sparse.values.name for sparse in original.sparse_initializer)
-        protos = {value.name: value for value in (*original.value_info, *original.input, *original.output)}
-        kept = {t.name: (t.data_type, t.dims) for t in into.initializer}
-        kept.update((s.values.name, (s.values.data_type, s.dims)) for s in into.sparse_initializer)
-        pending = iter(graph.inputs)
-        for value in original.input:
-            if value.name in constants:
-                if value.name in kept:  # overridable: not among graphsurgeon's inputs
-                    into.input.append(retyped(value, kept[value.name]))
-            elif (tensor := next(pending, None)) is not None:
-                into.input.append(self._value_proto(tensor, protos))
-        into.input.extend(self._value_proto(tensor, protos) for tensor in pending)
-        into.output.extend(self._value_proto(tensor, protos) for tensor in graph.outputs)
-        if self.lists_initializers and id(graph) in self.graphs:
-            listed = {value.name for value in into.input}
-            into.input.extend(
-                onnx.helper.make_tensor_value_info(name, *kept[name]) for name in kept if name not in listed | constants
+def _read_constants(slim: onnx.ModelProto, initializers: Sequence[str], changes: Sequence[Change]) -> set[str] | None:
+    """Let nodes read new constants where they read old ones, or nothing, in place; no other node is concerned by that.
+
+    Returns:
+        Names of the initializers that there are then; None, and nothing is changed, where the changes are others.
+    """
+    graph = slim.graph
+    makers = {name: node for node in graph.node for name in node.output if name}
+    constants = {"", *initializers} | {name for name, node in makers.items() if _is_constant(node)}
+    known = constants | makers.keys() | {value.name for value in graph.input}
+    reads = [change for change in changes if isinstance(change, Input)]
+    undeclared = {change.value for change in changes if isinstance(change, Undeclared)}
+    old = [_input(makers[one.output], one.position) if one.output in makers else None for one in reads]
+    if (
+        slim.ir_version <= LAST_IR_WITH_INPUTS
+        or len(reads) + sum(isinstance(change, Undeclared) for change in changes) < len(changes)
+        or not constants.issuperset(old)
+        or not known.isdisjoint(one.value for one in reads)
+    ):
+        return None
+    for one in reads:
+        _connect(makers[one.output].input, one.position, one.value)
+    listed = {value.name for value in graph.input}
+    listed.update(e.value for a in graph.quantization_annotation for e in a.quant_parameter_tensor_names)
+    unused = set(old) - set(used_names(graph)) - listed
+    for i in reversed(range(len(graph.node))):
+        if _is_constant(graph.node[i]) and graph.node[i].output[0] in unused:
+            undeclared.add(graph.node[i].output[0])
+            del graph.node[i]
+    for i in reversed(range(len(graph.value_info))):
+        if graph.value_info[i].name in undeclared:
+            del graph.value_info[i]
+    return ({*initializers} - unused) | {one.value for one in reads}
+
+
+def put_attributes(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> None:
+    """Set attributes of a node in place; with None, remove one."""
+    kept = [attribute for attribute in node.attribute if attribute.name not in attributes]
+    kept += [onnx.helper.make_attribute(name, value) for name, value in attributes.items() if value is not None]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def _input(node: onnx.NodeProto, position: int) -> str:
+    return node.input[position] if position < len(node.input) else ""
+
+
+def _connect(inputs: Any, position: int, value: Any, empty: Callable[[], Any] = str) -> None:
+    """Put a value at a position of a node's inputs, which may be fewer."""
+    while len(inputs) <= position:
+        inputs.append(empty())
+    inputs[position] = value
+
+
+def _is_constant(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Constant" and node.domain in ("", "ai.onnx")
+
+
+def _apply(graph: gs.Graph, changes: Sequence[Change]) -> None:
+    """Make changes in a graph of onnx-graphsurgeon."""
+    values = {t.name: t for t in (*graph.inputs, *graph.outputs)}
+    for node in graph.nodes:
+        values.update((t.name, t) for t in (*node.inputs, *node.outputs) if t.name)
+    makers = {t.name: node for node in graph.nodes for t in node.outputs}
+    unmade = {name for name, t in values.items() if not t.inputs}  # constants, inputs of the graph or of one around it
+
+    def value(name: str) -> gs.Tensor:
+        return values.setdefault(name, gs.Variable(name)) if name else gs.Variable.empty()
+
+    def of(kind: type) -> list[Any]:
+        return [change for change in changes if isinstance(change, kind)]
+
+    for change in of(Undeclared):
+        value(change.value).dtype = value(change.value).shape = None
+    for change in of(Alias):
+        _replace(value(change.value), value(change.instead))
+    gone = {id(makers[change.output]): makers[change.output] for change in of(Gone)}
+    for node in gone.values():
+        node.inputs.clear()
+        node.outputs.clear()
+    for change in of(Output):
+        made = makers[change.output].outputs
+        made[next(i for i, t in enumerate(made) if t.name == change.output)] = value(change.value)
+    for change in of(Input):
+        _connect(makers[change.output].inputs, change.position, value(change.value), gs.Variable.empty)
+    behind: dict[int, list[gs.Node]] = {}
+    last: list[gs.Node] = []  # put in their places where the nodes are put in order
+    for change in of(Made):
+        node = None if change.behind else makers.get(change.place or change.outputs[0])
+        if node is None or id(node) in gone:
+            node = gs.Node(change.op_type, change.name)
+            (behind.setdefault(id(makers[change.behind]), []) if change.behind else last).append(node)
+        node.op, node.domain, node.attrs = change.op_type, change.domain or None, dict(change.attributes)
+        node.name = change.name or node.name
+        for name in change.outputs:
+            if isinstance(value(name), gs.Constant):
+                constant = values.pop(name)
+                _replace(constant, value(name))
+        node.inputs, node.outputs = [value(name) for name in change.inputs], [value(name) for name in change.outputs]
+    nodes = [node for node in graph.nodes if id(node) not in gone]
+    graph.nodes = [one for node in nodes for one in (node, *behind.get(id(node), ()))] + last
+    outputs = {tensor.name for tensor in graph.outputs}
+    for name, tensor in values.items():
+        if not tensor.inputs and name not in unmade and (tensor.outputs or name in outputs):
+            tensor.to_constant(np.zeros(0, np.float32))  # a new initializer: its numbers come later
+
+
+def _replace(tensor: gs.Tensor, instead: gs.Tensor) -> None:
+    """Let every node that reads a tensor read another."""
+    for node in list(tensor.outputs):
+        for i, used in enumerate(node.inputs):
+            if used is tensor:
+                node.inputs[i] = instead
+
+
+def _add(
+    graph: onnx.GraphProto,
+    name: str,
+    original: onnx.TensorProto | onnx.SparseTensorProto | None,
+    numbers: Numbers | None,
+) -> None:
+    """Add an initializer: the original, if there are no numbers for it."""
+    if isinstance(numbers, onnx.SparseTensorProto):
+        graph.sparse_initializer.append(numbers)
+        graph.sparse_initializer[-1].values.name = name
+        return
+    tensor = graph.initializer.add()
+    if isinstance(numbers, onnx.TensorProto):
+        tensor.CopyFrom(numbers)
+        tensor.name = name
+    elif numbers is None:
+        tensor.CopyFrom(original)
+    else:
+        _write(tensor, numbers, name, original)
+
+
+def _write(tensor: onnx.TensorProto, numbers: np.ndarray, name: str, original: onnx.TensorProto | None) -> None:
+    """Let an empty tensor hold numbers, in the type of the original."""
+    if original is not None:
+        if tuple(original.dims) != numbers.shape:
+            raise ModelError(
+                f"{name}: shape changed, got {list(numbers.shape)}; expected {list(original.dims)}. "
+                "Use the model it was read from."
             )
+        numbers = numbers.astype(onnx.helper.tensor_dtype_to_np_dtype(original.data_type), copy=False)
+        tensor.doc_string = original.doc_string
+        tensor.metadata_props.extend(original.metadata_props)
+    tensor.MergeFrom(numpy_helper.from_array(np.ascontiguousarray(numbers).reshape(numbers.shape), name))
 
-        now = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
-        before = {name for node in original.node for name in node.output} | constants
-        gone = before - now.keys() - kept.keys()
-        for value in original.value_info:
-            if value.name in now:
-                if now[value.name].dtype is not None or self._is_as_before(now[value.name]):
-                    into.value_info.append(self._value_proto(now[value.name], protos))
-            elif value.name not in gone and (value.name not in kept or value.name in constants):
-                into.value_info.append(value)
-        listed = {value.name for value in (*original.value_info, *into.input, *into.output)}
-        into.value_info.extend(
-            self._value_proto(tensor, protos)
-            for name, tensor in now.items()
-            if name not in listed and not tensor.is_empty() and tensor.dtype is not None
-        )
-        into.quantization_annotation.extend(a for a in original.quantization_annotation if a.tensor_name not in gone)
 
-    def _value_proto(self, tensor: gs.Tensor, protos: dict[str, onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
-        known = self.values.get(id(tensor))
-        old_name = known[1][0] if known else tensor.name
-        value = onnx.ValueInfoProto()
-        if old_name in protos:
-            value.CopyFrom(protos[old_name])
-        value.name = tensor.name
-        if old_name not in protos or not self._is_as_before(tensor):
-            exported = OnnxExporter.export_value_info_proto(tensor, do_type_check=False)
-            if exported.HasField("type"):
-                value.type.CopyFrom(exported.type)
-        return value
-
-    def _is_as_before(self, tensor: gs.Tensor) -> bool:
-        """Whether a tensor has the type it was imported with."""
-        known = self.values.get(id(tensor))
-        return known is not None and sign_tensor(tensor)[1:] == known[1][1:]
-
-    def _node_proto(self, node: gs.Node, outer: frozenset[int]) -> onnx.NodeProto:
-        proto = onnx.NodeProto()
-        attributes: dict[str, Any] = {}
-        if id(node) in self.nodes:
-            _, proto, signature, attributes = self.nodes[id(node)]
-            if sign_node(node) == signature:
-                return proto
-        out = onnx.NodeProto()
-        copy_fields(proto, out, but={"attribute", "input", "output"})
-        for name, now in (("op_type", node.op), ("name", node.name), ("domain", node.domain)):
-            if (now or "") != getattr(out, name):
-                setattr(out, name, now or "")
-        out.input.extend(tensor.name for tensor in node.inputs)
-        out.output.extend(tensor.name for tensor in node.outputs)
-        pending = dict(node.attrs)
-        for attribute in proto.attribute:
-            if not is_shown(attribute):
-                out.attribute.append(attribute)
-            elif attribute.name in pending:
-                value = pending.pop(attribute.name)
-                is_same = sign(value) == attributes[attribute.name]
-                out.attribute.append(attribute if is_same else self._attribute_proto(attribute, value, outer))
-        for name, value in pending.items():
-            out.attribute.append(self._attribute_proto(_A(name=name), value, outer))
-        return out
-
-    def _attribute_proto(self, base: onnx.AttributeProto, value: Any, outer: frozenset[int]) -> onnx.AttributeProto:
-        out = onnx.AttributeProto(name=base.name)
-        if base.doc_string:
-            out.doc_string = base.doc_string
-        if isinstance(value, gs.Graph):
-            out.type = _A.GRAPH
-            self.write_graph(value, out.g, outer)
-        elif isinstance(value, gs.Constant):
-            out.type = _A.TENSOR
-            out.t.CopyFrom(tensor_proto(value.name, value._values, base.t if base.HasField("t") else None))
-        else:
-            try:
-                made = onnx.helper.make_attribute(base.name, value, attr_type=base.type or None)
-            except (TypeError, ValueError):  # the edit changed its type
-                made = OnnxExporter.export_attributes({base.name: value})[0]
-            if base.doc_string:
-                made.doc_string = base.doc_string
-            return made
-        return out
+def _put_into(node: onnx.NodeProto, numbers: Numbers) -> None:
+    """Put numbers into a Constant node."""
+    attribute = node.attribute[0]
+    if isinstance(numbers, onnx.TensorProto):
+        attribute.CopyFrom(onnx.helper.make_attribute("value", numbers))
+    elif attribute.name == "value":
+        old = onnx.TensorProto()
+        old.CopyFrom(attribute.t)
+        attribute.t.Clear()
+        _write(attribute.t, np.asarray(numbers), old.name, old)
+    elif attribute.name == "value_float":
+        attribute.f = float(numbers)
+    elif attribute.name == "value_floats":
+        attribute.floats[:] = np.asarray(numbers, np.float64).tolist()

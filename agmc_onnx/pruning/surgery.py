@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import onnx
 
 from agmc_onnx.arrays import IntArray, Mask
+from agmc_onnx.graph.edit import Skeletons, put_attributes
 from agmc_onnx.graph.external import is_external, part_of, take
 from agmc_onnx.graph.files import write_array
-from agmc_onnx.graph.protobuf import without_initializers
-from agmc_onnx.graph.view import Graph
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.table import op_of
 from agmc_onnx.pruning.depth import closer_of, shallower
@@ -27,8 +26,8 @@ class Surgeon:
     def __init__(self, channels: Channels) -> None:
         self.channels = channels
         model = channels.graph.model
-        self._skeleton = without_initializers(model)
-        self._initializers = list(model.graph.initializer)
+        self._skeletons = Skeletons(model)
+        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         graph = channels.graph
         touched = {value for value, _ in channels.axes}
         tensors = {name for name in touched if name in graph.tensors}
@@ -36,13 +35,12 @@ class Surgeon:
         n_bytes = sum(graph.tensors[name].ByteSize() for name in inside)
         # of larger models a second copy of the weights costs more than reading each again where it is cut
         self._arrays = {name: graph.array(name) for name in inside if n_bytes <= _PREPARED_BYTES}
-        constants = {proto.output[0]: i for i, proto in enumerate(model.graph.node) if proto.op_type == "Constant"}
-        self._constant_nodes = {name: constants[name] for name in tensors if name in constants}
-        positions = [i for i, proto in enumerate(model.graph.node) if not _is_constant(proto, graph)]
+        constants = {proto.output[0] for proto in model.graph.node if proto.op_type == "Constant"}
+        self._constant_nodes = [name for name in tensors if name in constants]
         followers = {node.index for shuffle in channels.shuffles.values() for node in shuffle.chain[1:]}
         followers.update(node.index for node in channels.views.values())
         self._repairs = [
-            (node, positions[node.index], op_of(node).repair)
+            (node, op_of(node).repair)
             for node in graph.nodes
             if node.index not in followers
             and (
@@ -50,9 +48,9 @@ class Surgeon:
                 or (op_of(node).repair is not None and touched.intersection((*node.inputs, *node.outputs)))
             )
         ]
-        self._declared = [i for i, info in enumerate(model.graph.value_info) if info.name in touched]
+        self._declared = [info.name for info in model.graph.value_info if info.name in touched]
+        self._inputs = [info.name for info in model.graph.input if info.name in touched]
         self._shallower: dict[frozenset[int], Surgeon] = {}
-        self._inputs = [i for i, info in enumerate(model.graph.input) if info.name in touched]
 
     def cut(self, kept: Sequence[IntArray]) -> onnx.ModelProto:
         """Return the model with only the kept units.
@@ -72,26 +70,34 @@ class Surgeon:
 
     def _cut(self, kept: Sequence[IntArray]) -> onnx.ModelProto:
         cut = Cut(self.channels, kept)
-        model = onnx.ModelProto()
-        model.CopyFrom(self._skeleton)
+        editor = Editor(cut)
+        for node, repair in self._repairs:
+            editor.pin(node)
+            if repair is not None:
+                repair(editor, node, node.proto)
+        skeleton = self._skeletons.of(tuple(editor.changes))
+        model = skeleton.copy()
         graph = model.graph
         masks = cut.tensor_axes()
-        for tensor in self._initializers:
-            self._add_tensor(tensor, tensor.name, masks, graph.initializer.add())
-        for name, at in self._constant_nodes.items():
-            if name in masks:
-                del graph.node[at].attribute[:]
-                value = graph.node[at].attribute.add(name="value", type=onnx.AttributeProto.TENSOR)
+        for name in skeleton.initializers:
+            self._add_tensor(self._initializers[name], name, masks, graph.initializer.add())
+        for name in self._constant_nodes:
+            if name in masks and name in skeleton.nodes:
+                proto = graph.node[skeleton.nodes[name]]
+                del proto.attribute[:]
+                value = proto.attribute.add(name="value", type=onnx.AttributeProto.TENSOR)
                 self._add_tensor(self.channels.graph.tensors[name], name, masks, value.t)
-        for infos, indices in ((graph.value_info, self._declared), (graph.input, self._inputs)):
-            for i in indices:
-                _redeclare(infos[i], cut)
-        editor = Editor(model, cut)
-        for node, at, repair in self._repairs:
-            editor.pin(node, graph.node[at])
-            if repair is not None:
-                repair(editor, node, graph.node[at])
-        editor.finish()
+        for infos, names, places in (
+            (graph.value_info, self._declared, skeleton.infos),
+            (graph.input, self._inputs, skeleton.inputs),
+        ):
+            for name in names:
+                if name in places:
+                    _redeclare(infos[places[name]], cut)
+        for output, attributes in editor.attributes.items():
+            if output in skeleton.nodes:
+                put_attributes(graph.node[skeleton.nodes[output]], attributes)
+        skeleton.add_new(model, editor.arrays)
         return model
 
     def _add_tensor(
@@ -109,10 +115,6 @@ class Surgeon:
             into.dims.extend(array.shape)
             into.metadata_props.extend(tensor.metadata_props)
             write_array(array, into)
-
-
-def _is_constant(proto: onnx.NodeProto, graph: Graph) -> bool:
-    return proto.op_type == "Constant" and proto.output[0] in graph.tensors
 
 
 def _redeclare(info: onnx.ValueInfoProto, cut: Cut) -> None:

@@ -1,4 +1,7 @@
-"""Constants of a graph under edit whose numbers stay in the original protobuf until they are asked for."""
+"""Constants of a graph under edit, whose numbers stay in the original protobuf until they are asked for, and signatures.
+
+Two signatures are equal exactly when what is exported would be equal.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from agmc_onnx.graph.files import read_array, read_sparse
@@ -107,3 +111,33 @@ def append_tensor(into: onnx.GraphProto, tensor: onnx.TensorProto | onnx.SparseT
         into.sparse_initializer.append(tensor)
     else:
         into.initializer.append(tensor)
+
+
+def sign_tensor(tensor: gs.Tensor) -> tuple[Any, ...]:
+    """Return name and type of a tensor, or which values a constant holds."""
+    if isinstance(tensor, gs.Constant):
+        return (tensor.name, "constant", id(tensor._values))
+    return (tensor.name, tensor.dtype, None if tensor.shape is None else tuple(tensor.shape))
+
+
+def sign_node(node: gs.Node) -> tuple[Any, ...]:
+    """Return everything of a node that is exported."""
+    attributes = tuple((name, sign(value)) for name, value in node.attrs.items())
+    inputs = tuple(sign_tensor(tensor) for tensor in node.inputs)
+    outputs = tuple(sign_tensor(tensor) for tensor in node.outputs)
+    return (node.op, node.name, node.domain or "", inputs, outputs, attributes)
+
+
+def sign(value: Any) -> Any:
+    """Return the signature of an attribute's value."""
+    if isinstance(value, gs.Constant):
+        return sign_tensor(value)
+    if isinstance(value, gs.Graph):
+        inputs = tuple(sign_tensor(tensor) for tensor in value.inputs)
+        outputs = tuple(sign_tensor(tensor) for tensor in value.outputs)
+        return (value.name, value.doc_string, inputs, outputs, tuple(sign_node(node) for node in value.nodes))
+    if isinstance(value, list | tuple):
+        return tuple((type(item).__name__, item) for item in value)
+    if isinstance(value, np.ndarray):
+        return ("array", id(value))
+    return (type(value).__name__, value)
