@@ -176,6 +176,7 @@ def verified_facts(checked: Verification, recovered: bool) -> VerifiedFacts:
         masked_equivalence=checked.masked_equivalence, max_abs_diff=_number(checked.max_abs_diff),
         max_abs_output=_number(checked.max_abs_output), tolerance=_number(checked.tolerance),
         checker=checked.checker, n_samples=checked.n_samples, note=checked.note, recovered=recovered,
+        statistics=checked.statistics, random=checked.random, sizes=checked.sizes,
     )  # fmt: skip
 
 

@@ -103,6 +103,9 @@ class VerifiedFacts(Record):
     n_samples: Count = 0
     note: str = ""
     recovered: bool = False
+    statistics: tuple[str, ...] = ()
+    random: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

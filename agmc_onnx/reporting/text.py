@@ -125,17 +125,29 @@ def setting_text(latency: Mapping[str, Any]) -> str:
 
 
 def verified_line(verified: Mapping[str, Any]) -> str:
-    """Return the outcome of the verification in one sentence."""
-    note = f" Note: {verified['note']}." if verified.get("note") else ""
+    """Return the outcome of the verification in one sentence, and what was not compared in another."""
+    notes = [verified["note"]] if verified.get("note") else []
+    if verified.get("random"):
+        notes.append(f"random ops were switched off for it: {_few(verified['random'])}")
+    note = f" Note: {'; '.join(notes)}." if notes else ""
     if verified["masked_equivalence"] is None:
         return (
             f"verified: it loads, runs and has the original's inputs and outputs; equality could not be compared.{note}"
         )
+    kept = verified.get("statistics")
+    over = f", the statistics of {_few(kept)} taken over what is kept" if kept else ""
     refitted = " and the refitted weights" if verified.get("recovered") else ""
+    n_sizes = len(verified.get("sizes", ()))
+    at = f", at {n_sizes} settings of the open sizes" if n_sizes > 1 else ""
     return (
-        f"verified: equals the original with its removed channels set to zero{refitted}; largest difference"
+        f"verified: equals the original with its removed channels set to zero{refitted}{over}{at}; largest difference"
         f" {verified['max_abs_diff']:.3g} of {verified['max_abs_output']:.3g} (allowed {verified['tolerance']:.3g}).{note}"
     )
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    more = len(names) - most
+    return f"{', '.join(names[:most])}{f' and {more} more' if more > 0 else ''}"
 
 
 def target_line(report: Report) -> str:
