@@ -8,7 +8,7 @@ sizes depend on them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,20 @@ from onnx import numpy_helper
 
 from agmc_onnx.graph.fold import evaluate_node
 from agmc_onnx.graph.registry import Dims, ShapeRule, graph_op, same_as_first
+from agmc_onnx.graph.sizes import (
+    InputDims,
+    InputSizes,
+    Setting,
+    batch_symbols,
+    guesses,
+    input_dims,
+    others,
+    setting_of,
+    sizes_at,
+)
 
-__all__ = ["Shape", "evaluate_node", "infer_shapes"]
+__all__ = ["Shape", "evaluate_node", "guessed_sizes", "infer_shapes"]
 
-_BATCH = (1, 2)  # the first open dimension of an input, in the two passes
-_OTHER = ((16, 24), (64, 96), (224, 256))  # all other open dimensions; larger ones when a graph shrinks 16 to nothing
-_IMAGE_RANK = 4  # images start with the largest: at 16 and 24 pixels the last of five halvings would look fixed at 1
 _ACTIVATION = (
     "activation",
     "activation_params",
@@ -38,8 +46,8 @@ class Shape:
     """Sizes of a value at batch 1, and at a second setting of the open dimensions.
 
     Attributes:
-        dims: Sizes with every first open dimension 1 and the others small, 224 for images: what costs are counted at.
-        other: Sizes at the second setting; a size is fixed when it is the same in both.
+        dims: Sizes at batch 1 and the sizes of the inputs that were asked for or guessed: what costs are counted at.
+        other: Sizes at a second setting, in which every open dim differs; a size is fixed when it is the same in both.
     """
 
     dims: tuple[int, ...]
@@ -60,42 +68,60 @@ class Shape:
         return self.dims[dim] == self.other[dim]
 
 
-def infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+def infer_shapes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Shape]:
     """Return the shape of every value of the main graph that onnx's inference can tell.
 
     Args:
         model: Any model; not changed.
+        sizes: Of the inputs, with batch 1; None: the first guess (`agmc_onnx.graph.sizes.guesses`) at which no size vanishes.
     """
     skeleton = _without_weights(model)
-    best: dict[str, Shape] = {}
+    inputs = input_dims(model)
     made = [output for node in skeleton.graph.node for output in node.output if output]
-    inputs = [i.type.tensor_type.shape.dim for i in skeleton.graph.input]
-    is_image = any(len(dims) >= _IMAGE_RANK and any(_is_open(dim) for dim in dims[1:]) for dims in inputs)
-    settings = _OTHER[::-1] if is_image else _OTHER
-    for sizes in settings if any(_is_open(dim) for dims in inputs for dim in dims[1:]) else settings[:1]:
-        first, second = (_infer(skeleton, batch, size, made) for batch, size in zip(_BATCH, sizes, strict=True))
-        found = {
+    least = 0 if sizes is not None and any(0 in dims for dims in sizes.values()) else 1
+    first: dict[str, tuple[int, ...]] = {}
+    setting: Setting = {}
+    for tried in guesses(inputs, model) if sizes is None else [setting_of(inputs, sizes)]:
+        found = _infer(skeleton, inputs, tried, made)
+        good = {name: dims for name, dims in found.items() if min(dims, default=1) >= least}
+        if len(good) > len(first):
+            first, setting = good, tried
+        if len(good) == len(found) and (sizes is None or first):
+            break
+    best: dict[str, Shape] = {}
+    for tried in others(inputs, setting):
+        second = _infer(skeleton, inputs, tried, made)
+        shapes = {
             name: Shape(dims, second[name])
             for name, dims in first.items()
-            if name in second and len(second[name]) == len(dims) and min(dims, default=1) > 0
+            if name in second and len(second[name]) == len(dims) and min(second[name], default=1) >= least
         }
-        if len(found) > len(best):
-            best = found
-        if best and len(best) == len(first):
+        if len(shapes) > len(best):
+            best = shapes
+        if len(best) == len(first):
             break
     return best
 
 
-def _infer(skeleton: onnx.ModelProto, batch: int, other: int, made: list[str]) -> dict[str, tuple[int, ...]]:
-    """Infer with these sizes in place of the open dimensions; the skeleton has none of its own afterwards."""
-    names: dict[str, int] = {}
+def guessed_sizes(model: onnx.ModelProto) -> InputSizes:
+    """Return the sizes of the inputs that `infer_shapes` takes where it is given none."""
+    shapes, inputs = infer_shapes(model), input_dims(model)
+    return {name: shapes[name].dims for name in inputs if name in shapes}
+
+
+def _infer(
+    skeleton: onnx.ModelProto, inputs: Mapping[str, InputDims], setting: Setting, made: list[str]
+) -> dict[str, tuple[int, ...]]:
+    """Infer at a setting of the open dimensions; the skeleton has no sizes of its own afterwards."""
+    known = dict.fromkeys(batch_symbols(inputs), 1) | setting
+    at = sizes_at(inputs, known)
     opened = []
     for value in (*skeleton.graph.input, *skeleton.graph.value_info):
         for position, dim in enumerate(value.type.tensor_type.shape.dim):
-            if _is_open(dim):
-                size = batch if position == 0 else other
+            size = at[value.name][position] if value.name in at else known.get(dim.dim_param)
+            if _is_open(dim) and size is not None:
                 opened.append((dim, dim.dim_param))
-                dim.dim_value = names.setdefault(dim.dim_param, size) if dim.dim_param else size
+                dim.dim_value = size
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
         found = {value.name: value.type for value in (*inferred.input, *inferred.value_info, *inferred.output)}

@@ -88,6 +88,7 @@ class Graph:
         captured: Values that a subgraph (If, Loop, Scan) uses from outside, with the node that holds it.
         opset: Version of the default operator set.
         folder: Folder of the model file, needed to read tensors whose data was left in a file of its own.
+        given_shapes: What `shapes` is, where it is known already.
     """
 
     model: onnx.ModelProto
@@ -100,13 +101,14 @@ class Graph:
     captured: dict[str, Node]
     opset: int
     folder: Path | None = None
+    given_shapes: dict[str, Shape] | None = None
     _values: dict[str, _Pair | None] = field(default_factory=dict, repr=False)
     _arrays: WeakValueDictionary[str, np.ndarray] = field(default_factory=WeakValueDictionary, repr=False)
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
         """Shape of every value that inference can tell; see `agmc_onnx.graph.shapes.Shape`."""
-        return infer_shapes(self.model)
+        return infer_shapes(self.model) if self.given_shapes is None else self.given_shapes
 
     @cached_property
     def known_shapes(self) -> dict[str, Shape]:
@@ -268,12 +270,13 @@ class Graph:
         return array, array
 
 
-def view(model: onnx.ModelProto, folder: Path | None = None) -> Graph:
+def view(model: onnx.ModelProto, folder: Path | None = None, shapes: dict[str, Shape] | None = None) -> Graph:
     """Index a model's main graph.
 
     Args:
         model: Any ONNX model; not changed, and not to be changed while the view is used.
         folder: Folder of the model file; only needed where tensors refer to data in other files.
+        shapes: Of its values, where they are known; None infers them at guessed sizes.
     """
     graph = model.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -302,7 +305,7 @@ def view(model: onnx.ModelProto, folder: Path | None = None) -> Graph:
     sparse = {sparse.values.name for sparse in graph.sparse_initializer}
     inputs = tuple(i.name for i in graph.input if i.name not in tensors and i.name not in sparse)
     outputs = tuple(o.name for o in graph.output)
-    return Graph(model, tuple(nodes), tensors, inputs, outputs, producer, consumers, captured, opset, folder)
+    return Graph(model, tuple(nodes), tensors, inputs, outputs, producer, consumers, captured, opset, folder, shapes)
 
 
 def captured_names(proto: onnx.NodeProto) -> Iterator[str]:

@@ -1,0 +1,226 @@
+"""Sizes of the open dims of a model's inputs: what decides each, guesses, and second settings that tell them apart.
+
+A dim is named by what decides it: its symbol, or "input:dim" where it has none; "4*H" is decided by H. The first dim of an input
+is the batch, which counts as 1.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+InputDims = tuple[int | str, ...]  # an open dim by its symbol, or by what it is computed from
+Setting = dict[str, int]  # sizes by symbol
+InputSizes = dict[str, tuple[int, ...]]  # by input
+
+TOKENS, IMAGE = 16, 224
+USUAL = (TOKENS, 64, IMAGE, 256, 512, 576, 1024, 16000)  # tokens, small and usual images, audio windows
+_FACTORS = (
+    4,
+    2,
+    1.5,
+    0.5,
+)  # of the second setting: the largest first, since few samples may make one token as fewer did
+_IMAGE_RANK, _COLORS = 4, (1, 3, 4)
+_MOST_SYMBOLS = 8  # beyond which sums of two are not looked for
+_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv, ast.Div: operator.floordiv,
+}  # fmt: skip
+
+
+def input_dims(model: onnx.ModelProto) -> dict[str, InputDims]:
+    """Return the dims of every real input, open ones by what decides them; those that weights fix are fixed.
+
+    Inputs that are no tensors, or of unknown rank, are left out.
+    """
+    graph = model.graph
+    tensors = {t.name: t for t in graph.initializer}
+    has_value = tensors.keys() | {t.values.name for t in graph.sparse_initializer}
+    channels = {
+        node.input[0]: tensors[node.input[1]].dims[1] * next((a.i for a in node.attribute if a.name == "group"), 1)
+        for node in graph.node
+        if node.op_type == "Conv"
+        and len(node.input) > 1
+        and node.input[1] in tensors
+        and len(tensors[node.input[1]].dims) > 1
+    }
+    found: dict[str, InputDims] = {}
+    for value in graph.input:
+        kind = value.type.tensor_type
+        if value.name in has_value or value.type.WhichOneof("value") != "tensor_type" or not kind.HasField("shape"):
+            continue
+        dims: list[int | str] = []
+        for at, dim in enumerate(kind.shape.dim):
+            is_known = dim.HasField("dim_value") and dim.dim_value > 0
+            dims.append(dim.dim_value if is_known else dim.dim_param or f"{value.name}:{at}")
+        if len(dims) > 1 and isinstance(dims[1], str) and value.name in channels:
+            dims[1] = channels[value.name]
+        found[value.name] = tuple(dims)
+    return found
+
+
+def batch_symbols(inputs: Mapping[str, InputDims]) -> set[str]:
+    """Return the names of the first dims."""
+    return {str(dims[0]) for dims in inputs.values() if dims and isinstance(dims[0], str)}
+
+
+def symbols_of(inputs: Mapping[str, InputDims]) -> list[str]:
+    """Return what decides the open dims but the batch, in order, each once."""
+    names = [name for dims in inputs.values() for dim in dims if isinstance(dim, str) for name in _names(dim)]
+    batch = batch_symbols(inputs)
+    return [name for name in dict.fromkeys(names) if name not in batch]
+
+
+def sizes_at(inputs: Mapping[str, InputDims], setting: Mapping[str, int]) -> InputSizes:
+    """Return the shapes of the inputs at a setting; a batch that it does not name is 1."""
+    return {name: tuple(_size(dim, setting) for dim in dims) for name, dims in inputs.items()}
+
+
+def setting_of(inputs: Mapping[str, InputDims], sizes: Mapping[str, Sequence[int]]) -> Setting:
+    """Return the setting that gives these shapes: the batch is 1; what cannot be solved for its symbols is one itself."""
+    batch, setting = batch_symbols(inputs), Setting()
+    pairs = [
+        (dim, size)
+        for name, dims in inputs.items()
+        if name in sizes
+        for dim, size in zip(dims, sizes[name], strict=True)
+    ]
+    opened = [(dim, int(size)) for dim, size in pairs if isinstance(dim, str)]
+    for dim, size in opened:
+        if dim in batch or _names(dim) == [dim]:
+            setting.setdefault(dim, 1 if dim in batch else size)
+    for dim, size in opened:
+        names = [name for name in _names(dim) if name not in setting]
+        if len(names) == 1 and names != [dim]:
+            slope = _size(dim, {**setting, names[0]: 1}) - _size(dim, {**setting, names[0]: 0})
+            value = (size - _size(dim, {**setting, names[0]: 0})) // slope if slope else 0
+            if value >= 0 and _size(dim, {**setting, names[0]: value}) == size:
+                setting[names[0]] = value
+    for dim, size in opened:
+        if _size(dim, setting) != size and dim not in batch:
+            setting[dim] = size
+    return setting
+
+
+def guesses(inputs: Mapping[str, InputDims], model: onnx.ModelProto) -> Iterator[Setting]:
+    """Yield what the open dims may be where nothing says it, the likeliest first.
+
+    224 for images (four dims or more, one or three channels, and no whole numbers beside them), 16 for all others, then the other
+    usual sizes; and each once more with one dim the sum of two others, as caches of past tokens want it.
+    """
+    symbols = symbols_of(inputs)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    has_tokens = any(kinds.get(name) in (onnx.TensorProto.INT64, onnx.TensorProto.INT32) for name in inputs)
+    images = {
+        name
+        for dims in inputs.values()
+        if _is_image(dims) and not has_tokens
+        for dim in dims
+        if isinstance(dim, str)
+        for name in _names(dim)
+    }
+    scale = {name: _multiple(name, inputs) for name in symbols}
+
+    def all_at(image: int, other: int) -> Setting:
+        return {name: max((image if name in images else other) // scale[name], 1) for name in symbols}
+
+    pairs = [(IMAGE, TOKENS), *((size, size) for size in USUAL)]
+    sums = list(itertools.permutations(symbols, 3)) if 3 <= len(symbols) <= _MOST_SYMBOLS else []
+    for image, other in dict.fromkeys(pairs):
+        first = all_at(image, other)
+        yield first
+        if (image, other) == pairs[0]:
+            yield from ({**first, total: first[a] + first[b]} for total, a, b in sums if a < b)
+        if not symbols:
+            return
+
+
+def others(inputs: Mapping[str, InputDims], first: Mapping[str, int]) -> Iterator[Setting]:
+    """Yield second settings to compare a first one with: different in every open dim, and in the batch.
+
+    First those in which no two symbols grow alike, then those that grow alike, so that any sum among them still holds.
+    """
+    symbols = list(first)
+    batch = batch_symbols(inputs)
+    free = [name for name in symbols if name not in batch]
+    both = dict.fromkeys(batch, 2)
+    apart = {name: max(first[name], 1) * (_FACTORS[0] + i) for i, name in enumerate(free)}
+    whole = {name: int(size) for name, size in apart.items()}
+    if len(free) > 1:
+        yield whole | both
+        for total, a, b in itertools.permutations(free, 3) if len(free) <= _MOST_SYMBOLS else ():
+            if a < b and first[total] == first[a] + first[b]:
+                yield whole | both | {total: whole[a] + whole[b]}
+    for factor in _FACTORS:
+        yield {name: _near(first[name], factor) for name in free} | both
+
+
+def _near(size: int, factor: float) -> int:
+    """Return a size times a factor, in steps of what divides it."""
+    unit = int(np.gcd(size, 32)) or 1
+    grown = int(size * factor) // unit * unit
+    return grown if grown not in (0, size) else size + unit
+
+
+def _is_image(dims: InputDims) -> bool:
+    free = [dim for dim in dims[1:] if isinstance(dim, str)]
+    return len(dims) >= _IMAGE_RANK and bool(free) and (len(free) > 1 or dims[1] in _COLORS or dims[-1] in _COLORS)
+
+
+def _multiple(name: str, inputs: Mapping[str, InputDims]) -> int:
+    """Return k where a dim is k times a symbol and nothing more, else 1."""
+    for dims in inputs.values():
+        for dim in dims:
+            if isinstance(dim, str) and dim != name and _names(dim) == [name]:
+                at = [_size(dim, {name: n}) for n in (0, 1, 2)]
+                if at[0] == 0 and at[2] == 2 * at[1] > 0:
+                    return at[1]
+    return 1
+
+
+def _tree(dim: str) -> ast.expr | None:
+    try:
+        return ast.parse(dim, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+
+
+def _names(dim: str) -> list[str]:
+    """Return the symbols of a dim: those of an expression, or itself."""
+    tree = _tree(dim)
+    if tree is None or isinstance(tree, ast.Name):
+        return [dim]
+    try:
+        names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        _evaluate(tree, dict.fromkeys(names, 1))
+    except (KeyError, TypeError, ZeroDivisionError, OverflowError, RecursionError):
+        return [dim]
+    return list(dict.fromkeys(names)) or [dim]
+
+
+def _size(dim: int | str, setting: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    if dim in setting:
+        return setting[dim]
+    tree = _tree(dim)
+    try:
+        return 1 if tree is None else max(int(_evaluate(tree, setting)), 0)
+    except (KeyError, TypeError, ZeroDivisionError, OverflowError, RecursionError):
+        return 1
+
+
+def _evaluate(tree: ast.expr, setting: Mapping[str, int]) -> int:
+    if isinstance(tree, ast.Constant) and isinstance(tree.value, int):
+        return tree.value
+    if isinstance(tree, ast.Name):
+        return setting[tree.id]
+    if isinstance(tree, ast.BinOp) and type(tree.op) in _OPERATORS:
+        return _OPERATORS[type(tree.op)](_evaluate(tree.left, setting), _evaluate(tree.right, setting))
+    raise TypeError(f"no arithmetic: {ast.dump(tree)[:40]}")
