@@ -10,13 +10,13 @@ import pytest
 
 from agmc_onnx.errors import VerificationError
 from agmc_onnx.graph.view import view
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.masked_norms import norms_of
 from agmc_onnx.pruning.plan import Plan, make_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import verify
 from agmc_onnx.reporting.record import verified_facts
 from agmc_onnx.reporting.text import verified_line
-from agmc_onnx.ties.groups import analyse
 from tests.nets import model as net
 
 NET = (
