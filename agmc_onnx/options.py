@@ -217,6 +217,14 @@ class Data:
         " takes as long as what it saves from.",
     )
     search_samples: int = option(128, "calibration samples a candidate is refitted with", "N", **AT_LEAST_1)
+    input_shape: tuple[str, ...] = option(
+        (),
+        "sizes of an input's open dims, for cost, latency, memory and verification: NAME=1,3,224,224",
+        "NAME=SIZES",
+        default_text="the data's, else a guess that is printed",
+        example="x=1,3,224,224",
+        more="May be given once for each input. The batch counts as 1.",
+    )
 
     def check(self) -> None:
         """Raise for what does not go together."""

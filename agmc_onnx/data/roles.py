@@ -12,6 +12,7 @@ import onnx
 
 from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.data.samples import Dataset, Samples, load_card, open_data
+from agmc_onnx.graph.sizes import InputSizes
 from agmc_onnx.measuring.accuracy import BATCH, Evaluator
 from agmc_onnx.measuring.closeness import MAX_ENTRIES
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
@@ -31,7 +32,14 @@ class Roles:
         augment: How the card augments what is learned from.
     """
 
-    def __init__(self, model: onnx.ModelProto, source: str | Path | None, amounts: Data, execution: Execution) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        source: str | Path | None,
+        amounts: Data,
+        execution: Execution,
+        sizes: InputSizes | None = None,
+    ) -> None:
         """Open the data, and run the original once: it must run before anything else is done.
 
         Args:
@@ -39,6 +47,7 @@ class Roles:
             source: A card, an .npz, a folder, "digits", or None.
             amounts: How much of every role is used, and what judges.
             execution: Threads, provider, and the seed of synthetic inputs.
+            sizes: Of these; None: the first usual ones that the model runs on.
 
         Raises:
             DataError: If the data cannot be used with this model.
@@ -60,7 +69,7 @@ class Roles:
         else:
             self.metric = "agreement"
             self._roles = {
-                name: runnable(self._model, n, execution.seed + i)
+                name: runnable(self._model, n, execution.seed + i, sizes)
                 for i, (name, n) in enumerate((("calibration", 64), ("reward", 64), ("test", 64)))
             }
             self._whole_reward, self._dataset = self._roles["reward"], None

@@ -29,7 +29,7 @@ from agmc_onnx.graph.sizes import (
     sizes_at,
 )
 
-__all__ = ["Shape", "evaluate_node", "guessed_sizes", "infer_shapes"]
+__all__ = ["Shape", "dims_at", "evaluate_node", "guessed_sizes", "infer_shapes"]
 
 _ACTIVATION = (
     "activation",
@@ -101,6 +101,13 @@ def infer_shapes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | No
         if len(best) == len(first):
             break
     return best
+
+
+def dims_at(model: onnx.ModelProto, settings: Sequence[Setting]) -> list[dict[str, tuple[int, ...]]]:
+    """Return the sizes of every value that inference can tell, for each of some settings of the open dimensions."""
+    skeleton, inputs = _without_weights(model), input_dims(model)
+    made = [output for node in skeleton.graph.node for output in node.output if output]
+    return [_infer(skeleton, inputs, setting, made) for setting in settings]
 
 
 def guessed_sizes(model: onnx.ModelProto) -> InputSizes:

@@ -10,9 +10,13 @@ import numpy as np
 import onnx
 
 from agmc_onnx.arrays import IntArray
+from agmc_onnx.data.samples import Samples, load_card, open_data
 from agmc_onnx.graph.files import ModelFile, read_model
 from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.measuring.session import model_inputs
+from agmc_onnx.measuring.sizes import Sizes, graph_at, settle
 from agmc_onnx.ops import analyse
 from agmc_onnx.ties.groups import Channels
 
@@ -25,11 +29,13 @@ class Analysis:
         file: As it lies on disk.
         model: Normalised; what plans and surgery refer to.
         channels: Groups, prunable and frozen.
+        sizes: Of the inputs, for cost, latency, memory and verification.
     """
 
     file: ModelFile
     model: onnx.ModelProto
     channels: Channels
+    sizes: Sizes = Sizes()
 
     @property
     def graph(self) -> Graph:
@@ -44,10 +50,12 @@ class Base:
     Attributes:
         model: The original with other weights, and neutral ones where channels are gone.
         kept: For each prunable group the positions that are left.
+        shapes: Of its values: the original's.
     """
 
     model: onnx.ModelProto
     kept: list[IntArray]
+    shapes: dict[str, Shape] | None = None
 
     @property
     def n_units(self) -> IntArray:
@@ -56,15 +64,22 @@ class Base:
 
     def channels(self, exclude: Sequence[str] = ()) -> Channels:
         """Return the analysis of the model; its groups are the original's."""
-        return analyse(view(self.model)).excluding(exclude)
+        return analyse(view(self.model, shapes=self.shapes)).excluding(exclude)
 
 
-def analyse_model(path: str | Path, exclude: Sequence[str] = ()) -> Analysis:
+def analyse_model(
+    path: str | Path,
+    exclude: Sequence[str] = (),
+    data: str | Path | None = None,
+    input_shape: Sequence[str] = (),
+) -> Analysis:
     """Read a model and find its groups.
 
     Args:
         path: Of the model.
         exclude: Groups that stay whole; see `Channels.excluding`.
+        data: A data card, an .npz, a folder, or "digits", whose samples say the sizes of open dims.
+        input_shape: Texts NAME=1,3,H,W that say them.
 
     Raises:
         ModelError: If it is no ONNX model, or onnxruntime cannot run it.
@@ -72,4 +87,10 @@ def analyse_model(path: str | Path, exclude: Sequence[str] = ()) -> Analysis:
     """
     file = read_model(path)
     model = normalize(file.proto)
-    return Analysis(file, model, analyse(view(model)).excluding(exclude))
+
+    def samples() -> Samples:
+        assert data is not None
+        return open_data(load_card(data), model_inputs(file.proto)).role("calibration")
+
+    sizes = settle(file.proto, input_shape, samples if data is not None else None)
+    return Analysis(file, model, analyse(graph_at(model, sizes.inputs)).excluding(exclude), sizes)

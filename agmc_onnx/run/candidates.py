@@ -275,7 +275,7 @@ def _worker_evaluator(
         import torch
 
         torch.set_num_threads(settings.execution.threads)
-    analysis = analyse_model(path, settings.search.excluded)
+    analysis = analyse_model(path, settings.search.excluded, data, settings.data.input_shape)
     if analysis.file.sha256 != sha256:
         raise ModelError(f"{path}: changed while it was being compressed. Start again.")
     return environment_of(analysis, roles_of(analysis, data, settings), settings, base=base).evaluate

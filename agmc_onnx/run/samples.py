@@ -61,7 +61,7 @@ def roles_of(analysis: Analysis, data: str | Path | None, settings: CompressOpti
         DataError: If the data cannot be used with this model.
         ModelError: If onnxruntime cannot run the model.
     """
-    roles = Roles(analysis.file.proto, data, settings.data, settings.execution)
+    roles = Roles(analysis.file.proto, data, settings.data, settings.execution, analysis.sizes.inputs)
     if data is None and settings.recovery.recover != "none":
         from agmc_onnx.pruning.cost import macs_cost
         from agmc_onnx.refit.options import RecoverOptions

@@ -112,6 +112,7 @@ def batch(
     reward_samples: int = Data.reward_samples,
     racing: bool = Data.racing,
     search_samples: int = Data.search_samples,
+    input_shape: tuple[str, ...] = Data.input_shape,
     policy: str = Search.policy,
     episodes: int = Search.episodes,
     reward: str = Search.reward,

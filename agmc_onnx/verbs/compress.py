@@ -124,6 +124,7 @@ def compress(
     reward_samples: int = Data.reward_samples,
     racing: bool = Data.racing,
     search_samples: int = Data.search_samples,
+    input_shape: tuple[str, ...] = Data.input_shape,
     policy: str = Search.policy,
     episodes: int = Search.episodes,
     reward: str = Search.reward,
@@ -184,7 +185,7 @@ def _compress(
     tell: Progress = progress or (lambda stage, facts: None)
     if output is not None:
         check_output(output, model)
-    analysis = analyse_model(model, settings.search.excluded)
+    analysis = analyse_model(model, settings.search.excluded, data, settings.data.input_shape)
     settings = with_recovery(analysis, data, settings)
     data_of = roles_of(analysis, data, settings)
     environment = environment_of(analysis, data_of, settings)
