@@ -223,7 +223,8 @@ class Data:
         "NAME=SIZES",
         default_text="the data's, else a guess that is printed",
         example="x=1,3,224,224",
-        more="May be given once for each input. The batch counts as 1.",
+        more="May be given once for each input; the name may be left out where there is one input. The batch counts as 1. A"
+        " source that is imported is read at these sizes.",
     )
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ from agmc_onnx.cli import main
 from agmc_onnx.options import PARTS, CompressOptions, Known, flag, known_options
 
 KNOWN = known_options()
-WRONG = {bool: "maybe", int: "1e3", float: "abc", str: None}
+WRONG = {bool: "maybe", int: "1e3", float: "abc", str: None, tuple: None}
 
 
 def good_value(one: Known) -> Any:
@@ -23,6 +23,8 @@ def good_value(one: Known) -> Any:
     special = {"sparse_pattern": "2:4", "latency_table": "t.json", "exclude": "residual", "ray": "local"}
     if one.kind is bool:
         return True
+    if one.kind is tuple:
+        return ("x=1,3,8,8", "y=1,4")
     if one.kind is float:
         return 0.25 if says.high is not None else 3.5
     return 7 if one.kind is int else special.get(one.name, "text")
@@ -63,7 +65,8 @@ def test_an_option_arrives_by_python_flag_and_config(name, called, tmp_path):
     made = CompressOptions.of(**given)
     assert made.flat()[name] == value
     assert getattr(getattr(made, KNOWN[name].part), name) == value
-    words = [word for key, one in given.items() for word in ([flag(key)] if one is True else [flag(key), str(one)])]
+    each = [(key, item) for key, one in given.items() for item in (one if isinstance(one, tuple) else [one])]
+    words = [word for key, one in each for word in ([flag(key)] if one is True else [flag(key), str(one)])]
     assert main(["compress", "m.onnx", *words]) == 2
     assert {key: called[key] for key in given} == given
     called.clear()

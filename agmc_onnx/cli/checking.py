@@ -11,7 +11,18 @@ from agmc_onnx.options import Execution
 
 def _add_inspect(one: Parser) -> None:
     one.add_argument("model", metavar="MODEL.onnx")
+    _add_sizes(one)
     one.add_argument("--json", action="store_true", help="print machine-readable JSON")
+
+
+def _add_sizes(one: Parser) -> None:
+    one.add_argument(
+        "--input-shape",
+        metavar="NAME=SIZES",
+        action="append",
+        default=[],
+        help="sizes of an input's open dims, such as x=1,3,224,224; default: the data's, else a guess that is printed",
+    )
 
 
 def _add_apply(one: Parser) -> None:
@@ -25,12 +36,15 @@ def _add_verify(one: Parser) -> None:
     one.add_argument("model", metavar="MODEL.onnx")
     one.add_argument("compressed", metavar="OUT.onnx")
     one.add_argument("--plan", metavar="PLAN.json", help="default: OUT.plan.json beside OUT.onnx")
+    one.add_argument("--data", metavar="CARD", help="compare on its calibration samples; default: on random inputs")
+    _add_sizes(one)
     one.add_argument("--json", action="store_true", help="print machine-readable JSON")
 
 
 def _add_measure(one: Parser) -> None:
     one.add_argument("models", metavar="MODEL.onnx", nargs="+", help="ratios refer to the first")
     one.add_argument("--data", metavar="CARD", help="measure accuracy too: a data card, an .npz, a folder, or 'digits'")
+    _add_sizes(one)
     one.add_argument("--threads", type=whole, metavar="N", default=Execution.threads, help="default: %(default)s")
     one.add_argument(
         "--batch", type=whole, metavar="N", default=1, help="samples per timed inference; default: %(default)s"
@@ -47,7 +61,7 @@ def _add_measure(one: Parser) -> None:
 def _inspect(arguments: argparse.Namespace) -> int:
     from agmc_onnx.verbs.inspect import inspect
 
-    found = inspect(arguments.model)
+    found = inspect(arguments.model, input_shape=arguments.input_shape)
     if arguments.json:
         tell_json(found)
         return 0
@@ -78,7 +92,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     from agmc_onnx.reporting.text import verified_line
     from agmc_onnx.verbs.compress import verify_files
 
-    found = asdict(verify_files(arguments.model, arguments.compressed, arguments.plan))
+    found = asdict(
+        verify_files(arguments.model, arguments.compressed, arguments.plan, arguments.data, arguments.input_shape)
+    )
     if arguments.json:
         tell_json(found)
     else:
@@ -96,6 +112,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         seconds=arguments.seconds,
         provider=arguments.provider,
         batch=arguments.batch,
+        input_shape=arguments.input_shape,
     )
     if arguments.json:
         tell_json(found)

@@ -38,7 +38,7 @@ def add(one: Parser) -> None:
         "--json", action="store_true", help="print the result as JSON: the report without the search and graph"
     )
     add_settings(one)
-    add_options(one.add_argument_group("import, where MODEL is not ONNX"))
+    add_options(one.add_argument_group("import, where MODEL is not ONNX"), has_shape=True)
 
 
 def add_settings(one: Parser) -> None:
@@ -65,13 +65,17 @@ def _add(group: Any, known: Known) -> None:
     choices = f": {', '.join(names)}" if names else ""
     default = says.default_text or known.default
     text = f"{says.help}{choices}" + ("" if default is None else f"; default: {default}")
+    if known.kind is tuple:
+        group.add_argument(flag(known.name), action="append", metavar=says.metavar, help=text)
+        return
     kind = number(known.kind) if known.kind in (int, float) else str
     group.add_argument(flag(known.name), type=kind, metavar=says.metavar, choices=names, help=text)
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options that were given, by name."""
-    return {name: value for name in known_options() if (value := getattr(arguments, name)) is not None}
+    found = {name: value for name in known_options() if (value := getattr(arguments, name)) is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -91,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     for line in no_card(arguments.data):
         say(line)
     model = as_onnx(arguments, output, say)
+    if str(model) != str(arguments.model):
+        options.pop("input_shape", None)  # the source was read at it, and its names may be other ones
     sys.stdout.flush()
 
     from agmc_onnx.verbs.compress import compress, output_files

@@ -12,15 +12,16 @@ from agmc_onnx.cli.parsing import Parser, Verb, whole
 from agmc_onnx.cli.words import tell
 
 
-def add_options(one: Any) -> None:
-    """Add the options that say how a source is read; to `import`, and to a group of `compress`."""
-    one.add_argument(
-        "--input-shape",
-        action="append",
-        metavar="SHAPE",
-        help="shape of an input, batch first, for sources that do not know theirs: 1,3,224,224 or ids=N,T:int64 (a name"
-        " stays open, and so does the batch); once per input",
-    )
+def add_options(one: Any, has_shape: bool = False) -> None:
+    """Add the options that say how a source is read; to `import`, and to a group of `compress`, which has --input-shape."""
+    if not has_shape:
+        one.add_argument(
+            "--input-shape",
+            action="append",
+            metavar="SHAPE",
+            help="shape of an input, batch first, for sources that do not know theirs: 1,3,224,224 or ids=N,T:int64 (a name"
+            " stays open, and so does the batch); once per input",
+        )
     one.add_argument("--weights", metavar="FILE", help="state dict or safetensors for package.module:factory")
     one.add_argument("--framework", metavar="NAME", help="what the source is, where that cannot be told from its name")
     one.add_argument("--opset", type=whole, metavar="N", help="of the ONNX model; default: what suits the converter")

@@ -20,6 +20,9 @@ InputSizes = dict[str, tuple[int, ...]]  # by input
 
 TOKENS, IMAGE = 16, 224
 USUAL = (TOKENS, 64, IMAGE, 256, 512, 576, 1024, 16000)  # tokens, small and usual images, audio windows
+SOURCES = {
+    "fixed": "", "given": "as given", "data": "those of the data", "guessed": "guessed; --input-shape or --data says better",
+}  # fmt: skip
 _FACTORS = (
     4,
     2,
@@ -63,6 +66,12 @@ def input_dims(model: onnx.ModelProto) -> dict[str, InputDims]:
             dims[1] = channels[value.name]
         found[value.name] = tuple(dims)
     return found
+
+
+def sizes_text(inputs: Mapping[str, Sequence[int]], source: str) -> str:
+    """Return sizes of inputs in one line, with where they come from."""
+    shapes = ", ".join(f"{name} {'x'.join(map(str, dims)) or 'scalar'}" for name, dims in inputs.items())
+    return f"{shapes} ({SOURCES[source]})" if SOURCES[source] else shapes
 
 
 def batch_symbols(inputs: Mapping[str, InputDims]) -> set[str]:

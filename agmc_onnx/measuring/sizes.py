@@ -24,6 +24,7 @@ from agmc_onnx.graph.sizes import (
     others,
     setting_of,
     sizes_at,
+    sizes_text,
     symbols_of,
 )
 from agmc_onnx.graph.view import Graph, view
@@ -33,9 +34,6 @@ Feed = dict[str, np.ndarray]
 MOST_ENTRIES = 1 << 24  # of an input that is only tried
 _LARGE_BYTES = 200_000_000  # of a model: it is not opened only to look whether a guess runs
 _LOOKED_AT = 9  # samples of the data whose median size counts, where they differ
-SOURCES = {
-    "fixed": "", "given": "as given", "data": "those of the data", "guessed": "guessed; --input-shape or --data says better",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,7 @@ class Sizes:
 
     def __str__(self) -> str:
         """Say them in one line, with where they come from."""
-        shapes = ", ".join(f"{name} {'x'.join(map(str, dims)) or 'scalar'}" for name, dims in self.inputs.items())
-        return f"{shapes} ({SOURCES[self.source]})" if SOURCES[self.source] else shapes
+        return sizes_text(self.inputs, self.source)
 
 
 def settle(model: onnx.ModelProto, given: Sequence[str] = (), samples: Callable[[], Samples] | None = None) -> Sizes:
@@ -68,7 +65,7 @@ def settle(model: onnx.ModelProto, given: Sequence[str] = (), samples: Callable[
         UsageError: If a text is wrong, or contradicts the model or the data.
     """
     inputs = input_dims(model)
-    wanted = {name: dims for name, dims in (_parsed(text, inputs) for text in given)}
+    wanted = dict(_parsed(text, inputs) for text in given)
     if not symbols_of(inputs) and not wanted:
         return Sizes(sizes_at(inputs, {}))
     setting, source = setting_of(inputs, wanted), "given"
@@ -90,7 +87,8 @@ def settle(model: onnx.ModelProto, given: Sequence[str] = (), samples: Callable[
 
 
 def _parsed(text: str, inputs: Mapping[str, InputDims]) -> tuple[str, tuple[int, ...]]:
-    name, _, sizes = text.rpartition("=")
+    name, _, sizes = text.partition(":")[0].rpartition("=")
+    name = name or (next(iter(inputs)) if len(inputs) == 1 else "")
     known = ", ".join(f"{n}={','.join(map(str, dims))}" for n, dims in inputs.items())
     if name not in inputs:
         raise UsageError(f"--input-shape: no such input, got {text!r}; expected NAME=1,3,H,W with one of {known}.")

@@ -13,11 +13,14 @@ import onnx
 
 from agmc_onnx.data.roles import Roles
 from agmc_onnx.graph.files import ModelFile, model_bytes
+from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.sizes import InputSizes
 from agmc_onnx.graph.view import Graph, view
 from agmc_onnx.latency.timing import MORE_ROUNDS, Latency, compare, ratio
 from agmc_onnx.measuring.accuracy import Score
 from agmc_onnx.measuring.memory import peak_bytes
 from agmc_onnx.measuring.session import make_session, provider_of
+from agmc_onnx.measuring.sizes import Sizes, graph_at
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.cost import count_macs, count_params
 from agmc_onnx.pruning.sparsity import dense
@@ -32,6 +35,7 @@ from agmc_onnx.reporting.schema import (
     RatioFacts,
     Report,
     Side,
+    SizesFacts,
     SourceFacts,
     TargetFacts,
     VerifiedFacts,
@@ -53,6 +57,7 @@ def compose(
     target: TargetFacts,
     finalists: list[dict[str, Any]],
     more: Mapping[str, Any],
+    sizes: Sizes,
 ) -> Report:
     """Measure the original and the result on the test role, and return the report.
 
@@ -68,6 +73,7 @@ def compose(
         target: The budget, and what was reached.
         finalists: What was measured of the best candidates.
         more: Fields that only some runs have.
+        sizes: Of the inputs, that all numbers are for.
     """
     evaluator = data.evaluator("test")
     original = source.proto
@@ -82,9 +88,9 @@ def compose(
     peaks = [peak_bytes(model, feeds[0], threads, provider) for model in (original, compressed)]
     return Report(
         model=SourceFacts(str(source.path), source.sha256),
-        original=Side(**_side(original, before, times[0], peaks[0])),
+        original=Side(**_side(original, sizes.inputs, before, times[0], peaks[0])),
         compressed=Compressed(
-            **_side(compressed, after, times[1], peaks[1]),
+            **_side(compressed, sizes.inputs, after, times[1], peaks[1]),
             metric_before_recovery=cut.value, weight_density=_density(view(dense(compressed))),
         ),
         latency_ratio=RatioFacts(**asdict(ratio(times[1], times[0]))),
@@ -99,7 +105,8 @@ def compose(
         finalists=finalists,
         verified=verified_facts(checked, settings.recovery.recover != "none"),
         groups=_groups(channels, found.kept.tolist()),
-        network=network_of(channels.graph, view(compressed)),
+        network=network_of(channels.graph, graph_at(compressed, sizes.inputs)),
+        sizes=SizesFacts({name: list(dims) for name, dims in sizes.inputs.items()}, sizes.source),
         settings=settings.flat(),
         environment=environment_versions(provider_of(make_session(compressed, threads, provider))),
         **more,
@@ -123,15 +130,15 @@ def environment_versions(provider: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def sizes_of(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the multiply-adds, parameters and bytes of a model."""
-    graph = view(dense(model))
+def sizes_of(model: onnx.ModelProto, sizes: InputSizes) -> dict[str, int]:
+    """Return the MACs at some sizes of its inputs, the parameters and the bytes of a model."""
+    graph = graph_at(normalize(dense(model)), sizes)
     return {"macs": sum(count_macs(graph).values()), "params": count_params(graph), "file_bytes": model_bytes(model)}
 
 
-def _side(model: onnx.ModelProto, score: Score, times: Latency, peak: int | None) -> dict[str, Any]:
+def _side(model: onnx.ModelProto, sizes: InputSizes, score: Score, times: Latency, peak: int | None) -> dict[str, Any]:
     return {
-        **sizes_of(model),
+        **sizes_of(model, sizes),
         "peak_bytes": peak,
         "metric": metric_facts(score),
         "latency_ms": LatencyFacts(

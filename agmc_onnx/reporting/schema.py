@@ -12,7 +12,7 @@ from agmc_onnx.errors import UsageError
 from agmc_onnx.schema import RARE, Record, checked, parse
 
 REPORT_FORMAT: Literal["agmc-onnx/report@1"] = "agmc-onnx/report@1"
-SCHEMA_VERSION = "1.1"  # the format's number, and one more whenever a field is added; what is there keeps its meaning
+SCHEMA_VERSION = "1.2"  # the format's number, and one more whenever a field is added; what is there keeps its meaning
 
 Share = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
@@ -117,6 +117,14 @@ class SourceFacts(Record):
 
 
 @dataclass(frozen=True, eq=False)
+class SizesFacts(Record):
+    """Sizes of the inputs with batch 1, for cost, latency, memory and verification."""
+
+    inputs: dict[str, list[int]]
+    source: Annotated[str, Meta(description="fixed, given, data or guessed")]
+
+
+@dataclass(frozen=True, eq=False)
 class DataFacts(Record):
     """The data that was measured on."""
 
@@ -155,6 +163,7 @@ class Report(Record):
     latency_ratio: RatioFacts | None = None
     accuracy_measured: Annotated[bool, Meta(description="False without data")] = True
     data: DataFacts | None = None
+    sizes: SizesFacts | None = None
     episodes: Count = 0
     evaluations: Annotated[Count, Meta(description="networks that were measured")] = 0
     interrupted: bool = False

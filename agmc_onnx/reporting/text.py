@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agmc_onnx.graph.sizes import sizes_text
 from agmc_onnx.options import known_options
 
 KINDS = {"flops": "multiply-adds", "params": "parameters", "latency": "latency"}
@@ -171,7 +172,7 @@ def summary(report: Report) -> list[str]:
     """Return what the terminal prints at the end of `compress`."""
     table = [("", "original", "compressed", "ratio")]
     table += [(row.what, row.before, row.after, row.change) for row in rows(report)]
-    lines = ["", *aligned(table), "", target_line(report)]
+    lines = ["", *aligned(table), "", *sizes_lines(report), target_line(report)]
     cut, metric = report["compressed"].get("metric_before_recovery"), report["compressed"]["metric"]
     if cut is not None and report["verified"].get("recovered"):
         lines.append(f"recovery: {metric['name']} {metric_text(metric, cut)} as cut, {metric_text(metric)} after it")
@@ -183,6 +184,12 @@ def summary(report: Report) -> list[str]:
         lines.append(NOT_MEASURED)
     few = few_samples(report)
     return [*lines, few] if few else lines
+
+
+def sizes_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return at which sizes of the inputs all is counted and measured; nothing where they are fixed."""
+    sizes = found.get("sizes")
+    return [f"sizes: {sizes_text(sizes['inputs'], sizes['source'])}"] if sizes and sizes["source"] != "fixed" else []
 
 
 def few_samples(report: Report) -> str | None:
@@ -305,7 +312,11 @@ def measurement(found: Report) -> list[str]:
         line += ["-" if model["peak_bytes"] is None else f"{model['peak_bytes']:,}"]
         table.append(line)
     latency, provider = first["latency_ms"], found["environment"]["provider"]
-    lines = [*aligned(table, ""), f"latency: {setting_text(latency)}, {provider}, {latency['n']} interleaved rounds"]
+    lines = [
+        *aligned(table, ""),
+        *sizes_lines(found),
+        f"latency: {setting_text(latency)}, {provider}, {latency['n']} interleaved rounds",
+    ]
     if all(model["latency_ratio"]["cpu"] is not None for model in models[1:]) and len(models) > 1:
         shares = ", ".join(f"{100 * model['latency_ratio']['cpu']:.1f} %" for model in models[1:])
         lines.append(f"by processor time, which other work on the machine disturbs less: {shares}")
@@ -327,6 +338,7 @@ def inspection(found: Report, n_named: int = 4) -> list[str]:
         lines.append(f"  {what}: " + ", ".join(value_text(value) for value in found[what]))
     lines.append("  ops: " + ", ".join(f"{n} {op}" for op, n in found["ops"].items()))
     lines.append(f"  {found['macs']:,} multiply-adds, {found['params']:,} parameters")
+    lines += [f"  {line}" for line in sizes_lines(found)]
     groups, prunable = found["groups"], found["prunable"]
     lines += ["", f"can be pruned: {_groups(len(groups))} that change {_share(prunable['macs'])} of the multiply-adds"
               f" and {_share(prunable['params'])} of the parameters"]  # fmt: skip

@@ -14,12 +14,15 @@ import numpy.typing as npt
 import onnx
 
 from agmc_onnx.data.roles import Roles
+from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.errors import AgmcError, ModelError, UsageError, VerificationError
 from agmc_onnx.graph.files import read_model
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.outputs import check_output, output_files, write_files
+from agmc_onnx.graph.precision import is_half, to_float32
 from agmc_onnx.graph.view import Graph, view
-from agmc_onnx.measuring.session import make_session, run_model
+from agmc_onnx.measuring.session import make_session, model_inputs, run_model
+from agmc_onnx.measuring.sizes import samples_at, second_feeds
 from agmc_onnx.options import (
     Budget,
     CompressOptions,
@@ -199,7 +202,11 @@ def _compress(
     )
     if isinstance(environment, JointEnvironment):
         target = replace(target, cost=environment.of_groups(target.cost))
-    facts = {"groups": len(analysis.channels.groups), "macs": environment.macs(environment.n_units)}
+    facts = {
+        "groups": len(analysis.channels.groups),
+        "sizes": str(analysis.sizes),
+        "macs": environment.macs(environment.n_units),
+    }
     tell("analysed", {**facts, "share": target.share, "kind": target.kind})
     environment = reachable(environment, target, analysis, data_of, settings)
     with _journal(analysis, data_of, settings, output, tell) as journal:
@@ -258,6 +265,7 @@ def _searched(
             "resumed": 0 if journal is None else journal.n_resumed,
             "output": None if output is None else str(output),
         },
+        analysis.sizes,
     )
     if target.kind == "latency":
         times = report.latency_ratio
@@ -336,29 +344,43 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None)
         made = sparse_plan(made, pruned, sparsity)
     checked = _checked(analysis, pruned, made, recovered=False)
     report = AppliedReport(
-        Sizes(**sizes_of(analysis.file.proto)), Sizes(**sizes_of(pruned)), verified_facts(checked, False)
+        Sizes(**sizes_of(analysis.file.proto, analysis.sizes.inputs)),
+        Sizes(**sizes_of(pruned, analysis.sizes.inputs)),
+        verified_facts(checked, False),
     )
     if output is not None:
         write_files(pruned, {}, output)
     return Applied(pruned, made, report, checked)
 
 
-def verify_files(model: str | Path, compressed: str | Path, plan: str | Path | None = None) -> Verification:
+def verify_files(
+    model: str | Path,
+    compressed: str | Path,
+    plan: str | Path | None = None,
+    data: str | Path | None = None,
+    input_shape: Sequence[str] = (),
+) -> Verification:
     """Check a compressed file against its original and plan; weights may have been recovered since.
 
     Args:
         model: The original.
         compressed: What was made of it.
         plan: Default: `X.plan.json` beside X.onnx.
+        data: A data card, an .npz, a folder, or "digits", whose calibration samples are compared on; None makes random inputs.
+        input_shape: Texts NAME=1,3,H,W: sizes of these.
 
     Raises:
         VerificationError: If it does not hold.
     """
-    analysis = analyse_model(model)
+    analysis = analyse_model(model, (), data, input_shape)
     wanted = read_plan(plan if plan is not None else output_files(compressed)["plan"])
     pruned = normalize(read_model(compressed).proto, dense=True)
     recovered = not _weights_kept(analysis.graph, view(pruned), wanted)
-    checked = _checked(analysis, pruned, wanted, recovered)
+    feeds = None
+    if data is not None:
+        samples = open_data(load_card(data), model_inputs(analysis.file.proto)).role("calibration")
+        feeds = samples.take(3).feeds(1)
+    checked = _checked(analysis, pruned, wanted, recovered, feeds)
     if not recovered:
         return checked
     notes = [
@@ -385,7 +407,13 @@ def _checked(
         raise VerificationError("verify: weights differ from the original's although nothing was recovered.")
     norms = norms_of(analysis.channels, kept_units(analysis.channels, plan))
     given = recovered or bool(plan.sparsity)
-    return verify(analysis.model, pruned, plan, feeds, recovered=given, norms=norms, seed=seed)
+    sizes = analysis.sizes.inputs
+    if feeds is None:
+        feeds = samples_at(
+            to_float32(analysis.model) if is_half(analysis.model) else analysis.model, sizes, 3, seed
+        ).feeds(1)
+    others = second_feeds(analysis.model, sizes, seed)
+    return verify(analysis.model, pruned, plan, feeds, recovered=given, norms=norms, seed=seed, others=others)
 
 
 def _smallest(model: onnx.ModelProto, plan: Plan, feeds: Sequence[dict[str, np.ndarray]]) -> onnx.ModelProto:

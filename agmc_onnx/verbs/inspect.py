@@ -12,14 +12,15 @@ import numpy as np
 import onnx
 
 from agmc_onnx.data.card import InputSpec
-from agmc_onnx.data.samples import load_card, open_data, synthetic
+from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.files import ModelFile, read_model
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.latency.timing import MORE_ROUNDS, compare, ratio
 from agmc_onnx.measuring.accuracy import Evaluator
 from agmc_onnx.measuring.memory import peak_bytes
 from agmc_onnx.measuring.session import model_inputs
+from agmc_onnx.measuring.sizes import graph_at, samples_at, settle
 from agmc_onnx.motifs import build, describe
 from agmc_onnx.options import Execution
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
@@ -35,22 +36,24 @@ INSPECT_FORMAT = "agmc-onnx/inspect@1"
 MEASURE_FORMAT = "agmc-onnx/measure@1"
 
 
-def inspect(model: str | Path) -> dict[str, Any]:
+def inspect(model: str | Path, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a model is and what could be pruned of it, ready for JSON (`agmc-onnx/inspect@1`).
 
     Args:
         model: An .onnx file.
+        input_shape: Texts NAME=1,3,H,W: sizes of the open dims; what they do not say is guessed.
 
     Returns:
         "model" (path, sha256, bytes, opset), "inputs" and "outputs", "ops" (counts by type, most frequent first), "macs",
-        "params", "prunable" (shares of the multiply-adds and parameters that some group changes), "smallest" (shares of them
+        "params", "sizes" (of the inputs, that the MACs are for),
+        "prunable" (shares of the multiply-adds and parameters that some group changes), "smallest" (shares of them
         that remain when every group keeps the least, by --round-to), "groups" (name, units, step, shares it changes,
         nodes that make its channels), "frozen" (name, units, why) and "motifs" (lines).
 
     Raises:
         ModelError: If it is no ONNX model.
     """
-    analysis = analyse_model(model)
+    analysis = analyse_model(model, input_shape=input_shape)
     channels, proto = analysis.channels, analysis.file.proto
     costs = {"macs": macs_cost(channels), "params": params_cost(channels)}
     n_units = np.array([group.n_units for group in channels.groups], np.int64)
@@ -73,6 +76,7 @@ def inspect(model: str | Path) -> dict[str, Any]:
         "ops": dict(ops.most_common()),
         "macs": costs["macs"](n_units),
         "params": costs["params"](n_units),
+        "sizes": asdict(analysis.sizes),
         "prunable": {name: cost.prunable_share(n_units) for name, cost in costs.items()},
         "smallest": {str(k): _smallest(channels, k) for k in (1, FINE)},
         "groups": [
@@ -101,6 +105,7 @@ def measure(
     seconds: float = Execution.latency_seconds,
     provider: str = Execution.provider,
     batch: int = 1,
+    input_shape: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return size, accuracy and latency of models that take the same inputs, ready for JSON (`agmc-onnx/measure@1`).
 
@@ -113,6 +118,7 @@ def measure(
         seconds: Time given to latency, for all models together.
         provider: "cpu", "cuda" or "auto".
         batch: Samples per timed inference, where the model leaves it open.
+        input_shape: As `inspect`; the data say the sizes where there are any.
 
     Raises:
         UsageError: If there is no model, or the models take different inputs.
@@ -126,7 +132,8 @@ def measure(
     for file in files[1:]:
         _check_same_inputs(files[0], file, inputs)
     dataset = open_data(load_card(data), inputs) if data is not None else None
-    samples = dataset.role("test") if dataset else synthetic(inputs, max(8, batch), 0)
+    sizes = settle(files[0].proto, input_shape, None if dataset is None else lambda: dataset.role("test"))
+    samples = dataset.role("test") if dataset else samples_at(files[0].proto, sizes.inputs, max(8, batch), 0)
     metric = dataset.metric if dataset else None
     paths = [file.path for file in files]
     scores: list[Any] = [None] * len(files)
@@ -139,7 +146,7 @@ def measure(
     times = compare(paths, feeds, threads=threads, seconds=seconds, rounds=MORE_ROUNDS, provider=provider)
     found = []
     for file, score, latency in zip(files, scores, times, strict=True):
-        graph = view(dense(file.proto))
+        graph = graph_at(normalize(dense(file.proto)), sizes.inputs)
         paired = ratio(latency, times[0])
         found.append(
             {
@@ -165,7 +172,12 @@ def measure(
                 "peak_bytes": peak_bytes(file.path, feeds[0], threads, provider),
             }
         )
-    return {"format": MEASURE_FORMAT, "models": found, "environment": environment_versions(times[0].provider)}
+    return {
+        "format": MEASURE_FORMAT,
+        "models": found,
+        "sizes": asdict(sizes),
+        "environment": environment_versions(times[0].provider),
+    }
 
 
 def _values(values: Sequence[onnx.ValueInfoProto], skip: set[str]) -> list[dict[str, Any]]:
