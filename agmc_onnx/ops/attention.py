@@ -51,11 +51,8 @@ def multi_head(ledger: Ledger, node: Node) -> None:
     if has_past(ledger, node, (6, 7)):
         stay(ledger, node)
         return
-    if (
-        len(node.inputs) < 3
-        or not all(node.inputs[:3])
-        or any(ledger.shape(name).rank != 3 for name in node.inputs[:3])
-    ):
+    operands = [name for name in node.inputs[:3] if name and ledger.shape(name).rank == FLAT_RANK]
+    if len(operands) < 3:
         return
     ids = _flat(ledger, node, node.attribute("num_heads"), node.attribute("num_heads"))
     bias = node.inputs[3] if len(node.inputs) > 3 else ""
@@ -66,8 +63,7 @@ def multi_head(ledger: Ledger, node: Node) -> None:
     if own is not None and len(known) == 3:
         ledger.tie(own, np.concatenate(known))
     else:
-        for part in known:
-            ledger.freeze(part, f"{node.label}: its bias {bias} cannot be cut with it")
+        ledger.freeze_all(known, f"{node.label}: its bias {bias} cannot be cut with it")
 
 
 def fused_attention(ledger: Ledger, node: Node) -> None:
@@ -128,10 +124,8 @@ def _flat(ledger: Ledger, node: Node, q_heads: int, kv_heads: int) -> list[IntAr
 def _meet(ledger: Ledger, node: Node, queries: Entries | None, keys: Entries | None) -> None:
     if queries is not None and keys is not None:
         ledger.meet(queries, keys)
-        return
-    for entries in (queries, keys):
-        if entries is not None:
-            ledger.freeze(entries.ids, f"{node.label}: queries and keys cannot both be cut")
+    else:
+        ledger.freeze_all((queries, keys), f"{node.label}: queries and keys cannot both be cut")
 
 
 def attention_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:

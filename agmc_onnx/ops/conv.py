@@ -68,9 +68,7 @@ def fused_conv(ledger: Ledger, node: Node) -> None:
     if out is not None and added is not None:
         ledger.meet(out, added)
     else:
-        for entries in (out, added):
-            if entries is not None:
-                ledger.freeze(entries.ids, f"{node.label}: its operand {other} cannot be cut with it")
+        ledger.freeze_all((out, added), f"{node.label}: its operand {other} cannot be cut with it")
 
 
 def slide(ledger: Ledger, node: Node) -> None:
@@ -115,9 +113,7 @@ def conv_transpose(ledger: Ledger, node: Node) -> None:
     elif ledger.size(w, 0) == groups and ledger.size(w, 1) == 1:  # depthwise
         out = ledger.flat(node, w, 0)
         if out is None or source is None:
-            for ids in (out, source):
-                if ids is not None:
-                    ledger.freeze(ids, f"{node.label}: depthwise on {x}, which cannot be cut")
+            ledger.freeze_all((out, source), f"{node.label}: depthwise on {x}, which cannot be cut")
             if out is None:
                 return
         else:

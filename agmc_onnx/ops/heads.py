@@ -50,8 +50,7 @@ def _cut_shared(ledger: Ledger, node: Node, found: list[IntArray | None], heads:
     """Let a head of keys and values be one unit with the heads of queries that share it."""
     known = [ids.reshape(kv_heads, -1) for ids in found if ids is not None]
     if len(known) < len(found):
-        for ids in known:
-            ledger.freeze(ids, f"{node.label}: queries, keys and values cannot all be cut")
+        ledger.freeze_all(known, f"{node.label}: queries, keys and values cannot all be cut")
         return
     units = known[1][:, :1]
     for grid in known:
@@ -64,9 +63,7 @@ def _cut_shared(ledger: Ledger, node: Node, found: list[IntArray | None], heads:
 
 def cut_queries(ledger: Ledger, node: Node, found: list[IntArray | None], heads: int, kv_heads: int) -> None:
     """Let a head of queries be one unit; every head of keys keeps equally many, and none of those goes."""
-    for ids in found[1:]:
-        if ids is not None:
-            ledger.freeze(ids, f"{node.label}: {_why_cached(node)}")
+    ledger.freeze_all(found[1:], f"{node.label}: {_why_cached(node)}")
     if found[0] is None:
         return
     queries = found[0].reshape(heads, -1)

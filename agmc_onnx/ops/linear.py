@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 from agmc_onnx.graph.registry import Attributes, Dims
@@ -67,8 +68,7 @@ def _batch_dim(ledger: Ledger, node: Node, dim: int, rank: int, operands: Sequen
             ledger.tie(columns[0], other)
         ledger.set(node.outputs[0], dim, columns[0])
     else:
-        for entries in known:
-            ledger.freeze(entries.ids, f"{node.label}: batch dimension {dim} cannot be cut in both operands")
+        ledger.freeze_all(known, f"{node.label}: batch dimension {dim} cannot be cut in both operands")
 
 
 def fused_matmul(ledger: Ledger, node: Node) -> None:
@@ -89,9 +89,7 @@ def _meet(ledger: Ledger, node: Node, one: Axis, other: Axis, rank: int = 2) -> 
     if weights[1] and first is not None:
         second = ledger.axis(node, *other)
     if first is None or second is None:
-        for entries in (first, second):
-            if entries is not None:
-                ledger.freeze(entries.ids, f"{node.label}: the other operand cannot be cut with it")
+        ledger.freeze_all((first, second), f"{node.label}: the other operand cannot be cut with it")
         return
     sides = []
     for entries, (value, _) in ((first, one), (second, other)):
@@ -125,14 +123,11 @@ def einsum(ledger: Ledger, node: Node) -> None:
             if entries is not None
         ]
         if len(known) < len(found):
-            for entries in known:
-                ledger.freeze(entries.ids, f"{node.label}: {letter} cannot be cut in all operands")
+            ledger.freeze_all(known, f"{node.label}: {letter} cannot be cut in all operands")
             continue
         if not known:
             continue
-        joined = known[0]
-        for entries in known[1:]:
-            joined = ledger.meet(joined, entries)
+        joined = reduce(ledger.meet, known)
         if letter in result:
             joined = ledger.collapse(joined, [row for row in joined.rows if letters[row] not in result])
             moved = joined.permuted({place[other]: dim for dim, other in enumerate(result)})

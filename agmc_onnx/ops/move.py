@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -32,26 +33,19 @@ def concat(ledger: Ledger, node: Node) -> None:
     rank = ledger.shape(y).rank
     axis = node.attribute("axis", 1) % rank
     all_weights = all(name in ledger.graph.weights for name in node.inputs)
+    taken = [v for v in node.inputs if all_weights or v not in ledger.graph.tensors]
     for dim in range(rank):
         if dim != axis:
-            active = [
-                (v, ledger.axis(node, v, dim)) for v in node.inputs if all_weights or v not in ledger.graph.tensors
-            ]
-            known = [entries for _, entries in active if entries is not None]
+            known = [e for v in taken if (e := ledger.axis(node, v, dim)) is not None]
             if known:
                 known += [e for v in node.inputs if v in ledger.graph.tensors and (e := ledger.axis(node, v, dim))]
             if known and len(known) >= len(node.inputs):
-                joined = ledger.collapse(known[0], [r for r in known[0].rows if r == axis])
-                for entries in known[1:]:
-                    joined = ledger.meet(joined, ledger.collapse(entries, [r for r in entries.rows if r == axis]))
+                joined = reduce(ledger.meet, (ledger.collapse(e, [r for r in e.rows if r == axis]) for e in known))
                 ledger.set(y, dim, joined.ids, joined.rows)
             else:
-                for entries in known:
-                    ledger.freeze(entries.ids, f"{node.label}: an input cannot be cut along dimension {dim}")
+                ledger.freeze_all(known, f"{node.label}: an input cannot be cut along dimension {dim}")
             continue
-        entries_of = {v: ledger.axis(node, v, dim) for v in node.inputs if v not in ledger.graph.tensors}
-        if all_weights:
-            entries_of = {v: ledger.axis(node, v, dim) for v in node.inputs}
+        entries_of = {v: ledger.axis(node, v, dim) for v in taken}
         if all(e is None for e in entries_of.values()):
             continue
         alike = {(e.rows, e.ids.shape[:-1]) for e in entries_of.values() if e is not None}
@@ -116,30 +110,32 @@ def slice_(ledger: Ledger, node: Node) -> None:
 
 def slice_bounds(graph: Graph, node: Node) -> dict[int, slice] | None:
     """Return the slice of every sliced dim, or None where a bound is not known."""
-    shape = graph.shape(node.inputs[0])
-    assert shape is not None
+    shape, parts = graph.shape(node.inputs[0]), _slice_parts(graph, node)
+    if shape is None or parts is None:
+        return None
+    found = {}
+    for start, end, axis, step in zip(*parts, strict=True):
+        size = shape.other[axis % shape.rank]
+        part = slice(start, None if step < 0 and end < -size else end, step)
+        if part.indices(size) != (0, size, 1):
+            found[axis % shape.rank] = part
+    return found
+
+
+def _slice_parts(graph: Graph, node: Node) -> list[list[int]] | None:
+    """Return starts, ends, axes and steps, or None where they are not known."""
     if len(node.inputs) > 1:
-        given = [graph.value(v) if v else None for v in node.inputs[1:]]
-        if any(value is None for value, name in zip(given, node.inputs[1:], strict=True) if name):
+        given = [(name, graph.value(name) if name else None) for name in (*node.inputs[1:], "", "")[:4]]
+        if any(name and value is None for name, value in given):
             return None
-        starts, ends, axes, steps = (None if v is None else v.ravel().tolist() for v in [*given, None, None][:4])
+        starts, ends, axes, steps = (None if value is None else value.ravel().tolist() for _, value in given)
     else:
-        starts, ends, axes, steps = node.attribute("starts"), node.attribute("ends"), node.attribute("axes"), None
+        starts, ends, axes = (node.attribute(name) for name in ("starts", "ends", "axes"))
+        steps = None
     if starts is None or ends is None:
         return None
-    axes = axes if axes is not None else list(range(len(starts)))
-    steps = steps if steps is not None else [1] * len(starts)
-    found = {}
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        dim = int(axis) % shape.rank
-        size = shape.other[dim]
-        stop: int | None = int(end)
-        if step < 0:
-            stop = None if end < -size else stop
-        found[dim] = slice(int(start), stop, int(step))
-        if found[dim].indices(size) == (0, size, 1):
-            del found[dim]
-    return found
+    n = len(starts)
+    return [list(starts), list(ends), list(range(n)) if axes is None else list(axes), steps or [1] * n]
 
 
 def gather(ledger: Ledger, node: Node) -> None:
@@ -276,7 +272,7 @@ def split_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
 def slice_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     """Slice: bounds along cut dims move; a strided one becomes a Gather."""
     cut, x = editor.cut, node.inputs[0]
-    bounds = slice_bounds(editor.graph, node) or {}
+    bounds, parts = slice_bounds(editor.graph, node) or {}, _slice_parts(editor.graph, node)
     moved: dict[int, tuple[int, int]] = {}
     for dim, part in bounds.items():
         mask = cut.mask(x, dim)
@@ -290,21 +286,17 @@ def slice_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
             return
         before = int(row[: picked[0]].sum())
         moved[dim] = (before, before + int(row[picked].sum()))
-    if not moved:
+    if not moved or parts is None:
         return
+    starts, ends, axes, _ = parts
     rank = editor.graph.shape(x).rank  # type: ignore[union-attr]
-    if len(node.inputs) > 1:
-        starts, ends, axes = (None if v is None else v.ravel().tolist() for v in _slice_inputs(editor, node))
-    else:
-        starts, ends, axes = (list(node.attribute(n) or []) or None for n in ("starts", "ends", "axes"))
-    assert starts is not None and ends is not None
-    for i, axis in enumerate(axes if axes is not None else range(len(starts))):
+    for i, axis in enumerate(axes):
         if axis % rank in moved:
             starts[i], ends[i] = moved[axis % rank]
     if len(node.inputs) > 1:
         editor.constant(proto, 1, starts)
         editor.constant(proto, 2, ends)
-        if axes is not None:
+        if len(node.inputs) > 3 and node.inputs[3]:
             editor.constant(proto, 3, axes)
     else:
         editor.attribute(proto, "starts", starts)
@@ -360,11 +352,6 @@ def resize_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
         editor.constant(proto, 3, [cut.size(y, d) if cut.mask(y, d) is not None else s for d, s in enumerate(given)])
 
 
-def _slice_inputs(editor: Editor, node: Node) -> list[np.ndarray | None]:
-    names = [*node.inputs[1:4], "", ""][:3]
-    return [editor.graph.value(name) if name else None for name in names]
-
-
 def pad_empty(node: Node) -> Vanishing | None:
     """Pad: zero where its input is, if zeros are what it puts there."""
     is_zero = (len(node.inputs) < 3 or not node.inputs[2]) and not node.attribute("value", 0.0)
@@ -393,10 +380,6 @@ def _slice(inputs: list[Any], attributes: Attributes) -> np.ndarray:
     return x[tuple(index)]
 
 
-def _gather(inputs: list[Any], attributes: Attributes) -> np.ndarray:
-    return np.take(inputs[0], inputs[1], axis=attributes.get("axis", 0))
-
-
 OPS = table(
     Op(
         "Transpose", transpose, computes_sizes=True, keeps_zero=where_first_is, edge="reshape",
@@ -415,7 +398,8 @@ OPS = table(
         keeps_zero=where_first_is, edge="split",
     ),
     Op(
-        "Gather", gather, repair=gather_repair, computes_sizes=True, evaluate=_gather, keeps_zero=where_first_is, edge="split",
+        "Gather", gather, repair=gather_repair, computes_sizes=True, keeps_zero=where_first_is, edge="split",
+        evaluate=lambda inputs, attributes: np.take(inputs[0], inputs[1], axis=attributes.get("axis", 0)),
     ),
     Op("GatherND", gather_nd, keeps_zero=where_first_is, edge="split"),
     Op("ScatterND", computes_sizes=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.view import Graph, Node
@@ -101,16 +102,13 @@ def broadcast(ledger: Ledger, node: Node, inputs: Sequence[str], output: str) ->
         if without is not None:
             place = f"its operand {without[0]} keeps dimension {without[1]} whole"
             why = f"{node.label}: {place} (positions, the input, or all of it needed by an op)"
-            for _, entries in known:
-                ledger.freeze(entries.ids, why)
+            ledger.freeze_all((entries for _, entries in known), why)
             continue
         shifted = [
             e.permuted({row: row + rank - ledger.shape(name).rank for row in e.rows}) if e.rows else e
             for name, e in known
         ]
-        joined = shifted[0]
-        for entries in shifted[1:]:
-            joined = ledger.meet(joined, entries)
+        joined = reduce(ledger.meet, shifted)
         ledger.set(output, dim, joined.ids, joined.rows)
 
 

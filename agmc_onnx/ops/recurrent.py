@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.passing import sizes_of
 from agmc_onnx.ops.table import Op, Product, table
-from agmc_onnx.ties.ledger import Ledger
+from agmc_onnx.ties.ledger import Ledger, tie_or_freeze
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _BIAS, _PEEPHOLES = 3, 7  # input positions
@@ -38,18 +37,10 @@ def recurrent(ledger: Ledger, node: Node) -> None:
     parts += [(node.inputs[i], 2, 1) for i in _STATES if _has(node, i)]
     parts += [(node.inputs[_PEEPHOLES], 1, 3)] if _has(node, _PEEPHOLES) else []
     for value, dim, times in parts:
-        _follow(ledger, node, units, value, dim, times)
+        tie_or_freeze(ledger, node, np.tile(units, times), value, dim)
     for position, output in enumerate(node.outputs):
         if output:
             ledger.set(output, 3 if position == 0 else 2, units)
-
-
-def _follow(ledger: Ledger, node: Node, units: IntArray, value: str, dim: int, times: int) -> None:
-    ids = ledger.flat(node, value, dim)
-    if ids is None:
-        ledger.freeze(units, f"{node.label}: its operand {value} cannot be cut with it")
-    else:
-        ledger.tie(ids, np.tile(units, times))
 
 
 def _has(node: Node, position: int) -> bool:

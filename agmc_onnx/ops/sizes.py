@@ -204,8 +204,7 @@ def _expand(inputs: list[Any], _: Attributes) -> np.ndarray:
 
 
 def _range(inputs: list[Any], _: Attributes) -> np.ndarray:
-    start, limit, delta = (value.ravel()[0] for value in inputs)
-    return np.arange(start, limit, delta, dtype=inputs[0].dtype)
+    return np.arange(*(value.ravel()[0] for value in inputs), dtype=inputs[0].dtype)
 
 
 OPS = table(

@@ -226,6 +226,12 @@ class Ledger:
         """Keep all these ids."""
         self.frozen.append(Freeze(ids.ravel(), why))
 
+    def freeze_all(self, found: Iterable[Entries | IntArray | None], why: str) -> None:
+        """Keep all these ids, as far as there are any."""
+        for one in found:
+            if one is not None:
+                self.freeze(one.ids if isinstance(one, Entries) else one, why)
+
     def normalise(self, ids: IntArray, node: Node) -> None:
         """Note that a node takes statistics over these ids."""
         self.normalised.append(Freeze(ids.ravel(), node.label))
