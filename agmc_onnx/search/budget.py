@@ -162,7 +162,7 @@ def meet_target(
     return Rescaled(kept, kept / units, reached, True, floor_cost)
 
 
-def _costs(cost: Callable[[IntArray], int], kept: IntArray) -> IntArray:
+def costs_of(cost: Callable[[IntArray], int], kept: IntArray) -> IntArray:
     """Return the costs (n,) of kept counts (n, n_groups), all at once where the cost can (`pruning.cost.Cost`)."""
     return cost.of_each(kept) if isinstance(cost, ManyCosts) else np.array([int(cost(one)) for one in kept])
 
@@ -234,7 +234,7 @@ def _give_back(
             break
         raised = trials[trial]
         raised[np.arange(len(group)), group] -= 1
-        costs = _costs(cost, path.kept_at(raised))
+        costs = costs_of(cost, path.kept_at(raised))
         fits = costs <= budget
         may_fit = np.isin(np.arange(len(levels)), group[fits])
         best = int(np.where(fits, costs, -1).argmax())
