@@ -115,6 +115,7 @@ POLICIES.add("shallow", Row("agmc_onnx.policies.handcrafted:shallow", batches=Tr
 POLICIES.add("deep", Row("agmc_onnx.policies.handcrafted:deep", batches=True, few=True))
 POLICIES.add("random", Row("agmc_onnx.policies.handcrafted:random", batches=True))
 POLICIES.add("greedy", Row("agmc_onnx.policies.greedy:greedy", batches=True, few=True, needs=("torch",)))
+POLICIES.add("solver", Row("agmc_onnx.policies.solver:SolverPolicy", batches=True, few=True))
 POLICIES.add(
     "amc",
     Row(
