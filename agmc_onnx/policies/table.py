@@ -137,6 +137,7 @@ POLICIES.add(
 )
 POLICIES.add("global", Row("agmc_onnx.policies.blackbox:global_ranking", batches=True, few=True))
 POLICIES.add("sensitivity", Row("agmc_onnx.policies.blackbox:sensitivity", few=True, needs=("torch",)))
+POLICIES.add("evopress", Row("agmc_onnx.policies.evopress:EvoPressPolicy", batches=True))
 POLICIES.add("local", Row("agmc_onnx.policies.blackbox:local", guided=True, batches=True))
 POLICIES.add("tpe", Row("agmc_onnx.policies.blackbox:tpe", guided=True, needs=("optuna",)))
 POLICIES.add("cmaes", Row("agmc_onnx.policies.blackbox:cmaes", guided=True, needs=("cmaes",)))
