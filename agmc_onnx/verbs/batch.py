@@ -25,6 +25,7 @@ from agmc_onnx.options import (
     Search,
     Sparsity,
     documented,
+    flag,
     options_in,
 )
 from agmc_onnx.reporting.schema import Report, read_report
@@ -214,10 +215,9 @@ def _jobs(folder: Path, output: Path, data: str | Path | None, options: dict[str
 
 
 def _words(name: str, value: Any) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
-        return [flag] if value else []
-    return [flag, str(value)]
+        return [flag(name)] if value else []
+    return [word for one in (value if isinstance(value, tuple) else (value,)) for word in (flag(name), str(one))]
 
 
 def _found(job: Job, options: dict[str, Any]) -> Row | None:
