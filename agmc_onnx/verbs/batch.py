@@ -225,7 +225,9 @@ def _found(job: Job, options: dict[str, Any]) -> Row | None:
     try:
         report = read_report(output_files(job.output)["report"])
         is_same = all(
-            report.settings.get(name) == value for name, value in options.items() if name not in ("workers", "resume")
+            report.settings.get(name) == (list(value) if isinstance(value, tuple) else value)
+            for name, value in options.items()
+            if name not in ("workers", "resume")
         )
         if not is_same or report.interrupted or report.model.sha256 != _digest(job.model):
             return None
