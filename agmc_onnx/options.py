@@ -298,6 +298,11 @@ class Search:
         default_text="none",
         more="Names of weights or nodes work too.",
     )
+    keep_layers: bool = option(
+        True,
+        "make layers narrower, but let none go",
+        more="Layers stay, too, where there is no data to refit on, with --stages, and where a policy decides on zeros.",
+    )
     batch: int | None = option(
         None,
         "candidates proposed before the first is learned from",

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from agmc_onnx.cli.parsing import Said, verb
+from agmc_onnx.cli.parsing import Parser, Verb
+from agmc_onnx.cli.words import tell, tell_json
 
 UNSOUND = 2
 
 
-@verb("doctor", "agmc-onnx doctor")
-def command() -> Said:
+def add(one: Parser) -> None:
+    """Add the arguments of `doctor`."""
+    one.add_argument("--json", action="store_true", help="print machine-readable JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Print what was found; 2 where something must be mended."""
     from agmc_onnx.verbs.doctor import doctor
 
     found = doctor()
-    return Said(found, lines(found), UNSOUND if found["problems"] else 0)
+    if arguments.json:
+        tell_json(found)
+    else:
+        for line in lines(found):
+            tell(line)
+    return UNSOUND if found["problems"] else 0
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
@@ -51,3 +62,6 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     problems = found["problems"]
     said += ["", *(f"PROBLEM: {line}." for line in problems)] if problems else ["", "no problem found"]
     return said
+
+
+VERBS = (Verb("doctor", "check this installation: versions, providers that really start, extras", add, run, True),)

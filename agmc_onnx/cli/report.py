@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from agmc_onnx.cli.parsing import Said, argument, option, verb
+import argparse
 
-RUN = "X.report.json, the X.onnx beside it, or the folder X.run of a run that has not ended; several: side by side"
+from agmc_onnx.cli.parsing import Parser, Verb
+from agmc_onnx.cli.words import tell
 
 
-@verb("report", "agmc-onnx report small.onnx smaller.onnx -o comparison.html")
-@argument("runs", "RUN...", RUN, nargs=-1, required=True)
-@option("output", str, "OUT.html", "default: X.report.html of one run, comparison.html of several", short="-o")
-def command(runs: tuple[str, ...], output: str | None) -> Said:
+def add(one: Parser) -> None:
+    """Add the arguments of `report`."""
+    one.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        help="X.report.json, the X.onnx beside it, or the folder X.run of a run that has not ended; several: side by side",
+    )
+    one.add_argument(
+        "-o", "--output", metavar="OUT.html", help="default: X.report.html of one run, comparison.html of several"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Make a page and say where it lies."""
-    from agmc_onnx.verbs.report import report
+    from agmc_onnx.verbs.report import write_report
 
-    path = report(*runs, output=output)
-    return Said({"output": str(path)}, [f"wrote {path}"])
+    tell(f"wrote {write_report(*arguments.runs, output=arguments.output)}")
+    return 0
+
+
+VERBS = (Verb("report", "make the HTML report of a run again, or one page of several runs", add, run),)

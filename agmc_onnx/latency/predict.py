@@ -19,6 +19,7 @@ from scipy.optimize import nnls
 from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.pruning.cost import Sizes, axis_sizes
+from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.ties.groups import Channels
 
 BLOCKS = (8, 16)  # channels that vector kernels take at once: AVX2 and NEON, AVX-512
@@ -41,6 +42,9 @@ class LatencyCost:
         known: For each kind, ms by sizes, as timed.
         fits: For each kind, weights of `_features`, for other sizes.
         constant_ms: Of all that does not change.
+        nodes: Numbers of the nodes that take time and change.
+        constant_of: Of `constant_ms`, what belongs to nodes that may be gone, by their number.
+        channels: The analysis, which says what is gone where groups keep nothing.
     """
 
     sizes: Sizes
@@ -49,13 +53,19 @@ class LatencyCost:
     known: Mapping[Kind, dict[tuple[int, ...], float]]
     fits: Mapping[Kind, FloatArray]
     constant_ms: float
+    nodes: tuple[int, ...]
+    constant_of: Mapping[int, float]
+    channels: Channels
     _cache: dict[tuple[Kind, tuple[int, ...]], float] = field(default_factory=dict)
 
     def ms(self, kept: npt.ArrayLike) -> float:
         """Return the predicted milliseconds of one inference at kept counts (n_groups,)."""
         sizes = self.sizes(kept)
-        total = self.constant_ms
-        for kind, index in zip(self.kinds, self.node_sizes, strict=True):
+        gone = gone_at(self.channels, kept)
+        total = self.constant_ms - sum(self.constant_of.get(node, 0.0) for node in gone)
+        for node, kind, index in zip(self.nodes, self.kinds, self.node_sizes, strict=True):
+            if node in gone:
+                continue
             at = tuple(sizes[index].tolist())
             ms = self._cache.get((kind, at))
             if ms is None:
@@ -112,15 +122,21 @@ def latency_cost(channels: Channels, samples: Sequence[Sample]) -> LatencyCost:
     kinds = [_kind(graph, node, owned[full].get(i, ())) for i, node in enumerate(nodes)]
     seen: dict[Kind, dict[tuple[int, ...], list[float]]] = {}
     constant = 0.0
+    constants: dict[int, list[float]] = {}
     for sample, ops in zip(samples, owned, strict=True):
         at = sizes(sample["kept"])
+        gone = gone_at(channels, sample["kept"])
         for i in range(len(nodes)):
             ms = sum(key_ms[key] for key in ops.get(i, ()))
+            if i in gone:
+                continue
             if len(of_node[i]):
                 seen.setdefault(kinds[i], {}).setdefault(tuple(at[of_node[i]].tolist()), []).append(ms)
             else:
-                constant += ms / len(samples)
+                constants.setdefault(i, []).append(ms)
         constant += sum(key_ms[key] for key in ops.get(-1, ())) / len(samples)
+    constant_of = {i: float(np.mean(ms)) for i, ms in constants.items()}
+    constant += sum(constant_of.values())
     known = {kind: {at: float(np.mean(ms)) for at, ms in by.items()} for kind, by in seen.items()}
     changing = [i for i in range(len(nodes)) if len(of_node[i]) and any(known[kinds[i]].values())]
     made = LatencyCost(
@@ -130,8 +146,17 @@ def latency_cost(channels: Channels, samples: Sequence[Sample]) -> LatencyCost:
         known=known,
         fits={kind: _fit(known[kind]) for kind in {kinds[i] for i in changing}},
         constant_ms=constant,
+        nodes=tuple(changing),
+        constant_of=constant_of,
+        channels=channels,
     )
     return made
+
+
+def gone_at(channels: Channels, kept: npt.ArrayLike) -> frozenset[int]:
+    """Return the numbers of the nodes that are gone at kept counts (n_groups,)."""
+    nothing = np.flatnonzero(np.asarray(kept)[: len(channels.groups)] == 0)
+    return closer_of(channels)(nothing.tolist()).gone if nothing.size else frozenset()
 
 
 def _axes(graph: Graph, node: Node) -> list[tuple[str, int]]:

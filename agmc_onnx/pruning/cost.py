@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from agmc_onnx.arrays import FloatArray, IntArray
+from agmc_onnx.arrays import FloatArray, IntArray, Mask
 from agmc_onnx.graph.view import Graph
 from agmc_onnx.ops.table import macs_of, node_macs
 from agmc_onnx.pruning.depth import closer_of
@@ -47,6 +47,7 @@ class Cost:
     factors: IntArray
     owner: tuple[str, ...]
     channels: Channels | None = None
+    _without: dict[bytes, Mask] = field(default_factory=dict, repr=False)
 
     def __call__(self, kept: npt.ArrayLike) -> int:
         """Return the cost at kept counts (n_groups,)."""
@@ -65,13 +66,16 @@ class Cost:
             terms[np.ix_(((kept == 0) == pattern).all(1), self._gone(pattern))] = 0
         return np.asarray(terms @ self.coefficient)
 
-    def _gone(self, is_zero: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    def _gone(self, is_zero: Mask) -> Mask:
         """Return which terms are of nodes or tensors that are gone, where some groups keep nothing, (n_terms,)."""
-        if self.channels is None or not is_zero.any():
-            return np.zeros(len(self.owner), bool)
-        closed, nodes = closer_of(self.channels)(np.flatnonzero(is_zero).tolist()), self.channels.graph.nodes
-        names = {nodes[i].outputs[0] or nodes[i].label for i in closed.gone} | closed.tensors
-        return np.array([name in names for name in self.owner], bool)
+        key = is_zero.tobytes()
+        if key not in self._without:
+            names: set[str] = set()
+            if self.channels is not None and is_zero.any():
+                closed, nodes = closer_of(self.channels)(np.flatnonzero(is_zero).tolist()), self.channels.graph.nodes
+                names = {nodes[i].outputs[0] or nodes[i].label for i in closed.gone} | closed.tensors
+            self._without[key] = np.array([name in names for name in self.owner], bool)
+        return self._without[key]
 
     def terms(self, kept: npt.ArrayLike) -> IntArray:
         """Return every term's cost at kept counts (n_groups,)."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.edit import rewire
 from agmc_onnx.graph.view import Graph, Node, view
 from agmc_onnx.ops.vanish import repeats, when_empty
@@ -78,3 +81,30 @@ def _edit(graph: Graph, closed: Closed) -> Callable[[gs.Graph], None]:
         whole.nodes = [node for node in whole.nodes if id(node) not in dead]
 
     return edit
+
+
+def layers_that_may_go(channels: Channels, macs: Callable[[IntArray], int]) -> list[dict[str, Any]]:
+    """Return every branch that may go: name, groups, number of nodes, and the share of the MACs that it takes with it."""
+    closer, groups = closer_of(channels), channels.groups
+    full = np.array([group.n_units for group in groups], np.int64)
+    found = []
+    for branch in closer.branches:
+        kept = full.copy()
+        kept[list(branch.groups)] = 0
+        share = 1 - macs(kept) / max(macs(full), 1)
+        names = [groups[g].name for g in branch.groups]
+        found.append({"name": branch.name, "groups": names, "nodes": len(branch.gone), "macs_share": float(share)})
+    return found
+
+
+def layers_gone(channels: Channels, kept: Sequence[int]) -> list[str]:
+    """Return the names of the branches that are gone at kept counts (n_groups,), without those inside of others."""
+    closer = closer_of(channels)
+    gone = closer(i for i, n in enumerate(kept) if not n).gone
+    names = [closer(branch.groups).gone for branch in closer.branches]
+    inside = [own for own in names if own <= gone]
+    return [
+        branch.name
+        for branch, own in zip(closer.branches, names, strict=True)
+        if own <= gone and not any(own < other for other in inside)
+    ]

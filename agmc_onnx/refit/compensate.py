@@ -27,12 +27,15 @@ from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.view import view
+from agmc_onnx.ops.vanish import repeats
+from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.refit.moments import Line, Moments, Patches, Places, Waiting, sample_positions, to_rows
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.rectified import Bounds, Rows, aim_again, visible_range
 from agmc_onnx.refit.sites import Site, find_sites
 from agmc_onnx.refit.stream import Stream, Values, read_batches
 from agmc_onnx.refit.thin import Thinner
+from agmc_onnx.ties.closed import now_for
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.torch_view.module import replace_constants
@@ -105,9 +108,8 @@ class Compensator:
         self.batches = read_batches(samples, self.options, channels.graph)
         lead = channels.graph.inputs[0] if channels.graph.inputs else ""
         self.n_rows = [batch[lead].shape[0] if batch[lead].dim() else 1 for batch in self.batches]
-        self.targets: dict[
-            tuple[str, int, int], Tensor
-        ] = {}  # by target, number of the site, batch: (positions, channels)
+        # by target, node, number of the site, batch: (positions, channels)
+        self.targets: dict[tuple[str, str, int, int], Tensor] = {}
         self.places: dict[tuple[object, ...], list[Places]] = {}  # by node, number of the site, sizes: one a batch
 
     def __call__(
@@ -142,6 +144,10 @@ class _Refit:
         self.owner, self.options, self.n_rows = owner, owner.options, owner.n_rows
         self.pruned = pruned
         self.cut = Cut(owner.channels, kept)
+        nothing = [i for i, positions in enumerate(kept) if not len(positions)]
+        closed = closer_of(owner.channels)(nothing)
+        self.is_shallower = bool(closed.gone)
+        self.now_for = now_for(owner.channels.graph, closed, repeats) if nothing else {}
         self.graph = view(pruned, owner.channels.graph.folder)
         self._old: Stream | None = None
         self.new = Stream(self.graph, owner.batches, self.options.memory_bytes)
@@ -150,30 +156,40 @@ class _Refit:
 
     def run(self, progress: Progress | None) -> onnx.ModelProto:
         sites = [site for site in find_sites(self.graph) if self._has_target(site)]
-        targets = {site.target for site in sites}
-        for number, site in enumerate(sites):
+        targets = {self._aim(site) for site in sites}
+        numbers = {
+            site.node.outputs[0]: i for i, site in enumerate(find_sites(self.cut.graph) if self.is_shallower else sites)
+        }
+        for done, site in enumerate(sites):
+            number = numbers[site.node.outputs[0]]
             self.new.advance(site.node.index)
-            if (site.target, number, 0) not in self.owner.targets:
+            target = self._aim(site)
+            if (target, site.node.outputs[0], number, 0) not in self.owner.targets:
                 if self._old is None:
                     self._old = Stream(self.owner.channels.graph, self.owner.batches, self.options.memory_bytes)
                     self._old.pinned = targets
-                self._old.advance(self._old.graph.producer[site.target].index + 1)
+                self._old.advance(self._old.graph.producer[target].index + 1)
             collected = self._collect(site, number, assume_off=self._is_thinned(site))
             if collected is not None:
                 self._correct(site, collected)
             if self._old is not None:
-                self._old.release(site.target)
+                self._old.release(target)
             if progress is not None:
-                progress(number + 1, len(sites), site.node.label)
+                progress(done + 1, len(sites), site.node.label)
         return add_biases(replace_constants(self.pruned, self.changed), self.added)
+
+    def _aim(self, site: Site) -> str:
+        """Return the original's value that a site is fitted to: where a branch behind it is gone, what it is read as now."""
+        return self.now_for.get(site.target, site.target)
 
     def _target(self, site: Site, number: int, batch: int, index: Tensor) -> Tensor:
         """Return the original's value at some positions, (positions, channels), all channels."""
-        key = (site.target, number, batch)
+        aim = self._aim(site)
+        key = (aim, site.node.outputs[0], number, batch)
         if key in self.owner.targets:
             return self.owner.targets[key]
         assert self._old is not None
-        whole = self._old.peek(batch, [site.target])[site.target]
+        whole = self._old.peek(batch, [aim])[aim]
         found = to_rows(whole, site.channel_dim).index_select(0, index)
         if self.owner.remember:
             self.owner.targets[key] = found

@@ -159,6 +159,7 @@ def error_curves(
     samples: Samples | None = None,
     options: RecoverOptions | None = None,
     consumers: Sequence[Consumer] | None = None,
+    least: int = 1,
 ) -> Curves:
     """Return every group's refit error at every width.
 
@@ -168,6 +169,7 @@ def error_curves(
         samples: Calibration samples; not needed with `consumers`.
         options: As for `measure_consumers`.
         consumers: Of `measure_consumers`, where they are known already.
+        least: Smallest width, 0 or 1.
     """
     if consumers is None:
         assert samples is not None
@@ -179,8 +181,8 @@ def error_curves(
         for consumer in consumers:
             for part in _parts(consumer, group.units):
                 error += _nested_errors(*part, order) / max(consumer.variance, 1e-30)
-        counts.append(np.arange(1, group.n_units + 1))
-        errors.append(error[1:])
+        counts.append(np.arange(least, group.n_units + 1))
+        errors.append(error[least:])
     return Curves(tuple(counts), tuple(errors))
 
 

@@ -6,7 +6,7 @@ whose blocks differ much in that, the answers themselves decide better; a few hu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -19,6 +19,7 @@ from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.pruning.cost import macs_cost
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.surgery import Surgeon
+from agmc_onnx.refit.compensate import Compensator
 from agmc_onnx.refit.curves import Curves
 from agmc_onnx.refit.goals import output_goals
 from agmc_onnx.refit.options import RecoverOptions
@@ -26,6 +27,7 @@ from agmc_onnx.refit.quick import QuickRefit
 from agmc_onnx.ties.groups import Channels
 
 SHARES = (0.25, 0.5, 0.75, 0.875)  # widths that are measured
+JUDGES = 100  # samples that judge networks without some layers
 MOST, LEAST, MOST_MACS = 64, 8, 1e12  # samples per candidate; multiply-adds of all candidates together, about a minute
 
 
@@ -76,6 +78,25 @@ def divergence_curves(
         counts.append(at)
         errors.append(np.maximum.accumulate(measured[::-1])[::-1])
     return Curves(tuple(counts), tuple(errors))
+
+
+def losses(
+    channels: Channels, samples: Samples, options: RecoverOptions, threads: int = 1
+) -> Callable[[list[IntArray]], float]:
+    """Return what measures what the answers lose at kept positions of every group, in the unit of `divergence_curves`.
+
+    Each is refitted as a candidate is: what earlier layers can make up for where a layer is gone, they do.
+
+    Args:
+        channels: Analysis of the original.
+        samples: Calibration samples, without labels: the last quarter, or fewer, judges what the others refit.
+        options: Of the refit.
+        threads: Of onnxruntime.
+    """
+    n_judges = max(1, min(JUDGES, samples.n // 4))
+    refit = Compensator(channels, samples.take(max(1, samples.n - n_judges)), options)
+    surgeon, judge = Surgeon(channels), _Judge(channels.graph, _last(samples, n_judges), threads)
+    return lambda kept: judge(refit(kept, surgeon.cut(kept)))
 
 
 def _last(samples: Samples, n: int) -> list[Feed]:

@@ -47,9 +47,9 @@ class Measurements:
             raise UsageError(f"importance: unknown name, got {name!r}; expected one of {', '.join(MEASURED)}.")
         return MEASURED[name](self)
 
-    def curves(self, scores: FloatArray) -> Curves:
-        """Return every group's refit error at every width, the highest scores kept."""
-        return error_curves(self.channels, scores, consumers=self.consumers)
+    def curves(self, scores: FloatArray, least: int = 1) -> Curves:
+        """Return every group's refit error at every width from `least` on, the highest scores kept."""
+        return error_curves(self.channels, scores, consumers=self.consumers, least=least)
 
 
 def moments(measured: Measurements) -> FloatArray:

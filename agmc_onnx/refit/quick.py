@@ -22,6 +22,7 @@ from scipy.linalg import cho_factor, cho_solve
 from agmc_onnx.arrays import FloatArray, IntArray, Mask
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.graph.external import take
+from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.refit.compensate import add_biases
 from agmc_onnx.refit.curves import is_elementwise
 from agmc_onnx.refit.moments import Moments, Patches, sample_positions
@@ -127,9 +128,10 @@ class QuickRefit:
         masks = cut.tensor_axes()
         changed: dict[str, np.ndarray] = {}
         added: dict[str, np.ndarray] = {}
+        gone = closer_of(self.channels)(i for i, positions in enumerate(kept) if not len(positions)).gone
         for number, node in enumerate(self._nodes):
             mask = cut.mask(*node.axis)
-            if mask is None:
+            if mask is None or node.site.node.index in gone:
                 continue
             site = node.site
             weight, offset = self._solved(number, mask)

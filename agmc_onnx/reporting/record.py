@@ -23,6 +23,7 @@ from agmc_onnx.measuring.session import make_session, provider_of
 from agmc_onnx.measuring.sizes import Sizes, graph_at
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.cost import count_macs, count_params
+from agmc_onnx.pruning.depth import closer_of, layers_gone
 from agmc_onnx.pruning.sparsity import dense
 from agmc_onnx.pruning.verify import Verification
 from agmc_onnx.reporting.network import network_of
@@ -107,6 +108,7 @@ def compose(
         groups=_groups(channels, found.kept.tolist()),
         network=network_of(channels.graph, graph_at(compressed, sizes.inputs)),
         sizes=SizesFacts({name: list(dims) for name, dims in sizes.inputs.items()}, sizes.source),
+        gone=_gone(channels, found.kept.tolist()),
         settings=settings.flat(),
         environment=environment_versions(provider_of(make_session(compressed, threads, provider))),
         **more,
@@ -162,6 +164,17 @@ def _density(graph: Graph) -> float:
             array = graph.array(name)
             total, stay = total + array.size, stay + int(np.count_nonzero(array))
     return stay / total if total else 1.0
+
+
+def _gone(channels: Channels, kept: list[int]) -> dict[str, Any] | None:
+    """Return which branches are gone, of how many, and how many nodes with them; None where all layers stay."""
+    closed = closer_of(channels)(i for i, n in enumerate(kept) if not n)
+    if not closed.gone:
+        return None
+    names, branches = layers_gone(channels, kept), closer_of(channels).branches
+    return {
+        "branches": names, "of": len(branches), "nodes": len(closed.gone), "of_nodes": len(channels.graph.nodes),
+    }  # fmt: skip
 
 
 def _groups(channels: Channels, kept: list[int]) -> list[GroupFacts]:

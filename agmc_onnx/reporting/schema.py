@@ -86,6 +86,9 @@ class TargetFacts(Record):
     predicted: Annotated[float | None, Meta(description="of a latency: what the table of op times says")] = field(
         default=None, metadata=RARE
     )
+    table: Annotated[str | None, Meta(description="SHA-256 of the timed samples that a latency is predicted by")] = (
+        field(default=None, metadata=RARE)
+    )
     device: Annotated[dict[str, str] | None, Meta(description="whose latency it is, where not this one's")] = field(
         default=None, metadata=RARE
     )
@@ -174,6 +177,9 @@ class Report(Record):
     finalists: list[dict[str, Any]] = field(default_factory=list)
     groups: list[GroupFacts] = field(default_factory=list)
     sparsity: Annotated[dict[str, Any] | None, Meta(description="of --sparsity")] = None
+    gone: Annotated[dict[str, Any] | None, Meta(description="branches that are gone, where some are")] = field(
+        default=None, metadata=RARE
+    )
     stages: Annotated[list[dict[str, Any]] | None, Meta(description="of --stages")] = field(default=None, metadata=RARE)
     max_drop: Annotated[dict[str, Any] | None, Meta(description="of --max-drop")] = field(default=None, metadata=RARE)
     latency_budget: Annotated[dict[str, Any] | None, Meta(description="of --latency")] = field(

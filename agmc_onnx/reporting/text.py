@@ -178,7 +178,7 @@ def summary(report: Report) -> list[str]:
         lines.append(f"recovery: {metric['name']} {metric_text(metric, cut)} as cut, {metric_text(metric)} after it")
         if cut == metric["value"]:
             lines.append(NOTHING_RECOVERED)
-    lines += [*stage_lines(report), *sparsity_lines(report)]
+    lines += [*gone_lines(report), *stage_lines(report), *sparsity_lines(report)]
     lines.append(verified_line(report["verified"]))
     if not report.get("accuracy_measured", True):
         lines.append(NOT_MEASURED)
@@ -201,6 +201,17 @@ def few_samples(report: Report) -> str | None:
         f"Recovery had only {n} calibration samples; it wants some hundreds. Name the roles in the data card and give that"
         " one more, of images without labels if you like."
     )
+
+
+def gone_lines(report: Report) -> list[str]:
+    """Return which layers are gone; nothing where all stayed."""
+    found = report.get("gone")
+    if not found:
+        return []
+    names = found["branches"]
+    return [
+        f"layers: {len(names)} of {found['of']} branches gone ({found['nodes']} of {found['of_nodes']} nodes): {', '.join(names)}"
+    ]
 
 
 def stage_lines(report: Report) -> list[str]:
@@ -351,6 +362,12 @@ def inspection(found: Report, n_named: int = 4) -> list[str]:
             table.append([f"  {g['name']}", *counts, _share(g["macs_share"]), _share(g["params_share"])])
         made_by = ["made by", *(next(iter(filter(None, g["nodes"])), "") for g in groups)]
         lines += [f"{line}  {node}".rstrip() for line, node in zip(aligned(table, ""), made_by, strict=True)]
+    if found["layers"]:
+        lines += ["", "may go as a whole (unless --keep-layers), judged together:"]
+        table = [["  branch", "nodes", "of MACs"]]
+        table += [[f"  {one['name']}", str(one["nodes"]), _share(one["macs_share"])] for one in found["layers"]]
+        beside = ["with it", *(", ".join(one["groups"][1:]) for one in found["layers"])]
+        lines += [f"{line}  {names}".rstrip() for line, names in zip(aligned(table, ""), beside, strict=True)]
     by_reason: dict[str, list[str]] = {}
     for group in found["frozen"]:
         by_reason.setdefault(group["why"], []).append(f"{group['name']} ({group['units']})")

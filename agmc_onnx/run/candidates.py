@@ -39,10 +39,12 @@ from agmc_onnx.ties.groups import Channels
 if TYPE_CHECKING:
     from agmc_onnx.refit.compensate import Compensator
     from agmc_onnx.refit.importance import Measurements
+    from agmc_onnx.refit.options import RecoverOptions
 
 Progress = Callable[[str, Mapping[str, Any]], None]
 QUICK_RIDGE = 0.1  # of a candidate's refit: as good on few samples as the choice among four, in two thirds of the time
 QUICK_ROUNDS = 1  # of a candidate's refit behind activations
+LOSS_SAMPLES, LOSS_POSITIONS = 64, 2000  # that networks without some layers are refitted with
 CURVE_SAMPLES, CURVE_POSITIONS = 256, 8000  # of the calibration role, for error curves: 3 s for ResNet-20
 
 
@@ -83,7 +85,10 @@ def environment_of(
     least = settings.search.floor if floor is None else floor
     recover = _recovery(analysis, data, settings)
     sparsity = sparsity_of(settings.sparsity, analysis.graph, settings.recovery.is_refit)
-    curves = None if measured is None else lambda: measured().curves(scores)
+    losses = None
+    if not settings.search.keep_layers and data.real and base is None and settings.recovery.recover != "none":
+        losses = None if settings.budget.stages > 1 else _losses(channels, data, settings)
+    curves = None if measured is None else lambda: measured().curves(scores, least=1 if losses is None else 0)
     limit = None if base is None else base.n_units
     rounds = rounding(channels, settings.search.round_to, settings.execution.provider)
     divergence = None
@@ -91,9 +96,26 @@ def environment_of(
         divergence = partial(_divergence, channels, scores, data, settings)
     if sparsity is not None and settings.sparsity.sparse_decide == "policy" and len(sparsity.names) > 1:
         thin = _thinning(analysis, data, settings, sparsity)
+        curves = None if measured is None else lambda: measured().curves(scores)
         given = (scores, evaluate, None, rounds, least, curves, limit, divergence)
         return JointEnvironment(channels, *given, names=sparsity.names, share=sparsity.share, thin=thin)
-    return Environment(channels, scores, evaluate, recover, rounds, least, curves, limit, divergence)
+    return Environment(channels, scores, evaluate, recover, rounds, least, curves, limit, divergence, losses)
+
+
+def _losses(channels: Channels, data: Roles, settings: CompressOptions) -> Callable[[list[IntArray]], float]:
+    """Return what measures what the answers lose at kept positions, after the refit of candidates."""
+
+    @cache
+    def make() -> Callable[[list[IntArray]], float]:
+        from agmc_onnx.refit.divergence import losses
+
+        few = replace(_quick(settings), n_samples=LOSS_SAMPLES, n_positions=LOSS_POSITIONS)
+        return losses(channels, data.role("calibration"), few, settings.execution.threads)
+
+    def loss(kept: list[IntArray]) -> float:
+        return make()(kept)
+
+    return loss
 
 
 def _recovery(analysis: Analysis, data: Roles, settings: CompressOptions) -> Recover | None:
@@ -113,16 +135,21 @@ def _recovery(analysis: Analysis, data: Roles, settings: CompressOptions) -> Rec
 
 def _compensator(analysis: Analysis, data: Roles, settings: CompressOptions) -> Compensator:
     from agmc_onnx.refit.compensate import Compensator
+
+    return Compensator(analysis.channels, data.role("calibration"), _quick(settings))
+
+
+def _quick(settings: CompressOptions) -> RecoverOptions:
+    """Return the options of a candidate's refit."""
     from agmc_onnx.refit.options import RecoverOptions
 
-    quick = RecoverOptions(
+    return RecoverOptions(
         n_samples=settings.data.search_samples,
         n_positions=settings.recovery.search_positions,
         ridges=(QUICK_RIDGE,),
         n_rounds=QUICK_ROUNDS,
         seed=settings.execution.seed,
     )
-    return Compensator(analysis.channels, data.role("calibration"), quick)
 
 
 def _thinning(analysis: Analysis, data: Roles, settings: CompressOptions, sparsity: Sparsity) -> Thin:

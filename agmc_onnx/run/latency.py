@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -26,11 +28,12 @@ from agmc_onnx.run.candidates import Progress, environment_of
 from agmc_onnx.run.recovering import distilled, recovered
 from agmc_onnx.run.stages import Found, Job
 from agmc_onnx.run.target import Target
-from agmc_onnx.search.budget import meet_target
+from agmc_onnx.search.depth import Depth
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.joint import JointEnvironment
 
 SAMPLES = 24  # candidates whose ops are timed: 3 s for ResNet-20, 10 s for MobileNetV2
+SHALLOWER = 8  # more of them, with branches gone
 AIM = 0.99  # share of the budget that a correction aims at
 OVER, UNDER = 1.005, 0.97  # share of the budget within which a measured latency is accepted
 CORRECTIONS = 4
@@ -72,7 +75,8 @@ def table_samples(
     original = make_session(analysis.file.proto, settings.execution.threads, settings.execution.provider)
     table = cached_table(settings.execution.threads, provider_of(original), 1)
     samples = table.models.get(sha256, [])
-    if not _fits(samples, n_units):
+    is_deep = environment.depth is not None
+    if not _fits(samples, n_units) or (is_deep and all(min(sample["kept"]) for sample in samples)):
         samples = timed_samples(analysis, environment, data, settings, table, tell)
         path = cache_path(table.threads, table.provider, table.batch)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +97,22 @@ def samples_of(environment: Environment, n: int = SAMPLES) -> list[IntArray]:
     n_units = environment.n_units
     coarse = sample_counts(n_units, environment.step, environment.min_keep, n - n // 2, 0)
     others = sample_counts(n_units, fine, np.minimum(fine, n_units), n // 2 + 1, 1)[1:]
-    return [*coarse, n_units, *others, n_units]  # the original, which all shares refer to, is timed three times
+    shallower = [] if environment.depth is None else _without_some(environment, environment.depth, [*coarse, *others])
+    # the original, which all shares refer to, is timed three times
+    return [*coarse, *shallower, n_units, *others, n_units]
+
+
+def _without_some(environment: Environment, depth: Depth, widths: Sequence[IntArray]) -> list[IntArray]:
+    """Return kept counts in which random branches are gone: some of these widths, and all others whole."""
+    rng = np.random.default_rng(2)
+    found = []
+    for i in range(SHALLOWER):
+        n = len(depth.groups)
+        gone = depth.possible(np.flatnonzero(rng.random(n) < (i + 1) / (SHALLOWER + 1)).tolist())
+        kept = (widths[2 + i // 2] if i % 2 and len(widths) > 2 + i // 2 else environment.n_units).copy()
+        kept[depth.nothing(gone)] = 0
+        found.append(kept)
+    return found
 
 
 def timed_samples(
@@ -115,7 +134,9 @@ def timed_samples(
             candidate = laid_out(environment.candidate(kept), settings.execution.provider)
             found = {"kept": kept.tolist(), **time_sample(candidate, feed, table.threads, table.provider, ms)}
             samples[i:] = [time_ops.faster(samples[i], found), *samples[i + 1 :]] if n_pass else [found]
-    beside = range(2, min(2 + BESIDE, len(counts)))
+    deep = [i for i, kept in enumerate(counts) if not kept.all()][: BESIDE // 2]
+    wide = [i for i, kept in enumerate(counts) if i > 1 and kept.all()][: BESIDE - len(deep)]
+    beside = sorted([*wide, *deep])
     times = compare(
         [
             analysis.file.proto,
@@ -144,7 +165,8 @@ def latency_target(
     cost = latency_cost(analysis.channels, samples)
     full = cost(environment.n_units)
     misses = [sample["share"] * full / cost(sample["kept"]) for sample in samples if "share" in sample]
-    return Target("latency", settings.budget.latency, cost, full, float(np.median(misses)) if misses else 1.0)
+    table = hashlib.sha256(json.dumps(list(samples), sort_keys=True).encode()).hexdigest()
+    return Target("latency", settings.budget.latency, cost, full, float(np.median(misses)) if misses else 1.0, table)
 
 
 def is_here(budget: Budget) -> bool:
@@ -277,8 +299,7 @@ def _faster(job: Job, environment: Environment, target: Target, found: Found) ->
 
 
 def _solved(environment: Environment, target: Target, keep_ratio: Any) -> IntArray:
-    units, least = environment.n_units, environment.min_keep
-    return meet_target(keep_ratio, target.cost, units, environment.step, least, target.budget).kept
+    return environment.solved(keep_ratio, target.cost, target.budget)
 
 
 def _instead(job: Job, environment: Environment, found: Found, kept: IntArray) -> Found:

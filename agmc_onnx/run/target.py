@@ -25,6 +25,7 @@ class Target:
         cost: Cost of kept counts (n_groups,).
         full: Cost of the original.
         miss: What was measured of the cost, over what was predicted; 1 where the cost is exact.
+        table: Digest of the timed samples that a latency is learned from, else None: one table and seed give one result.
     """
 
     kind: str
@@ -32,6 +33,7 @@ class Target:
     cost: Callable[[npt.ArrayLike], int]
     full: int
     miss: float = 1.0
+    table: str | None = None
 
     @property
     def budget(self) -> int:

@@ -88,6 +88,8 @@ def met(problem: Problem, keep_ratio: FloatArray) -> Rescaled:
     if problem.meet is not None:
         found: Rescaled = problem.meet(keep_ratio)
         return found
+    if problem.depth is not None:
+        return problem.depth.met(problem, keep_ratio)
     return meet_target(keep_ratio, problem.cost, problem.n_units, problem.step, problem.min_keep, problem.budget)
 
 

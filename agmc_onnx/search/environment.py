@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 
@@ -16,8 +16,11 @@ from agmc_onnx.motifs import arrays, build
 from agmc_onnx.ops.conv import kernel_shape
 from agmc_onnx.ops.table import node_macs, op_of
 from agmc_onnx.pruning.cost import macs_cost, params_cost
+from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.surgery import Surgeon
+from agmc_onnx.search.budget import meet_target, met
+from agmc_onnx.search.depth import Depth
 from agmc_onnx.search.journal import Errors
 from agmc_onnx.search.problem import Curves, Outcome, Problem
 from agmc_onnx.ties.groups import Channels
@@ -47,6 +50,7 @@ class Environment:
         curves: Callable[[], Curves] | None = None,
         limit: IntArray | None = None,
         divergence: Callable[[IntArray], Curves] | None = None,
+        losses: Callable[[list[IntArray]], float] | None = None,
     ) -> None:
         """Prepare what does not change between candidates.
 
@@ -62,6 +66,8 @@ class Environment:
             limit: Most units that any candidate keeps of every group, (n_groups,); default: all.
             divergence: Makes, from the groups' steps, curves of what each group alone costs at the outputs; called as
                 `curves` is.
+            losses: Measures what the answers lose at kept positions; then layers may go too, and `curves` begins at 0. None where
+                all of them stay.
         """
         self.channels = channels
         self.scores = scores
@@ -81,6 +87,36 @@ class Environment:
         )
         lowest = np.maximum(np.ceil(sizes * floor / self.step), 1).astype(np.int64) * self.step
         self.min_keep = np.minimum(lowest, self.n_units)
+        self.depth = None if losses is None else self._depth(losses)
+
+    def _depth(self, losses: Callable[[list[IntArray]], float]) -> Depth | None:
+        """Return what may go, or None where nothing may."""
+        closer = closer_of(self.channels)
+        if not closer.branches:
+            return None
+
+        def whole_but(branches: Iterable[int]) -> IntArray:
+            kept = self.n_units.copy()
+            kept[sorted(closer.of(branches).groups)] = 0
+            return kept
+
+        @cache
+        def loss(branches: frozenset[int]) -> float:
+            return losses(self.kept(whole_but(branches))) if branches else 0.0
+
+        full = self.macs(self.n_units)
+        worth = np.array([full - self.macs(whole_but([b])) for b in range(len(closer.branches))], np.float64)
+        found = Depth(closer, worth, loss)
+        plain, outputs = self.curves, self.divergence
+        self.curves = None if plain is None else cache(lambda: found.with_nothing(plain()))
+        self.divergence = None if outputs is None else cache(lambda: found.with_losses(outputs()))
+        return found
+
+    def solved(self, keep_ratio: FloatArray, cost: Callable[[npt.ArrayLike], int], budget: int) -> IntArray:
+        """Return the kept counts that keep ratios (n_groups,) are brought to within a budget."""
+        if self.depth is not None:
+            return met(self.problem(cost, budget), keep_ratio).kept
+        return meet_target(keep_ratio, cost, self.n_units, self.step, self.min_keep, budget).kept
 
     def kept(self, n_kept: IntArray) -> list[IntArray]:
         """Return the kept positions of every group at kept counts (n_groups,)."""
@@ -131,6 +167,7 @@ class Environment:
             ],
             curves=self.curves,
             divergence=self.divergence,
+            depth=self.depth,
         )
 
     def _groups_of_values(self) -> list[tuple[str, list[int]]]:

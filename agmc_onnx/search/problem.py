@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from agmc_onnx.arrays import FloatArray, IntArray, Mask
+
+if TYPE_CHECKING:
+    from agmc_onnx.search.depth import Depth
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,18 @@ class Curves(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class KnownCurves:
+    """Curves as they are given; see `Curves`."""
+
+    counts: tuple[IntArray, ...]
+    errors: tuple[FloatArray, ...]
+
+    def error(self, group: int, n_kept: int) -> float:
+        """Return a group's error at any count, interpolated between the known ones."""
+        return float(np.interp(n_kept, self.counts[group], self.errors[group]))
+
+
 @dataclass(frozen=True)
 class Problem:
     """Everything a policy may know. All groups listed are prunable, in the order of the network.
@@ -99,6 +114,8 @@ class Problem:
         density_weight: Where the last decisions are densities of thinned layers: the weights of each, (n_layers,); they have a
             budget of their own. None where all decisions are widths of groups.
         has_budget: False: candidates are taken in the proportions proposed, whatever they cost, and the reward weighs the cost.
+        depth: What may go beside widths: keep ratios below `search.depth.GONE` of a whole branch propose that it goes, and
+            kept counts are then 0. None where all layers stay.
         curves: Makes the refit-error curves, prior knowledge that costs no evaluation; None without data. It is costly
             once, and cached.
         divergence: Makes curves of the same form that say what each group alone costs at the outputs; None where nothing is
@@ -125,6 +142,7 @@ class Problem:
     meet: Callable[[FloatArray], Any] | None = None
     density_weight: FloatArray | None = None
     has_budget: bool = True
+    depth: Depth | None = None
 
     @property
     def n_groups(self) -> int:

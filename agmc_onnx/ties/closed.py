@@ -62,6 +62,38 @@ class Branch:
     gone: tuple[str, ...]
 
 
+def now_for(graph: Graph, closed: Closed, repeats: Callable[[Node, Node | None], bool]) -> dict[str, str]:
+    """Return, for values that have the place of others now, which value of the original they should be.
+
+    Where a branch is gone, what fed its sum is read as the sum; so that is what it should be near to. A value that is read as
+    two is left out.
+
+    Args:
+        graph: The whole graph.
+        closed: What is gone.
+        repeats: Whether a node changes nothing behind another: what stands before both then has the same place.
+    """
+
+    def is_read(value: str) -> bool:
+        return value in graph.outputs or any(
+            user.index not in closed.gone for user, _ in graph.consumers.get(value, ())
+        )
+
+    places: dict[str, list[str]] = {}
+    for gone, standing in closed.stands_for.items():
+        places.setdefault(standing, [standing]).append(gone)
+    found = {}
+    for standing, names in places.items():
+        read = [name for name in names if is_read(name)]
+        if len(read) != 1 or read[0] == standing:
+            continue
+        found[standing] = read[0]
+        before, after = graph.producer.get(standing), graph.producer[read[0]]
+        if before is not None and repeats(after, before) and len(graph.consumers[before.inputs[0]]) == 1:
+            found[before.inputs[0]] = after.inputs[0]
+    return found
+
+
 class Closer:
     """Closes one choice after another for one analysed graph; what was closed is remembered.
 

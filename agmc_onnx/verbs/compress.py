@@ -136,6 +136,7 @@ def compress(
     round_to: int | str | None = Search.round_to,
     floor: float = Search.floor,
     exclude: str | None = Search.exclude,
+    keep_layers: bool = Search.keep_layers,
     batch: int | None = Search.batch,
     recover: str | None = Recovery.recover,
     search_positions: int = Recovery.search_positions,
@@ -209,7 +210,7 @@ def _compress(
     }
     tell("analysed", {**facts, "share": target.share, "kind": target.kind})
     environment = reachable(environment, target, analysis, data_of, settings)
-    with _journal(analysis, data_of, settings, output, tell) as journal:
+    with _journal(analysis, data_of, settings, output, tell, target.table) as journal:
         return _searched(analysis, environment, target, data_of, settings, output, journal, start, tell)
 
 
@@ -257,7 +258,7 @@ def _searched(
         settings,
         found,
         checked,
-        TargetFacts(target.kind, asked, reached),
+        TargetFacts(target.kind, asked, reached, table=target.table),
         result_of.finalists,
         {
             **result_of.facts,
@@ -284,7 +285,12 @@ def _searched(
 
 @contextmanager
 def _journal(
-    analysis: Analysis, data: Roles, settings: CompressOptions, output: str | Path | None, tell: Progress
+    analysis: Analysis,
+    data: Roles,
+    settings: CompressOptions,
+    output: str | Path | None,
+    tell: Progress,
+    table: str | None = None,
 ) -> Iterator[Journal | None]:
     """Open the journal of a run; whatever ends the run says how it goes on, unless going on would end as it did."""
     if output is None:
@@ -301,6 +307,8 @@ def _journal(
         "settings": {name: value for name, value in settings.flat().items() if name not in NOT_IN_JOURNAL},
         "versions": {name: versions[name] for name in ("agmc_onnx", "onnx", "onnxruntime", "torch")},
     }
+    if table is not None:
+        identity["latency_table"] = {"sha256": table}
     journal = Journal(run_folder(output), identity, settings.execution.resume)
     facts = {"resumed": journal.n_resumed, "set_aside": journal.n_set_aside}
     tell("journal", {"path": str(journal.path), "old": str(journal.old_path), **facts})

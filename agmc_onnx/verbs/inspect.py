@@ -24,6 +24,7 @@ from agmc_onnx.measuring.sizes import graph_at, samples_at, settle
 from agmc_onnx.motifs import build, describe
 from agmc_onnx.options import Execution
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
+from agmc_onnx.pruning.depth import closer_of, layers_that_may_go
 from agmc_onnx.pruning.sparsity import dense
 from agmc_onnx.pruning.widths import FINE
 from agmc_onnx.reporting.record import environment_versions
@@ -48,7 +49,8 @@ def inspect(model: str | Path, *, input_shape: Sequence[str] = ()) -> dict[str, 
         "params", "sizes" (of the inputs, that the MACs are for),
         "prunable" (shares of the multiply-adds and parameters that some group changes), "smallest" (shares of them
         that remain when every group keeps the least, by --round-to), "groups" (name, units, step, shares it changes,
-        nodes that make its channels), "frozen" (name, units, why) and "motifs" (lines).
+        nodes that make its channels), "layers" (what may go as a whole: name, groups, nodes, share of the multiply-adds),
+        "layers_stay" (why the first layer of others may not, by group), "frozen" (name, units, why) and "motifs" (lines).
 
     Raises:
         ModelError: If it is no ONNX model.
@@ -93,6 +95,8 @@ def inspect(model: str | Path, *, input_shape: Sequence[str] = ()) -> dict[str, 
             }
             for i, group in enumerate(channels.groups)
         ],
+        "layers": layers_that_may_go(channels, costs["macs"]),
+        "layers_stay": closer_of(channels).why_not,
         "frozen": [{"name": group.name, "units": group.n_units, "why": group.why_frozen} for group in channels.frozen],
         "motifs": describe(build(analysis.graph)),
     }

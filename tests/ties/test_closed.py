@@ -9,6 +9,7 @@ import pytest
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
 from agmc_onnx.ops import analyse
+from agmc_onnx.ops.vanish import repeats
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
 from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.pruning.importance import choose
@@ -16,7 +17,7 @@ from agmc_onnx.pruning.masked_norms import norms_of
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import verify
-from agmc_onnx.ties.closed import Closer
+from agmc_onnx.ties.closed import Closer, now_for
 from agmc_onnx.ties.groups import Channels
 from tests.nets import model as net
 
@@ -206,6 +207,14 @@ def test_the_constants_of_a_branch_are_neutral_its_last_bias_and_normalisation_t
     found = closer(RESIDUAL)
     assert sorted(found.of([0]).neutral) == ["b1", "b2", "beta", "gamma", "mean", "var", "w1", "w2"]
     assert found.of([0]).stands_for == {"t": "s", "u": "s"}
+
+
+def test_what_fed_the_sum_is_fitted_to_what_it_is_read_as() -> None:
+    found = closer(RESIDUAL)
+    graph = found.channels.graph
+    assert now_for(graph, found.of([0]), repeats) == {"s": "u", "stem": "t"}
+    assert now_for(graph, found.of([1]), repeats) == {"u": "z"}
+    assert now_for(graph, found.of([0, 1]), repeats) == {"s": "z"}
 
 
 def test_of_four_branches_any_three_can_go() -> None:

@@ -9,10 +9,12 @@ import numpy as np
 
 from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.errors import BudgetError
+from agmc_onnx.search.depth import rest_of
 from agmc_onnx.search.problem import Curves, Problem
 
 LOG = logging.getLogger(__name__)
 Float64Array = FloatArray
+N_SETS = 6  # sets of branches gone that candidates are made of, from none to so many that the rest may stay whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +117,32 @@ def blends(kinds: list[list[Float64Array]]) -> list[Float64Array]:
 
 
 def greedy_ratios(problem: Problem) -> list[Float64Array]:
-    """Return keep ratios (n_groups,) of the blends and then of the greedy candidates, once each."""
-    kinds = greedy_kinds(problem)
-    return _once([*blends(kinds), *(ratio for kind in kinds for ratio in kind)])
+    """Return keep ratios (n_groups,) of the blends and then of the greedy candidates, once each.
+
+    Where layers may go: of `N_SETS` sets of branches gone the first of these each; then of all sets the rest.
+    """
+    if problem.depth is None:
+        return widths_without(problem, frozenset())
+    found = [widths_without(problem, gone) for gone in spread(problem.depth.chain(problem), N_SETS)]
+    return _once([ratios[i] for i in range(max(map(len, found))) for ratios in found if i < len(ratios)])
+
+
+def spread(sets: list[frozenset[int]], n: int) -> list[frozenset[int]]:
+    """Return the first, the last, and evenly spaced ones between: n of them, or all where there are fewer."""
+    places = np.unique(np.rint(np.linspace(0, len(sets) - 1, min(n, len(sets)))).astype(np.int64))
+    return [sets[i] for i in places.tolist()]
+
+
+def widths_without(problem: Problem, gone: frozenset[int]) -> list[Float64Array]:
+    """Return keep ratios (n_groups,) of the blends and the greedy candidates of what is left without some branches, 0 there."""
+    rest, left = (problem, np.arange(problem.n_groups)) if problem.depth is None else rest_of(problem, gone)
+    kinds = greedy_kinds(rest)
+    found: list[Float64Array] = []
+    for ratio in _once([*blends(kinds), *(ratio for kind in kinds for ratio in kind)]):
+        whole = np.zeros(problem.n_groups)
+        whole[left] = ratio
+        found.append(whole)
+    return found
 
 
 def prior_candidates(problem: Problem) -> list[FloatArray]:
@@ -128,6 +153,8 @@ def prior_candidates(problem: Problem) -> list[FloatArray]:
 
 def unchecked_candidates(problem: Problem) -> list[FloatArray]:
     """Return those of the prior's candidates that depend on no single rule: what to take where none will be evaluated."""
+    if problem.depth is not None:
+        return [*greedy_ratios(problem)]
     found = blends(greedy_kinds(problem)) if problem.curves is not None else []
     return [*found] or prior_candidates(problem)[:1]
 
