@@ -52,3 +52,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return " Did you mean ...?" where a choice is near, else nothing."""
     near = difflib.get_close_matches(word, list(choices), 1, 0.5)
     return f" Did you mean {near[0]}?" if near else ""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; what ends on Ctrl-C ends on it."""

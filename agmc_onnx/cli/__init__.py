@@ -11,7 +11,8 @@ from agmc_onnx import __version__
 from agmc_onnx.cli import batch, checking, completion, compress, demo, doctor, export, finetune, import_, report
 from agmc_onnx.cli.config_file import with_config
 from agmc_onnx.cli.parsing import Parser
-from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, drop_stdout, fail, is_verbose, say, set_level
+from agmc_onnx.cli.stopping import INTERRUPTED, stoppable
+from agmc_onnx.cli.words import PROGRAM, drop_stdout, fail, is_verbose, say, set_level
 from agmc_onnx.errors import AgmcError, UsageError
 
 DEBUG = "AGMC_ONNX_DEBUG"
@@ -30,19 +31,29 @@ VERBS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2, 3, 4 or 130 as in the contract; 1 is a defect of our own.
+    """Run the command line and return its exit code: 0, 2, 3, 4, 130 or 143 as in docs/command-line.md; 1 is a defect of our own.
 
     Args:
         argv: Arguments without the program's name; None takes those of the process.
     """
     if argv is None and not sys.warnoptions and "--verbose" not in sys.argv:
         warnings.simplefilter("ignore")  # a library's warning is nothing that a user of this program can act on
+    with stoppable() as stop:
+        code = _main(argv)
+        return stop.code if code == INTERRUPTED else code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         code = _run(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()
         return code
     except AgmcError as error:
         return fail(str(error), error.exit_code)
+    except SystemExit as stop:  # of a user's metric, factory or loss
+        return fail(
+            f"code of yours ended the program (SystemExit: {stop.code}); nothing was written. Let it return.", 2
+        )
     except KeyboardInterrupt as stop:
         say(f"{PROGRAM}: interrupted; nothing was written. {stop}".rstrip())
         return INTERRUPTED
@@ -69,7 +80,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
         prog=PROGRAM,
         description="Compress any ONNX model to an exact budget by channel pruning with a learned graph policy.",
         epilog="Exit codes: 0 done; 2 bad input or usage; 3 the budget cannot be reached; 4 the result failed its own"
-        " verification (nothing is written); 130 interrupted.",
+        " verification (nothing is written); 130 interrupted, 143 by SIGTERM.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from agmc_onnx.cli.compress import add_settings, settings_of
 from agmc_onnx.cli.parsing import Parser, Verb, whole
-from agmc_onnx.cli.words import tell
+from agmc_onnx.cli.words import FORCE, tell
 
 if TYPE_CHECKING:
     from agmc_onnx.verbs.batch import Row
@@ -18,6 +18,7 @@ def add(one: Parser) -> None:
     one.add_argument("folder", metavar="FOLDER", help="of .onnx files; NAME.toml beside NAME.onnx is its data card")
     one.add_argument("-o", "--output", metavar="FOLDER", required=True, help="for the results and summary.json")
     one.add_argument("--jobs", type=whole, metavar="N", default=1, help="models at a time; default: %(default)s")
+    one.add_argument("--force", action="store_true", help=FORCE)
     add_settings(one)
 
 
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         data=arguments.data,
         jobs=arguments.jobs,
+        force=arguments.force,
         progress=progress,
         **options,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from agmc_onnx.cli.parsing import Parser, Verb, seconds, whole
-from agmc_onnx.cli.words import no_card, tell, tell_json
+from agmc_onnx.cli.words import FORCE, no_card, tell, tell_json
 from agmc_onnx.options import Execution
 
 
@@ -29,6 +29,7 @@ def _add_apply(one: Parser) -> None:
     one.add_argument("model", metavar="MODEL.onnx")
     one.add_argument("plan", metavar="PLAN.json")
     one.add_argument("-o", "--output", metavar="OUT.onnx", required=True, help="where to write it")
+    one.add_argument("--force", action="store_true", help=FORCE)
     one.add_argument("--json", action="store_true", help="print machine-readable JSON")
 
 
@@ -76,7 +77,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     from agmc_onnx.reporting.text import applied
     from agmc_onnx.verbs.compress import apply
 
-    report = apply(arguments.model, arguments.plan, arguments.output).report
+    report = apply(arguments.model, arguments.plan, arguments.output, force=arguments.force).report
     if arguments.json:
         tell_json({**report, "output": arguments.output})
         return 0

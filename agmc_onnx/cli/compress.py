@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from agmc_onnx.cli.import_ import add_options, as_onnx
 from agmc_onnx.cli.parsing import Parser, Verb
 from agmc_onnx.cli.progress import Episodes
-from agmc_onnx.cli.words import INTERRUPTED, PROGRAM, no_card, tell, tell_json
+from agmc_onnx.cli.stopping import INTERRUPTED
+from agmc_onnx.cli.words import PROGRAM, no_card, tell, tell_json
 from agmc_onnx.cli.words import say as say_error
 from agmc_onnx.options import ONE_OF, PARTS, CompressOptions, Known, flag, known_options
 
@@ -97,7 +97,6 @@ def run(arguments: argparse.Namespace) -> int:
     model = as_onnx(arguments, output, say)
     if str(model) != str(arguments.model):
         options.pop("input_shape", None)  # the source was read at it, and its names may be other ones
-    sys.stdout.flush()
 
     from agmc_onnx.verbs.compress import compress, output_files
 
@@ -110,7 +109,9 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 episodes(stage, facts)
 
-        result = compress(model, output=output, data=arguments.data, progress=progress, **options)
+        result = compress(
+            model, output=output, data=arguments.data, force=arguments.force, progress=progress, **options
+        )
     files = {name: str(path) for name, path in output_files(output).items()}
     if arguments.json:
         tell_json({**{name: fact for name, fact in result.report.items() if name not in LONG}, "files": files})

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agmc_onnx.cli.parsing import Parser, Verb, seconds, whole
-from agmc_onnx.cli.words import tell
+from agmc_onnx.cli.words import FORCE, tell
 from agmc_onnx.options import Execution
 
 
@@ -54,6 +54,7 @@ def add(one: Parser) -> None:
     one.add_argument(
         "--seconds", type=seconds, metavar="S", default=Execution.latency_seconds, help="default: %(default)s"
     )
+    one.add_argument("--force", action="store_true", help=FORCE)
     one.add_argument("--json", action="store_true", help="print machine-readable JSON")
 
 
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         "calibration_samples",
         "batch",
         "threads",
+        "force",
         "seconds",
     )
     report = export(arguments.model, **{name: getattr(arguments, name) for name in names})

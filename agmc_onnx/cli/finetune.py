@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agmc_onnx.cli.parsing import Parser, Verb, points, seconds, whole
 from agmc_onnx.cli.progress import Steps
-from agmc_onnx.cli.words import tell, tell_json
+from agmc_onnx.cli.words import FORCE, tell, tell_json
 from agmc_onnx.refit.options import RecoverOptions
 
 
@@ -27,6 +27,7 @@ def add(one: Parser) -> None:
     )
     one.add_argument("--seed", type=whole, metavar="S", default=0, help="default: %(default)s")
     one.add_argument("--json", action="store_true", help="print machine-readable JSON")
+    one.add_argument("--force", action="store_true", help=FORCE)
     one.add_argument("--threads", type=whole, metavar="N", help="default: all processors")
 
 
@@ -48,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             learning_rate=arguments.learning_rate,
             seed=arguments.seed,
             threads=arguments.threads,
+            force=arguments.force,
             progress=progress,
         )
     if arguments.json:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agmc_onnx.cli.parsing import Parser, Verb, whole
-from agmc_onnx.cli.words import tell
+from agmc_onnx.cli.words import FORCE, tell
 
 
 def add_options(one: Any, has_shape: bool = False) -> None:
@@ -34,7 +34,9 @@ def add_options(one: Any, has_shape: bool = False) -> None:
         help="open files that run code when they are opened; only if you trust them",
     )
     one.add_argument("--python", metavar="PATH", help="python of the environment that has Paddle and paddle2onnx")
-    one.add_argument("--force", action="store_true", help="go on even if the import does not agree with its source")
+    one.add_argument(
+        "--force", action="store_true", help=f"go on even if an import does not agree with its source, and {FORCE}"
+    )
 
 
 def _add(one: Parser) -> None:

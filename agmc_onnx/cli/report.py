@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from agmc_onnx.cli.parsing import Parser, Verb
-from agmc_onnx.cli.words import tell
+from agmc_onnx.cli.words import FORCE, tell
 
 
 def add(one: Parser) -> None:
@@ -19,13 +19,14 @@ def add(one: Parser) -> None:
     one.add_argument(
         "-o", "--output", metavar="OUT.html", help="default: X.report.html of one run, comparison.html of several"
     )
+    one.add_argument("--force", action="store_true", help=FORCE)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Make a page and say where it lies."""
     from agmc_onnx.verbs.report import write_report
 
-    tell(f"wrote {write_report(*arguments.runs, output=arguments.output)}")
+    tell(f"wrote {write_report(*arguments.runs, output=arguments.output, force=arguments.force)}")
     return 0
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 PROGRAM = "agmc-onnx"
-INTERRUPTED = 130
 
 _level = {"quiet": False, "verbose": False}
 
@@ -24,15 +23,26 @@ def is_verbose() -> bool:
     return _level["verbose"]
 
 
+FORCE = "write over files at the output that agmc-onnx did not write; files that are read are never written over"
+
+
 def tell(line: str) -> None:
     """Print one line to stdout, unless --quiet (or --json, whose output shall stand alone) was given."""
     if not _level["quiet"]:
-        print(line)
+        _out(line)
 
 
 def tell_json(value: Any) -> None:
     """Print a value as JSON to stdout; numbers that JSON has not (nan) become null."""
-    print(json.dumps(_plain(value), indent=1, default=str))
+    _out(json.dumps(_plain(value), indent=1, default=str))
+
+
+def _out(text: str) -> None:
+    """Print to stdout; who reads it may have seen enough, which must not stop the work that is still to be done."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        drop_stdout()
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
 LAYOUTS = ("NCHW", "NHWC")
 COLORS = ("RGB", "BGR", "L")
 ROLES = ("calibration", "reward", "test")
@@ -180,6 +181,27 @@ def load_card(source: str | Path, **overrides: Any) -> DataCard:
     _check_keys(where, given, CARD_KEYS)
     table = _absolute(where, table, path.resolve().parent) | _absolute(where, given, Path.cwd())
     return _card(where, table)
+
+
+def data_files(source: str | Path) -> list[Path]:
+    """Return the files that data is read from: the card and all it names, images of folders one by one.
+
+    A card that cannot be read gives itself alone.
+    """
+    path = Path(BUILT_IN.get(str(source), source))
+    try:
+        card = load_card(path)
+    except (DataError, OSError):
+        return [path]
+    named = [path, card.images, card.labels, *((card.train.images, card.train.labels) if card.train else ())]
+    found = [one for one in named if one is not None]
+    module = (card.metric or "").partition(":")[0] if ":" in (card.metric or "") else ""
+    found += [Path(f"{module.replace('.', '/')}.py")] if module else []
+    return [*found, *(file for one in found if one.is_dir() for file in one.rglob("*") if _is_image(file))]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _absolute(where: str, table: Mapping[str, Any], base: Path) -> dict[str, Any]:

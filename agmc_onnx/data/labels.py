@@ -9,9 +9,7 @@ import numpy as np
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.archives import load_npy
-from agmc_onnx.data.card import bad_data, shape_text
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
+from agmc_onnx.data.card import IMAGE_SUFFIXES, bad_data, shape_text
 
 
 def list_files(where: str, folder: Path, labels: Path | None, as_classes: bool) -> tuple[list[Path], np.ndarray | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import math
 import os
@@ -19,6 +20,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import numpy_helper
 
 from agmc_onnx.errors import ModelError, UsageError
+from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.external import is_external, is_part, part, stored_dims
 from agmc_onnx.graph.soundness import PACKED_BITS, check_sound, stored_bytes
 
@@ -61,6 +63,7 @@ def read_model(path: str | Path) -> ModelFile:
         ModelError: If the file is missing, is a folder, is no ONNX model, is truncated, or lacks its external data.
     """
     path = Path(path)
+    settle(path)
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -91,6 +94,16 @@ def read_model(path: str | Path) -> ModelFile:
     for tensor in external_tensors(proto):
         next(e for e in tensor.external_data if e.key == "location").value = str(_location(tensor, path.parent)[0])
     return ModelFile(proto, path, hashlib.sha256(raw).hexdigest(), file_bytes)
+
+
+def model_files(path: str | Path) -> list[Path]:
+    """Return the file of a model and those of its external data; of what is no model the path alone."""
+    path, proto = Path(path), onnx.ModelProto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+        return [path, *_external_files(proto, path.parent)]
+    except (OSError, DecodeError, ModelError):
+        return [path]
 
 
 def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -257,7 +270,7 @@ def check_writable(path: str | Path) -> None:
         problem = "is a file, not a folder" if folder.exists() else "does not exist"
         raise UsageError(f"{path}: folder {folder} {problem}. Create it, or choose another output with -o.")
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".agmc-"):
+        with tempfile.TemporaryFile(dir=folder):  # without a name, where the system can: nothing to leave behind
             return
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror}). Choose another output with -o.") from None
@@ -266,6 +279,9 @@ def check_writable(path: str | Path) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of processes that were killed
+        if not _is_running(other.name.split(".")[-2]):
+            other.unlink(missing_ok=True)
     try:
         yield partial
         with partial.open("rb+") as handle:
@@ -276,6 +292,16 @@ def _replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -324,7 +350,7 @@ def _load_external(proto: onnx.ModelProto, folder: Path | None, limit: int | Non
     """Read external data, of tensors of up to `limit` bytes or of all, into the tensors that refer to it, in place."""
     for tensor in external_tensors(proto):
         if limit is None or _stored_bytes(tensor) <= limit:
-            tensor.raw_data = _read_bytes(tensor, folder).tobytes()
+            tensor.raw_data = external_bytes(tensor, folder).tobytes()
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
 
@@ -336,7 +362,7 @@ def _move_weights(proto: onnx.ModelProto, out: BinaryIO, location: str, folder: 
     moved = [tensor for tensor in large if not is_external(tensor)]
     for tensor in (*external_tensors(proto), *moved):
         if is_external(tensor):
-            stored = _read_bytes(tensor, folder)
+            stored = external_bytes(tensor, folder)
         else:
             raw = tensor.raw_data if tensor.HasField("raw_data") else _raw_bytes(tensor)
             stored = np.frombuffer(raw, np.uint8)
@@ -362,7 +388,7 @@ def _serialize(proto: onnx.ModelProto, path: Path) -> bytes:
         raise UsageError(f"{path}: the model is larger than the 2 GB one file can hold. Write external data.") from None
 
 
-def _read_bytes(tensor: onnx.TensorProto, folder: Path | None) -> Array:
+def external_bytes(tensor: onnx.TensorProto, folder: Path | None) -> Array:
     """Return the bytes that an external tensor's own elements take, shape (bytes,)."""
     if not is_part(tensor):
         return _read_external(tensor, folder)

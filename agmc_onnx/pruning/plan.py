@@ -33,6 +33,7 @@ class Plan:
         sparsity: Share of zeros in dense weights that keep their shape.
         pattern: "N:M" where of every M neighbours at most N are kept there, else None.
         gone: First outputs of the original's nodes that are not in the file.
+        set_id: Of the set that the plan is written with, or None.
     """
 
     sha256: str
@@ -42,6 +43,7 @@ class Plan:
     sparsity: Mapping[str, float] = field(default_factory=dict)
     pattern: str | None = None
     gone: tuple[str, ...] = ()
+    set_id: str | None = None
 
     def to_json(self) -> str:
         """Return the plan as the contract's JSON, one line a group and a tensor."""
@@ -51,8 +53,9 @@ class Plan:
         pattern = "" if self.pattern is None else f', "sparsity_pattern": {json.dumps(self.pattern)}'
         name = DEEP_FORMAT if self.gone else FORMAT
         gone = f',\n "gone": {json.dumps(self.gone)}, "folded": {{}}' if self.gone else ""
+        set_id = "" if self.set_id is None else f' "set": {json.dumps(self.set_id)},\n'
         return (
-            f'{{"format": "{name}",\n "model": {model},\n "groups": [\n  {groups}],\n "tensors": {{\n  {tensors}}},\n'
+            f'{{"format": "{name}",\n{set_id} "model": {model},\n "groups": [\n  {groups}],\n "tensors": {{\n  {tensors}}},\n'
             f' "sparsity": {json.dumps(dict(self.sparsity))}{pattern}{gone}}}\n'
         )
 

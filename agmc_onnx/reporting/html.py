@@ -51,6 +51,7 @@ def render(report: Report) -> str:
     return page(
         "report.html",
         report=report,
+        set_id=report.get("set") or "",
         name=Path(report["model"]["path"]).name,
         headline=headline(report),
         rows=text.rows(report),
@@ -157,7 +158,7 @@ def _json(value: Any) -> Any:
 
 def page(template: str, **facts: Any) -> str:
     """Return a page made from a template of this folder; undefined facts are an error."""
-    return _environment().get_template(template).render(**facts)
+    return _environment().get_template(template).render(**{"set_id": "", **facts})
 
 
 @cache

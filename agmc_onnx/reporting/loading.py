@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from agmc_onnx.errors import UsageError
-from agmc_onnx.graph.outputs import output_files
+from agmc_onnx.graph.commit import settle
+from agmc_onnx.graph.outputs import check_set, output_files
 from agmc_onnx.reporting.schema import Report, read_report
 from agmc_onnx.search import journal
 
@@ -31,6 +32,11 @@ class Run:
     report: Report | None
     settings: Mapping[str, Any]
     evaluations: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def beside(self) -> dict[str, Path]:
+        """The files of its set, there or not."""
+        return output_files((self.path if self.report else self.path.parent).with_name(f"{self.name}.onnx"))
 
 
 def read_run(source: str | Path) -> Run:
@@ -55,8 +61,11 @@ def read_run(source: str | Path) -> Run:
             " Name what agmc-onnx compress wrote."
         )
     if path.suffix != ".jsonl":
+        settle(path)
         report = read_report(path)
-        return Run(path, path.name.removesuffix(".json").removesuffix(".report"), report, report.settings)
+        run = Run(path, path.name.removesuffix(".json").removesuffix(".report"), report, report.settings)
+        check_set(path, run.beside["model"])
+        return run
     try:
         raw = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -163,6 +163,7 @@ class Report(Record):
     verified: VerifiedFacts
     format: Literal["agmc-onnx/report@1"] = REPORT_FORMAT
     schema_version: str = SCHEMA_VERSION
+    set: Annotated[str | None, Meta(description="id of the set; model, plan and page carry it too")] = None
     latency_ratio: RatioFacts | None = None
     accuracy_measured: Annotated[bool, Meta(description="False without data")] = True
     data: DataFacts | None = None

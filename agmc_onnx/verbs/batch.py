@@ -7,15 +7,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
-from agmc_onnx.errors import UsageError
-from agmc_onnx.graph.outputs import output_files
+from agmc_onnx.errors import Terminated, UsageError
+from agmc_onnx.graph.outputs import check_output, output_files
 from agmc_onnx.options import (
     Budget,
     CompressOptions,
@@ -88,8 +89,8 @@ class _Processes(Protocol):
         """Return the exit code and what was said on stderr, or None while it runs."""
         ...
 
-    def stop(self, handle: Any, is_told: bool) -> None:
-        """End it; one that Ctrl-C has reached already gets time to write what it has."""
+    def stop(self, handle: Any, is_told: bool, is_term: bool) -> None:
+        """End it; one that Ctrl-C has reached already gets time to write what it has, and SIGTERM is passed on to it first."""
         ...
 
 
@@ -100,6 +101,7 @@ def batch(
     *,
     data: str | Path | None = None,
     jobs: int = 1,
+    force: bool = False,
     progress: Callable[[Row, int, int], None] | None = None,
     flops: float | None = Budget.flops,
     params: float | None = Budget.params,
@@ -151,6 +153,7 @@ def batch(
         output: Folder for the results, under the same names, and `summary.json`.
         data: Card, .npz, folder or "digits" of the models that have no card of their own; None: they have no data.
         jobs: Models at a time.
+        force: Write over files at the outputs that are not ours; inputs are never written over.
         progress: Called with the row of every model that is done, how many are, and how many there are.
 
     Returns:
@@ -164,7 +167,13 @@ def batch(
     options.pop("ray", None)  # models run there, not the candidates of each
     if jobs < 1:
         raise UsageError(f"--jobs: too small, got {jobs}; expected at least 1.")
-    made = _jobs(Path(folder), Path(output), data, options)
+    if Path(output).is_dir():
+        check_output(Path(output) / SUMMARY, {}, force, alone=True)
+    made = _jobs(Path(folder), Path(output), data, options, force)
+    models = {job.model.resolve() for job in made}
+    clash = next((job.output for job in made if job.output.resolve() in models), None)
+    if clash is not None:
+        raise UsageError(f"{clash}: is one of the models themselves; expected another folder. Choose another with -o.")
     rows: dict[str, Row] = {}
 
     def tell(row: Row) -> None:
@@ -186,7 +195,7 @@ def batch(
     return [rows[job.name] for job in made]
 
 
-def _jobs(folder: Path, output: Path, data: str | Path | None, options: dict[str, Any]) -> list[Job]:
+def _jobs(folder: Path, output: Path, data: str | Path | None, options: dict[str, Any], force: bool) -> list[Job]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; expected one with .onnx files. Name the folder.")
     inside = output.resolve()
@@ -194,6 +203,7 @@ def _jobs(folder: Path, output: Path, data: str | Path | None, options: dict[str
     if not files:
         raise UsageError(f"{folder}: no models, got no .onnx file; expected at least one. Name another folder.")
     words = [word for name, value in options.items() if value is not None for word in _words(name, value)]
+    words += ["--force"] if force else []
     made = []
     for file in files:
         name = file.relative_to(folder)
@@ -210,7 +220,14 @@ def _jobs(folder: Path, output: Path, data: str | Path | None, options: dict[str
         ]
         if source is not None:
             command += ["--data", str(Path(source).absolute() if Path(source).exists() else source)]
-        made.append(Job(file, str(name), output / name, (*command, *words, "--resume", "--quiet")))
+        made.append(
+            Job(
+                file,
+                str(name),
+                output / name,
+                (*command, *words, *(["--force"] if force else []), "--resume", "--quiet"),
+            )
+        )
     return made
 
 
@@ -255,7 +272,7 @@ def _row(job: Job, report: Report, wall_s: float, found: bool = False) -> Row:
 
 def _run(jobs: Sequence[Job], processes: _Processes, n_at_once: int) -> Iterator[Row]:
     """Yield the row of every job as it ends; Ctrl-C lets the running ones end as they do, and no new one begin."""
-    waiting, stopped = list(jobs)[::-1], False
+    waiting, stopped, is_term = list(jobs)[::-1], False, False
     running: list[tuple[Job, Any, float]] = []
     try:
         while waiting or running:
@@ -270,12 +287,12 @@ def _run(jobs: Sequence[Job], processes: _Processes, n_at_once: int) -> Iterator
                 if ended is not None:
                     running.remove(entry)
                     yield _ended(job, *ended, time.perf_counter() - start)
-    except KeyboardInterrupt:
-        stopped = True
+    except KeyboardInterrupt as stop:
+        stopped, is_term = True, isinstance(stop, Terminated)
         raise
     finally:
         for _, handle, _ in running:
-            processes.stop(handle, stopped)
+            processes.stop(handle, stopped, is_term)
 
 
 def _ended(job: Job, code: int, errors: str, wall_s: float) -> Row:
@@ -289,23 +306,23 @@ def _ended(job: Job, code: int, errors: str, wall_s: float) -> Row:
 class _Local:
     """Processes on this machine; what they say goes to files, since a full pipe would stop them."""
 
-    def start(self, job: Job) -> tuple[subprocess.Popen[bytes], Path]:
-        log = job.output.with_suffix(".log")
-        with log.open("wb") as file:
-            return subprocess.Popen(job.command, stdout=subprocess.DEVNULL, stderr=file, env=_environment()), log
+    def start(self, job: Job) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+        log = tempfile.TemporaryFile()  # noqa: SIM115  # closed when the process is done
+        return subprocess.Popen(job.command, stdout=subprocess.DEVNULL, stderr=log, env=_environment()), log
 
-    def done(self, handle: tuple[subprocess.Popen[bytes], Path]) -> tuple[int, str] | None:
+    def done(self, handle: tuple[subprocess.Popen[bytes], IO[bytes]]) -> tuple[int, str] | None:
         process, log = handle
         code = process.poll()
         if code is None:
             return None
-        errors = log.read_text(encoding="utf-8", errors="replace")
-        if code == 0:
-            log.unlink()
-        return code, errors
+        log.seek(0)
+        with log:
+            return code, log.read().decode("utf-8", errors="replace")
 
-    def stop(self, handle: tuple[subprocess.Popen[bytes], Path], is_told: bool) -> None:
+    def stop(self, handle: tuple[subprocess.Popen[bytes], IO[bytes]], is_told: bool, is_term: bool) -> None:
         process, _ = handle
+        if is_term:
+            process.terminate()
         try:
             process.wait(timeout=60 if is_told else 0)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -332,7 +349,7 @@ class _Cluster:
             return 2, f"error: lost by the cluster ({type(error).__name__})."
         return code, errors
 
-    def stop(self, handle: Any, is_told: bool) -> None:
+    def stop(self, handle: Any, is_told: bool, is_term: bool) -> None:
         self._ray.cancel(handle, force=True)
 
 

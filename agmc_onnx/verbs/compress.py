@@ -15,10 +15,11 @@ import onnx
 
 from agmc_onnx.data.roles import Roles
 from agmc_onnx.data.samples import load_card, open_data
-from agmc_onnx.errors import AgmcError, ModelError, UsageError, VerificationError
+from agmc_onnx.errors import AgmcError, ModelError, PlanError, UsageError, VerificationError
+from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.files import read_model
 from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.outputs import check_output, output_files, write_files
+from agmc_onnx.graph.outputs import check_output, check_set, output_files, stamped, write_files
 from agmc_onnx.graph.precision import is_half, to_float32
 from agmc_onnx.graph.view import Graph, view
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
@@ -44,6 +45,7 @@ from agmc_onnx.reporting.schema import Report, TargetFacts, VerifiedFacts
 from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.run.candidates import Progress, environment_of, reachable
 from agmc_onnx.run.dropping import by_drop
+from agmc_onnx.run.inputs import inputs_of
 from agmc_onnx.run.latency import laid_out, latency_target, measured_share, settled
 from agmc_onnx.run.samples import roles_of, with_recovery
 from agmc_onnx.run.stages import Job, by_stages
@@ -115,6 +117,7 @@ def compress(
     *,
     output: str | Path | None = None,
     data: str | Path | None = None,
+    force: bool = False,
     progress: Progress | None = None,
     flops: float | None = Budget.flops,
     params: float | None = Budget.params,
@@ -164,6 +167,7 @@ def compress(
             `X.report.html` lie beside X.onnx. While it runs, and after an interruption, the folder X.run has the journal
             that `resume` goes on with.
         data: A data card, an .npz, a folder, or "digits"; None works on weights and synthetic inputs.
+        force: Write over files at the output that are not ours; inputs are never written over.
         progress: Called with a stage ("analysed", "episode", "measured", ...) and its facts.
 
     Raises:
@@ -174,6 +178,10 @@ def compress(
         VerificationError: If the result fails its check; nothing is written then.
     """
     settings = CompressOptions.of(**options_in(locals()))
+    if output is not None:
+        settle(output)
+        given = {"the_table_of_op_times": settings.budget.latency_table}
+        check_output(output, inputs_of(model, data, **given), force)
     with _torch_threads(settings):
         return _compress(model, settings, output, data, progress)
 
@@ -187,8 +195,6 @@ def _compress(
 ) -> Result:
     start = time.perf_counter()
     tell: Progress = progress or (lambda stage, facts: None)
-    if output is not None:
-        check_output(output, model)
     analysis = analyse_model(model, settings.search.excluded, data, settings.data.input_shape)
     settings = with_recovery(analysis, data, settings)
     data_of = roles_of(analysis, data, settings)
@@ -246,6 +252,8 @@ def _searched(
     )
     if settings.sparsity.sparse_storage == "smallest":
         compressed = _smallest(compressed, plan, data_of.verification_feeds())
+    compressed, set_id = stamped(compressed, plan.to_json())
+    plan = replace(plan, set_id=set_id)
     tell("measuring", {})
     reached = target.cost(found.kept) / target.full
     asked = result_of.facts.get("max_drop", {}).get("keep", target.share)
@@ -262,6 +270,7 @@ def _searched(
         result_of.finalists,
         {
             **result_of.facts,
+            "set": set_id,
             "sparsity": None if sparsity is None else facts(analysis.file.proto, compressed, sparsity),
             "resumed": 0 if journal is None else journal.n_resumed,
             "output": None if output is None else str(output),
@@ -333,16 +342,28 @@ def _torch_threads(settings: CompressOptions) -> AbstractContextManager[None]:
     return torch_threads(settings.execution.threads)
 
 
-def apply(model: str | Path, plan: str | Path, output: str | Path | None = None) -> Applied:
+def apply(model: str | Path, plan: str | Path, output: str | Path | None = None, *, force: bool = False) -> Applied:
     """Rebuild the compressed model of a plan, without data or search.
+
+    Args:
+        model: The original that the plan is of.
+        plan: A plan.json.
+        output: Where to write the model, and its plan beside it; None writes nothing.
+        force: Write over files at the output that are not ours.
 
     Raises:
         ModelError, PlanError, VerificationError: As `compress`.
     """
     if output is not None:
-        check_output(output, model)
-    analysis = analyse_model(model)
+        settle(output)
+        check_output(output, inputs_of(model, the_plan=plan), force)
     wanted = read_plan(plan)
+    analysis = analyse_model(model)
+    if wanted.sha256 != analysis.file.sha256:
+        raise PlanError(
+            f"{plan}: is the plan of another model, got sha256 {wanted.sha256[:12]}...; expected"
+            f" {analysis.file.sha256[:12]}... of {analysis.file.path}. Give the file that the plan was made from."
+        )
     kept = kept_units(analysis.channels, wanted)
     pruned = Surgeon(analysis.channels).cut(kept)
     made = make_plan(analysis.channels, kept, analysis.file.sha256)
@@ -350,6 +371,8 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None)
         sparsity = planned(wanted)
         pruned = thin_by_magnitude(pruned, sparsity)
         made = sparse_plan(made, pruned, sparsity)
+    pruned, set_id = stamped(pruned, made.to_json())
+    made = replace(made, set_id=set_id)
     checked = _checked(analysis, pruned, made, recovered=False)
     report = AppliedReport(
         Sizes(**sizes_of(analysis.file.proto, analysis.sizes.inputs)),
@@ -357,7 +380,7 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None)
         verified_facts(checked, False),
     )
     if output is not None:
-        write_files(pruned, {}, output)
+        write_files(pruned, {"plan": made.to_json()}, output)
     return Applied(pruned, made, report, checked)
 
 
@@ -381,7 +404,11 @@ def verify_files(
         VerificationError: If it does not hold.
     """
     analysis = analyse_model(model, (), data, input_shape)
-    wanted = read_plan(plan if plan is not None else output_files(compressed)["plan"])
+    settle(compressed)
+    beside = output_files(compressed)["plan"]
+    if plan is None:
+        check_set(Path(compressed), beside)
+    wanted = read_plan(plan if plan is not None else beside)
     pruned = normalize(read_model(compressed).proto, dense=True)
     recovered = not _weights_kept(analysis.graph, view(pruned), wanted)
     feeds = None

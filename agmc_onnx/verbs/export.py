@@ -5,13 +5,12 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.data.samples import Dataset, Feed, Samples, load_card, open_data
@@ -19,14 +18,16 @@ from agmc_onnx.errors import UsageError, VerificationError
 from agmc_onnx.exchange.exporters.plain import converting, write_plain
 from agmc_onnx.exchange.exporters.row import CALIBRATIONS, TARGETS, Exporter, Settings, Source
 from agmc_onnx.exchange.exporters.table import check_installed, exporter_of, missing, versions_of
-from agmc_onnx.graph.files import ModelFile, check_writable, external_tensors, read_model
-from agmc_onnx.graph.outputs import staging
+from agmc_onnx.graph.commit import settle, staging
+from agmc_onnx.graph.files import ModelFile, read_model
+from agmc_onnx.graph.outputs import check_output, stamp_file
 from agmc_onnx.latency.timing import Latency, compare, ratio
 from agmc_onnx.measuring.accuracy import Evaluator, Score
 from agmc_onnx.measuring.closeness import class_scores
 from agmc_onnx.measuring.session import Run, make_session, model_inputs, run_model
 from agmc_onnx.options import Execution
 from agmc_onnx.reporting.record import environment_versions
+from agmc_onnx.run.inputs import inputs_of
 
 EXPORT_FORMAT = "agmc-onnx/export@1"
 N_COMPARED = 64  # samples whose outputs are compared number by number
@@ -45,6 +46,7 @@ def export(
     calibration_samples: int = Settings.calibration_samples,
     batch: int = Settings.batch,
     threads: int = Settings.threads,
+    force: bool = False,
     seconds: float = Execution.latency_seconds,
 ) -> dict[str, Any]:
     """Write a model in another format, and say how it does there, ready for JSON (`agmc-onnx/export@1`).
@@ -61,6 +63,7 @@ def export(
         calibration_samples: Samples that int8 calibrates on, at most.
         batch: Samples per inference of formats that fix it, and of the timed inferences.
         threads: Of both runtimes.
+        force: Write over files at the output that are not ours; inputs are never written over.
         seconds: Time given to latency.
 
     Returns:
@@ -81,6 +84,9 @@ def export(
     _check_settings(settings)
     file = read_model(model)
     path = _output_path(file, row, output)
+    inputs = inputs_of(model, data)
+    settle(path)
+    check_output(path, inputs, force, alone=True)
     dataset = open_data(load_card(data), model_inputs(file.proto)) if data is not None else None
     tested = _tested(file, row, dataset, samples, batch)
     with tempfile.TemporaryDirectory(prefix="agmc-") as scratch:
@@ -92,6 +98,8 @@ def export(
         made.mkdir()
         with converting(row.name):
             row.convert(source, made / path.name)
+        for one in made.glob("*.onnx"):
+            stamp_file(one)
         report = {
             "format": EXPORT_FORMAT,
             "to": row.name,
@@ -103,7 +111,7 @@ def export(
             "notes": _notes(row, settings),
             "environment": environment_versions("cpu"),
         }
-        report["output"]["files"] = _put_in_place(made, path, file)
+        report["output"]["files"] = _put_in_place(made, path, inputs, force)
     return report
 
 
@@ -126,9 +134,6 @@ def _output_path(file: ModelFile, row: Exporter, output: str | Path | None) -> P
         raise UsageError(
             f"{path}: wrong ending for {row.name}, got {path.suffix or 'none'!r}; expected {ending!r}. Correct -o."
         )
-    check_writable(path.with_suffix(".new") if path.suffix == ".mlpackage" else path)
-    if path.resolve() == file.path.resolve():
-        raise UsageError(f"{path}: is the model itself; expected another file. Choose another output with -o.")
     return path
 
 
@@ -304,21 +309,15 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _put_in_place(made: Path, path: Path, file: ModelFile) -> list[str]:
+def _put_in_place(made: Path, path: Path, inputs: Mapping[str, list[Path]], force: bool) -> list[str]:
     """Move what was made beside `path`, all or nothing, and return the paths.
 
     Raises:
-        UsageError: If that would replace a file of the model, its weights included, or cannot be done.
+        UsageError: If that would replace an input or a file that is not ours, or cannot be done.
     """
     names = sorted(entry.name for entry in made.iterdir())
-    graph = onnx.load(file.path, load_external_data=False)
-    entries = [entry for tensor in external_tensors(graph) for entry in tensor.external_data]
-    own = {(file.path.parent / entry.value).resolve() for entry in entries if entry.key == "location"}
     for name in names:
-        if path.with_name(name).resolve() in own | {file.path.resolve()}:
-            raise UsageError(
-                f"{path.with_name(name)}: holds the model's weights; expected another name. Choose another output with -o."
-            )
+        check_output(path.with_name(name), inputs, force, alone=True)
     with staging(path) as staged:
         for name in names:
             shutil.move(made / name, staged / name)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
 
 from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.errors import ModelError, UsageError
+from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.files import read_model
-from agmc_onnx.graph.outputs import check_output, output_files, write_files
+from agmc_onnx.graph.outputs import check_output, check_set, output_files, stamped, write_files
 from agmc_onnx.measuring.accuracy import Evaluator
 from agmc_onnx.measuring.session import model_inputs, processors
 from agmc_onnx.pruning.plan import read_plan
@@ -20,6 +21,7 @@ from agmc_onnx.pruning.sparsity import dense
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.reporting.record import metric_facts
 from agmc_onnx.reporting.schema import Metric
+from agmc_onnx.run.inputs import inputs_of
 from agmc_onnx.schema import Record
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -64,6 +66,7 @@ def finetune(
     learning_rate: float = RecoverOptions.learning_rate,
     seed: int = 0,
     threads: int | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Tuned:
     """Distil a compressed model from its original.
@@ -82,6 +85,7 @@ def finetune(
         learning_rate: Highest one of AdamW, above 0; it warms up and falls as a cosine to nothing.
         seed: Of the order of the samples and their augmentation.
         threads: Of onnxruntime and torch; None: all processors.
+        force: Write over files at the output that are not ours; inputs are never written over.
         progress: Called with (step, steps, {"loss": ..., and "reward" where it was measured}).
 
     Raises:
@@ -98,11 +102,16 @@ def finetune(
     for name, value, low in (("steps", steps, 1), ("label weight", label_weight, 0), ("threads", threads, 1)):
         if value < low:
             raise UsageError(f"finetune: {name} is too small, got {value}; expected at least {low}. Give more.")
+    beside = output_files(model)["plan"]
     if output is not None:
-        check_output(output, model)
-        check_output(output, teacher)
+        settle(output)
+        inputs = inputs_of(model, data, the_teacher_itself=teacher, the_plan_of_the_model=beside)
+        check_output(output, inputs, force)
+    settle(model)
+    check_set(Path(model), beside)
     student, original = dense(read_model(model).proto), read_model(teacher).proto
     _belong_together(student, original, model, teacher)
+    plan = read_plan(beside) if beside.is_file() else None
     card = load_card(data)
     dataset = open_data(card, model_inputs(original))
     samples = dataset.role("train" if card.train is not None else "calibration")
@@ -124,21 +133,16 @@ def finetune(
             augment=() if card.train is None else card.train.augment,
             reward=lambda candidate: scored["reward"](candidate).score.value,
             folder=None if output is None else run_folder(output),
-            thinned=_thinned(output_files(model)["plan"]),
+            thinned=[] if plan is None else list(plan.sparsity),
         )  # fmt: skip
+    bare = None if plan is None else replace(plan, set_id=None)
+    tuned, set_id = stamped(tuned, "" if bare is None else bare.to_json())
     teacher_score, before, after = (metric_facts(scored["test"](one).score) for one in (original, student, tuned))
     wall_s = round(time.perf_counter() - start, 3)
     report = TunedReport(teacher_score, before, after, steps, samples.n, label_weight > 0, seed, wall_s)
     if output is not None:
-        plan = output_files(model)["plan"]
-        texts = {"plan": plan.read_text(encoding="utf-8")} if plan.is_file() else {}
-        write_files(tuned, texts, output)
+        write_files(tuned, {} if bare is None else {"plan": replace(bare, set_id=set_id).to_json()}, output)
     return Tuned(tuned, report)
-
-
-def _thinned(plan: Path) -> list[str]:
-    """Return the tensors whose zeros stay zero: those that the plan beside a model names, if there is one."""
-    return list(read_plan(plan).sparsity) if plan.is_file() else []
 
 
 def _belong_together(

@@ -13,12 +13,14 @@ from typing import Any
 import onnx
 
 from agmc_onnx import __version__
-from agmc_onnx.errors import ModelError, UsageError, VerificationError
+from agmc_onnx.errors import ModelError, VerificationError
 from agmc_onnx.exchange.importers import importer_of
 from agmc_onnx.exchange.importers.agreement import Agreement, check_model, compare
 from agmc_onnx.exchange.importers.plain_shapes import plain_shapes
 from agmc_onnx.exchange.importers.source import Conversion, ImportOptions, InputShape, Source
-from agmc_onnx.graph.files import check_writable, read_model, write_model
+from agmc_onnx.graph.commit import settle
+from agmc_onnx.graph.files import model_bytes, read_model
+from agmc_onnx.graph.outputs import check_output, stamped, write_files
 from agmc_onnx.graph.view import view
 from agmc_onnx.pruning.cost import count_params
 
@@ -68,7 +70,7 @@ def import_model(
         fixed_batch: Keep the batch of the shape instead of leaving it open.
         allow_pickle: Open files that run code when they are opened; only for files you trust.
         python: Interpreter of the environment where Paddle is installed.
-        force: Write the model even if it does not agree with its source.
+        force: Write the model even if it does not agree with its source, and over a file that is not ours.
         seed: Of the synthetic inputs.
 
     Raises:
@@ -82,9 +84,9 @@ def import_model(
     )  # fmt: skip
     named = Source(source)
     if output is not None:
-        check_writable(output)
-        if Path(output).resolve() == named.path.resolve():
-            raise UsageError(f"{output}: is the source itself; expected another file. Choose another output with -o.")
+        settle(output)
+        sources = [named.path, *(named.path.rglob("*") if named.path.is_dir() else ())]
+        check_output(output, {"the source itself": sources, "the weights": [] if weights is None else [weights]}, force)
     name, importer = importer_of(named, options)
     conversion = importer.convert(named, options)
     model = _tidied(conversion.model)
@@ -113,8 +115,10 @@ def import_model(
     report = _report(named, origin, importer.title, conversion, model, agreement)
     report["forced"] = not agreement.holds
     report["output"] = None if output is None else str(output)
+    model, _ = stamped(model)
     if output is not None:
-        report["file_bytes"] = write_model(model, output)
+        write_files(model, {}, output)
+        report["file_bytes"] = model_bytes(model)
     report["wall_s"] = round(time.perf_counter() - start, 3)
     return Imported(model, agreement, report)
 

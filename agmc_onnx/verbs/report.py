@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agmc_onnx.errors import UsageError
-from agmc_onnx.graph.files import check_writable, write_atomically
+from agmc_onnx.graph.outputs import check_output, write_page
 from agmc_onnx.reporting import text
 from agmc_onnx.reporting.html import bars_of, page, render
 from agmc_onnx.reporting.loading import Run, read_run
@@ -17,13 +17,14 @@ from agmc_onnx.reporting.plots import curves, scatter
 SEVERAL = "comparison.html"
 
 
-def write_report(*sources: str | Path, output: str | Path | None = None) -> Path:
+def write_report(*sources: str | Path, output: str | Path | None = None, force: bool = False) -> Path:
     """Make one HTML page of one run or several, and return where it was written.
 
     Args:
         sources: For each run its X.report.json, its X.onnx, or its folder X.run while it lasts.
         output: The page; default: X.report.html of a single run (X.running.html while it lasts), comparison.html in the
             working directory of several.
+        force: Write over a file that is not ours; what is read is never written over.
 
     Raises:
         UsageError: If there is no run, a file is none, or the page cannot be written.
@@ -33,8 +34,9 @@ def write_report(*sources: str | Path, output: str | Path | None = None) -> Path
     runs = [read_run(source) for source in sources]
     made = render_runs(runs)
     path = Path(output) if output is not None else _default(runs)
-    check_writable(path)
-    write_atomically(path, made.encode())
+    files = [file for run in runs for file in (run.path, run.beside["model"], run.beside["plan"])]
+    check_output(path, {"what is read": files}, force, alone=True)
+    write_page(made, path)
     return path
 
 

@@ -486,7 +486,7 @@ def test_errors_of_the_system_are_one_line(capsys, out, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("agmc_onnx.graph.outputs._exchange", full)
+    monkeypatch.setattr("agmc_onnx.graph.commit._forward", full)
     argv = ["compress", DIGITS, "--flops", "0.5", *QUICK, "-o", out / "small.onnx"]
     line = fails(capsys, argv)
     assert "small.onnx: cannot be written (No space left on device)" in line
