@@ -56,3 +56,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came; what ends on Ctrl-C ends on it."""
+
+
+class Notice(UserWarning):
+    """Something that a user should know, and nothing fails of: the command line says it in a line."""

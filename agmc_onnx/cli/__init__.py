@@ -13,7 +13,7 @@ from agmc_onnx.cli.config_file import with_config
 from agmc_onnx.cli.parsing import Parser
 from agmc_onnx.cli.stopping import INTERRUPTED, stoppable
 from agmc_onnx.cli.words import PROGRAM, drop_stdout, fail, is_verbose, say, set_level
-from agmc_onnx.errors import AgmcError, UsageError
+from agmc_onnx.errors import AgmcError, Notice, UsageError
 
 DEBUG = "AGMC_ONNX_DEBUG"
 VERBS = (
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None and not sys.warnoptions and "--verbose" not in sys.argv:
         warnings.simplefilter("ignore")  # a library's warning is nothing that a user of this program can act on
+        warnings.simplefilter("default", Notice)
+        warnings.showwarning = lambda message, *_: say(f"{PROGRAM}: note: {message}")
     with stoppable() as stop:
         code = _main(argv)
         return stop.code if code == INTERRUPTED else code

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import hashlib
 import io
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from torch import Tensor
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.distill.folding import Folded
 from agmc_onnx.distill.inserted import Normalised
-from agmc_onnx.errors import ModelError, UsageError
+from agmc_onnx.errors import ModelError, Notice, UsageError
 from agmc_onnx.graph.files import write_atomically
 from agmc_onnx.graph.view import Graph, view
 from agmc_onnx.measuring.session import make_session, run_model
@@ -299,15 +301,28 @@ class _Distillation:
         write_atomically(self.checkpoint, buffer.getvalue())
 
     def _resume(self) -> None:
-        if self.checkpoint is None or not self.checkpoint.is_file():
+        if self.checkpoint is None or not self.checkpoint.is_file() or self.checkpoint.is_symlink():
+            return  # a link is not followed: the next save replaces it
+        before = self._state(), copy.deepcopy(self.optimiser.state_dict())
+        try:
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            if state["fingerprint"] != self.fingerprint:
+                return  # of another run: it is replaced by the next save
+            self._load(state["student"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            found = (int(state["step"]), state["best"], float(state["best_reward"]), int(state["without_gain"]))
+        except Exception as error:  # torch raises anything: it is written whole, so it was damaged later
+            self._load(before[0])
+            self.optimiser.load_state_dict(before[1])
+            aside = self.checkpoint.with_name(f"{self.checkpoint.name}.damaged")
+            self.checkpoint.replace(aside)
+            warnings.warn(
+                f"{aside}: the checkpoint cannot be read ({type(error).__name__}) and was set aside; the run begins anew.",
+                Notice,
+                stacklevel=2,
+            )
             return
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        if state["fingerprint"] != self.fingerprint:
-            return  # of another run: it is replaced by the next save
-        self._load(state["student"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.best = state["step"], state["best"]
-        self.best_reward, self.without_gain = state["best_reward"], state["without_gain"]
+        self.step, self.best, self.best_reward, self.without_gain = found
 
 
 class _Teacher:

@@ -33,7 +33,7 @@ class Plan:
         sparsity: Share of zeros in dense weights that keep their shape.
         pattern: "N:M" where of every M neighbours at most N are kept there, else None.
         gone: First outputs of the original's nodes that are not in the file.
-        set_id: Of the set that the plan is written with, or None.
+        set_id: Of the set that the plan is written with, or None; plans of the same content are equal.
     """
 
     sha256: str
@@ -43,7 +43,7 @@ class Plan:
     sparsity: Mapping[str, float] = field(default_factory=dict)
     pattern: str | None = None
     gone: tuple[str, ...] = ()
-    set_id: str | None = None
+    set_id: str | None = field(default=None, compare=False)
 
     def to_json(self) -> str:
         """Return the plan as the contract's JSON, one line a group and a tensor."""

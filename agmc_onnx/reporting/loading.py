@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,23 +66,16 @@ def read_run(source: str | Path) -> Run:
         check_set(path, run.beside["model"])
         return run
     try:
-        raw = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}). Name an X.report.json.") from None
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). Name a run's folder.") from None
     return _journal(path, raw)
 
 
-def _journal(path: Path, raw: str) -> Run:
-    rows = []
-    for line in raw[: raw.rfind("\n") + 1].splitlines():  # a last line without an end is still being written
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    if not rows or rows[0].get("format") != journal.FORMAT:
-        raise UsageError(
-            f"{path}: not a journal; expected a first line with format {journal.FORMAT!r}. Name a run's folder."
-        )
-    name = path.parent.name.removesuffix(".run")
-    done = tuple(row | {"episode": i} for i, row in enumerate(rows[1:]))
-    return Run(path, name, None, rows[0].get("settings", {}), done)
+def _journal(path: Path, raw: bytes) -> Run:
+    whole = raw[: raw.rfind(b"\n") + 1]  # a last line without an end is still being written
+    rows = [row for _, row in journal.read_lines(path, whole)]
+    if not rows:
+        raise UsageError(f"{path}: not a journal, got no whole line; expected what a run writes. Name a run's folder.")
+    done = tuple(row | {"episode": i} for i, row in enumerate(row for row in rows[1:] if "note" not in row))
+    return Run(path, path.parent.name.removesuffix(".run"), None, rows[0].get("settings", {}), done)

@@ -1,18 +1,20 @@
 """What a search has measured, on disk: a killed run goes on where it stopped, with the outcome of an uninterrupted one.
 
 A run with an output X.onnx has a folder X.run beside it, with `journal.jsonl`: a first line that says whose journal it is
-(model, data, settings, versions), then one line an evaluation, on the disk before the next one begins. A resumed run
+(model, data, settings, versions), then one line an evaluation, on the disk before the next one begins. Every line ends with a
+checksum, of itself and the first line, so that one that was changed, or is of another run, is noticed. A resumed run
 repeats the search from its seed and takes from the journal what was measured before. The folder goes when the result has
 been written (the report has the whole history); it stays when the run was interrupted or failed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +22,13 @@ import numpy as np
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.errors import UsageError
+from agmc_onnx.graph.files import write_atomically
+from agmc_onnx.schema import checked
 from agmc_onnx.search.problem import Outcome
 
-FORMAT = "agmc-onnx/journal@2"
+FORMAT = "agmc-onnx/journal@3"
 NAME, OLD_NAME = "journal.jsonl", "journal.old.jsonl"
+_TODO = "Remove that line, or start anew without --resume after moving the file away."
 MAX_DIFFERENCES = 3  # named in the error about a journal of another run
 
 Key = tuple[int, ...]
@@ -37,6 +42,59 @@ def run_folder(output: str | Path) -> Path:
     path = Path(output)
     stem = path.with_suffix("") if path.suffix == ".onnx" else path
     return stem.with_name(stem.name + ".run")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A line of a journal: kept units by group, the reward, and what was measured."""
+
+    kept: list[int]
+    reward: float
+    metric: float
+    inference_s: float
+    wall_s: float
+    fidelity: float | None = None
+    errors: tuple[float, ...] | None = None
+    n_images: int | None = None
+
+
+def read_lines(path: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and content of the whole lines of a journal, checked against their sums.
+
+    Raises:
+        UsageError: If a line is no JSON object, or its sum is not its own.
+    """
+    first = ""
+    for place, line in enumerate(raw.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            wanted = _sum({name: value for name, value in row.items() if name != "sum"}, first)
+        except (ValueError, AttributeError, RecursionError):
+            raise _damaged(path, place) from None
+        if place == 1 and row.get("format") != FORMAT:
+            raise UsageError(
+                f"{path}: not a journal of this version, got format {row.get('format')!r}; expected {FORMAT!r}."
+                " Leave out --resume, or move the file away."
+            )
+        if row.get("sum") != wanted:
+            raise _damaged(path, place)
+        first = first or wanted
+        yield place, row
+
+
+def _sum(row: Mapping[str, Any], first: str) -> str:
+    return hashlib.sha256((first + json.dumps(row)).encode()).hexdigest()[:16]
+
+
+def _damaged(path: Path, place: int) -> UsageError:
+    return UsageError(f"{path}: line {place} is damaged or was changed; expected what agmc-onnx wrote. {_TODO}")
+
+
+def _open(folder: Path, path: Path) -> IO[bytes]:
+    """Open a journal; links are not followed, since they would lead to a file of somebody else's."""
+    if folder.is_symlink() or path.is_symlink() or (path.exists() and path.stat().st_nlink > 1):
+        raise UsageError(f"{path}: is a link; expected a folder and a file of their own. Remove the link.")
+    return open(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644), "ab")
 
 
 class Journal:
@@ -66,16 +124,18 @@ class Journal:
         self.known: dict[Key, Outcome] = {}
         self.notes: dict[str, Any] = {}
         self.n_resumed = self.n_set_aside = 0
+        self._sum = ""  # of the first line
         is_new = not folder.exists()
         self._file: IO[bytes] | None = None
         header = {"format": FORMAT, **json.loads(json.dumps(identity))}
         try:
             folder.mkdir(exist_ok=True)
-            self._file = self.path.open("ab")
+            self._file = _open(folder, self.path)
             _lock(self._file, self.path)
             found, n_bytes = self._read()
             if found and resume:
                 _check_identity(self.path, found[0], header)
+                self._sum = found[0]["sum"]
                 rows = [(place, row) for place, row in enumerate(found[1:], 2) if "note" not in row]
                 self.known = dict(self._outcome(row, place) for place, row in rows)
                 self.notes = {row["note"]: row.get("value") for row in found[1:] if "note" in row}
@@ -84,7 +144,7 @@ class Journal:
             else:
                 if len(found) > 1:
                     self.n_set_aside = len(found) - 1
-                    self.old_path.write_bytes(self.path.read_bytes())
+                    write_atomically(self.old_path, self.path.read_bytes())
                 self._drop_models()
                 self._file.truncate(0)
                 self._append(header)
@@ -129,8 +189,11 @@ class Journal:
         self.notes[name] = value
 
     def model_path(self, number: int) -> Path:
-        """Return where the model of a stage lies until the run is finished."""
-        return self.path.with_name(f"stage-{number}.onnx")
+        """Return where the model of a stage lies until the run is finished; a link there is removed."""
+        path = self.path.with_name(f"stage-{number}.onnx")
+        if path.is_symlink():
+            path.unlink()
+        return path
 
     def hint(self) -> str:
         """Return how an interrupted or failed run goes on; "" where nothing was measured."""
@@ -159,7 +222,8 @@ class Journal:
 
     def _append(self, row: Mapping[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(row).encode() + b"\n")
+        self._sum = self._sum or _sum(row, "")
+        self._file.write(json.dumps({**row, "sum": _sum(row, "" if "format" in row else self._sum)}).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -167,31 +231,12 @@ class Journal:
         """Return the whole lines and their length in bytes; a torn last line was never finished and counts as none."""
         raw = self.path.read_bytes()
         n_bytes = raw.rfind(b"\n") + 1
-        rows = []
-        for place, line in enumerate(raw[:n_bytes].splitlines(), 1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise self._damaged(place)
-            rows.append(row)
-        return rows, n_bytes
+        return [row for _, row in read_lines(self.path, raw[:n_bytes])], n_bytes
 
     def _outcome(self, row: Mapping[str, Any], place: int) -> tuple[Key, Outcome]:
-        try:
-            facts = {f.name: row[f.name] for f in fields(Outcome) if f.name in row or f.name not in OPTIONAL}
-            if "errors" in facts:
-                facts["errors"] = tuple(facts["errors"])
-            return tuple(row["kept"]), Outcome(**facts)
-        except (KeyError, TypeError):
-            raise self._damaged(place) from None
-
-    def _damaged(self, place: int) -> UsageError:
-        return UsageError(
-            f"{self.path}: line {place} is damaged; expected one JSON object a line. Remove that line, or start anew"
-            " without --resume after moving the file away."
-        )
+        found = checked(row, Evaluation, f"{self.path} line {place}", "a line of a journal", _TODO, UsageError)
+        facts = {f.name: getattr(found, f.name) for f in fields(Outcome)}
+        return tuple(found.kept), Outcome(**facts)
 
     def _close(self) -> None:
         if self._file is not None:
@@ -253,11 +298,7 @@ class Recorder:
 
 def _check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise if a journal's first line is another's."""
-    if found.get("format") != FORMAT:
-        raise UsageError(
-            f"{path}: not a journal of this version, got format {found.get('format')!r}; expected {FORMAT!r}. Leave out --resume."
-        )
-    ours, theirs = _flat(wanted), _flat(found)
+    ours, theirs = _flat(wanted), _flat({name: value for name, value in found.items() if name != "sum"})
     names = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
     if not names:
         return

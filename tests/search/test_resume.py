@@ -47,7 +47,8 @@ def test_a_journal_gives_back_what_was_written(tmp_path):
     assert again.known == first.known == {(i, 2): Outcome(100 / 3 + i, 0.1, 0.2) for i in range(3)}
     assert (again.n_resumed, again.n_set_aside) == (3, 0)
     rows = [json.loads(line) for line in again.path.read_text().splitlines()]
-    assert rows[0] == {"format": "agmc-onnx/journal@2", **IDENTITY}
+    assert all(len(row.pop("sum")) == 16 for row in rows)
+    assert rows[0] == {"format": "agmc-onnx/journal@3", **IDENTITY}
     assert rows[1] == {
         "kept": [0, 2],
         "reward": -1.0,
@@ -83,13 +84,44 @@ def test_a_journal_torn_in_its_first_line_starts_anew(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_line_is_named(tmp_path):
+def test_a_damaged_or_changed_line_is_named(tmp_path):
     path = filled(tmp_path).path
     lines = path.read_text().splitlines()
-    for wrong in ("{", "[]", '{"kept": [1, 2]}'):
+    changed = lines[2].replace('"reward": -1.0', '"reward": 1.0')
+    assert changed != lines[2]
+    other = {"model": {"sha256": "b" * 64}}
+    journal = Journal(tmp_path / "y.run", other, False)
+    journal.add(np.array([1, 2]), Outcome(1.0, 0.1, 0.2), -1.0)
+    journal.end(finished=False)
+    foreign = journal.path.read_text().splitlines()[1]
+    for wrong in ("{", "[]", "5", '{"kept": [1, 2]}', "[" * 50_000, changed, foreign, "\xff"):
         path.write_text("\n".join([*lines[:2], wrong, *lines[3:]]) + "\n")
-        with pytest.raises(UsageError, match=r"journal.jsonl: line 3 is damaged; expected one JSON object a line"):
+        with pytest.raises(UsageError, match=r"journal.jsonl: line 3 is damaged or was changed; .* Remove that line"):
             opened(tmp_path)
+    path.write_text("\n".join([*lines[:2], *lines[3:]]) + "\n")
+    journal = opened(tmp_path)
+    assert len(journal.known) == 2
+    journal.end(finished=False)
+
+
+def test_links_in_the_folder_of_a_run_are_not_followed(tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine\n")
+    (tmp_path / "x.run").mkdir()
+    path = tmp_path / "x.run" / "journal.jsonl"
+    for link in (os.symlink, os.link):
+        link(mine, path)
+        with pytest.raises(UsageError, match=r"journal.jsonl: is a link; expected .* Remove the link"):
+            opened(tmp_path)
+        path.unlink()
+    (tmp_path / "x.run" / "journal.old.jsonl").symlink_to(mine)
+    (tmp_path / "x.run" / "stage-1.onnx").symlink_to(mine)
+    filled(tmp_path)
+    journal = opened(tmp_path, resume=False)
+    assert journal.n_set_aside == 3
+    assert not journal.model_path(1).is_symlink()
+    journal.end(finished=False)
+    assert mine.read_text() == "mine\n"
 
 
 def test_the_journal_of_another_run_is_refused(tmp_path):
@@ -103,10 +135,10 @@ def test_the_journal_of_another_run_is_refused(tmp_path):
         " (journal: 0); expected the model, data and options of the journal. Give the same as before, or leave out --resume"
         " to start anew."
     )
-    path.write_bytes(before.replace(b"journal@2", b"journal@9"))
+    path.write_bytes(before.replace(b"journal@3", b"journal@9"))
     with pytest.raises(UsageError, match=r"not a journal of this version, got format 'agmc-onnx/journal@9'"):
         opened(tmp_path)
-    assert path.read_bytes() == before.replace(b"journal@2", b"journal@9")
+    assert path.read_bytes() == before.replace(b"journal@3", b"journal@9")
 
 
 def test_without_resume_an_old_journal_is_set_aside(tmp_path):
