@@ -1,14 +1,16 @@
 """agmc-onnx: compress any ONNX model to an exact budget by channel pruning with a learned graph policy.
 
 The verbs of the command line under their own names: `compress`, `inspect`, `apply`, `verify`, `measure`, `finetune`,
-`export`, `doctor`; `import` is `import_model`, `batch` `compress_folder`, and `report` `write_report`. Nothing heavy is imported
-before one of them is used.
+`export`, `batch`, `report`, `doctor`; `import` is `import_`, `time-ops` is `time_ops`. Nothing heavy is imported before one of
+them is used. `docs/stability.md` says what stays as it is.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from agmc_onnx import _moved
@@ -26,16 +28,20 @@ if TYPE_CHECKING:
     from agmc_onnx.verbs.doctor import doctor
     from agmc_onnx.verbs.export import export
     from agmc_onnx.verbs.finetune import finetune
-    from agmc_onnx.verbs.import_ import Imported, import_model
+    from agmc_onnx.verbs.import_ import Imported, import_
+    from agmc_onnx.verbs.import_ import import_ as import_model
     from agmc_onnx.verbs.inspect import inspect, measure
-    from agmc_onnx.verbs.report import write_report
+    from agmc_onnx.verbs.report import report
+    from agmc_onnx.verbs.report import report as write_report
+    from agmc_onnx.verbs.time_ops import time_ops
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AgmcError", "Applied", "BudgetError", "CompressOptions", "DataError", "Imported", "ModelError", "PlanError", "Report",
     "Result", "UsageError", "Verification", "VerificationError", "apply", "batch", "compress", "compress_folder", "demo",
-    "doctor", "export", "finetune", "import_model", "inspect", "measure", "verify", "write_report",
+    "doctor", "export", "finetune", "import_", "import_model", "inspect", "measure", "report", "time_ops", "verify",
+    "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -45,26 +51,30 @@ _HOMES = {
     "Applied": ("agmc_onnx.verbs.compress", "Applied"),
     "Verification": ("agmc_onnx.pruning.verify", "Verification"),
     "Imported": ("agmc_onnx.verbs.import_", "Imported"),
-    "import_model": ("agmc_onnx.verbs.import_", "import_model"),
+    "import_": ("agmc_onnx.verbs.import_", "import_"),
     "export": ("agmc_onnx.verbs.export", "export"),
     "finetune": ("agmc_onnx.verbs.finetune", "finetune"),
     "apply": ("agmc_onnx.verbs.compress", "apply"),
     "compress": ("agmc_onnx.verbs.compress", "compress"),
     "batch": ("agmc_onnx.verbs.batch", "batch"),
-    "compress_folder": ("agmc_onnx.verbs.batch", "batch"),
     "inspect": ("agmc_onnx.verbs.inspect", "inspect"),
     "measure": ("agmc_onnx.verbs.inspect", "measure"),
     "verify": ("agmc_onnx.verbs.compress", "verify_files"),
     "demo": ("agmc_onnx.verbs.demo", "demo"),
     "doctor": ("agmc_onnx.verbs.doctor", "doctor"),
-    "write_report": ("agmc_onnx.verbs.report", "write_report"),
+    "report": ("agmc_onnx.verbs.report", "report"),
+    "time_ops": ("agmc_onnx.verbs.time_ops", "time_ops"),
 }
+_OLD = {"compress_folder": "batch", "import_model": "import_", "write_report": "report"}
 
 _moved.install()
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.29 and later send, and write into the home folder
 
 
 def __getattr__(name: str) -> Any:
+    if name in _OLD:
+        warnings.warn(f"agmc_onnx.{name} is now {_OLD[name]}; the old name goes in version 0.3", DeprecationWarning, 2)
+        return getattr(sys.modules[__name__], _OLD[name])
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _HOMES[name]

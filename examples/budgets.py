@@ -15,4 +15,4 @@ if __name__ == "__main__":
         metric = report["compressed"]["metric"]
         print(f"keep {keep:.2f}: {report['compressed']['macs']:,} multiply-adds, top-1 {metric['value']:.2f} %")
         outputs.append(output)
-    print(f"wrote {agmc_onnx.write_report(*outputs, output='budgets.html')}")
+    print(f"wrote {agmc_onnx.report(*outputs, output='budgets.html')}")

@@ -7,27 +7,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from agmc_onnx import __version__
-from agmc_onnx.cli import batch, checking, completion, compress, demo, doctor, export, finetune, import_, report
-from agmc_onnx.cli.config_file import with_config
-from agmc_onnx.cli.parsing import Parser
 from agmc_onnx.cli.stopping import INTERRUPTED, stoppable
 from agmc_onnx.cli.words import PROGRAM, drop_stdout, fail, is_verbose, say, set_level
-from agmc_onnx.errors import AgmcError, Notice, UsageError
+from agmc_onnx.errors import AgmcError, Notice
 
 DEBUG = "AGMC_ONNX_DEBUG"
-VERBS = (
-    *compress.VERBS,
-    *batch.VERBS,
-    *checking.VERBS,
-    *finetune.VERBS,
-    *import_.VERBS,
-    *export.VERBS,
-    *report.VERBS,
-    *demo.VERBS,
-    *doctor.VERBS,
-    *completion.VERBS,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,52 +60,24 @@ def _main(argv: Sequence[str] | None) -> int:
         set_level()
 
 
-def _parser() -> tuple[Parser, dict[str, Parser]]:
-    """Return the parser and those of its verbs, which have no arguments yet."""
-    parser = Parser(
-        prog=PROGRAM,
-        description="Compress any ONNX model to an exact budget by channel pruning with a learned graph policy.",
-        epilog="Exit codes: 0 done; 2 bad input or usage; 3 the budget cannot be reached; 4 the result failed its own"
-        " verification (nothing is written); 130 interrupted, 143 by SIGTERM.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    made = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=Parser)
-    verbs: dict[str, Parser] = {}
-    for verb in VERBS:
-        text = f"{verb.text[0].upper()}{verb.text[1:]}."
-        verbs[verb.name] = made.add_parser(verb.name, help=verb.text, description=text, allow_abbrev=False)
-        verbs[verb.name].set_defaults(run=verb.run)
-    return parser, verbs
-
-
-def parser_of_all() -> tuple[Parser, dict[str, Parser]]:
-    """Return the parser and those of its verbs with all their arguments; it imports what the verbs' tables need."""
-    parser, verbs = _parser()
-    for verb in VERBS:
-        verb.add(verbs[verb.name])
-        verbs[verb.name].add_common(verb)
-    return parser, verbs
-
-
 def _run(argv: list[str]) -> int:
-    name = argv[0] if argv else ""
-    parser, verbs = _parser()
-    for verb in VERBS:
-        if verb.name == name:
-            verb.add(verbs[name])
-            verbs[name].add_common(verb)
+    from click import ClickException
+    from click.exceptions import Exit
+
+    from agmc_onnx.cli.parsing import COMPLETE, one_line
+    from agmc_onnx.cli.program import program
+
+    if COMPLETE in os.environ:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(program, {}, PROGRAM, COMPLETE, os.environ[COMPLETE])
+    if not argv or argv[0] == "help":
+        argv = [*argv[1:], "--help"]
     try:
-        if name in verbs:
-            verbs[name].check_options(argv[1:])
-            argv = [name, *with_config(verbs[name], name, list(verbs), argv[1:])]
-        elif name.startswith("-"):
-            parser.check_options(argv[:1])
-        arguments = parser.parse_args(argv)
-        if not arguments.verb:
-            raise UsageError(f"no verb given; expected one of {', '.join(verbs)}. See {PROGRAM} --help.")
-    except SystemExit as done:  # --help and --version have printed
-        return int(done.code or 0)
-    set_level(getattr(arguments, "quiet", False) and not getattr(arguments, "json", False), arguments.verbose)
-    code: int = arguments.run(arguments)
-    return code
+        with program.make_context(PROGRAM, argv) as context:  # not main(), which catches what is handled above
+            code: int = program.invoke(context)
+            return code
+    except ClickException as error:
+        raise one_line(error) from None
+    except Exit as done:
+        return done.exit_code

@@ -1,49 +1,36 @@
-"""batch."""
+"""batch: compress every model of a folder."""
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from agmc_onnx.cli.compress import add_settings, settings_of
-from agmc_onnx.cli.parsing import Parser, Verb, whole
+from agmc_onnx.cli.compress import settings_of
+from agmc_onnx.cli.parsing import PANELS, Said, argument, option, options_of_compress, verb
 from agmc_onnx.cli.words import FORCE, tell
 
 if TYPE_CHECKING:
     from agmc_onnx.verbs.batch import Row
 
 
-def add(one: Parser) -> None:
-    """Add the arguments of `batch`: those of `compress`, for all models."""
-    one.add_argument("folder", metavar="FOLDER", help="of .onnx files; NAME.toml beside NAME.onnx is its data card")
-    one.add_argument("-o", "--output", metavar="FOLDER", required=True, help="for the results and summary.json")
-    one.add_argument("--jobs", type=whole, metavar="N", default=1, help="models at a time; default: %(default)s")
-    one.add_argument("--force", action="store_true", help=FORCE)
-    add_settings(one)
-
-
-def run(arguments: argparse.Namespace) -> int:
+@verb("batch", "agmc-onnx batch models/ --flops 0.5 -o small/ --jobs 4")
+@argument("folder", "FOLDER", "of .onnx files; NAME.toml beside NAME.onnx is its data card")
+@option("data", str, "CARD", "of the models that have no card of their own", panel="Data")
+@options_of_compress()
+@option("jobs", int, "N", "models at a time", 1, low=1, wrong="too small", panel=PANELS["execution"])
+@option("force", bool, "", FORCE, False, panel="Output")
+@option("output", str, "FOLDER", "for the results and summary.json", short="-o", required=True, panel="Output")
+def command(folder: str, data: str | None, output: str, jobs: int, force: bool, **given: Any) -> Said:
     """Compress a folder; the exit code is that of the first model which failed, by name."""
     from agmc_onnx.verbs.batch import SUMMARY, batch
 
     def progress(row: Row, n_done: int, n: int) -> None:
-        if not arguments.quiet:
-            tell(f"[{n_done}/{n}] {row_line(row)}")
+        tell(f"[{n_done}/{n}] {row_line(row)}")
 
-    options = settings_of(arguments)
-    rows = batch(
-        arguments.folder,
-        arguments.output,
-        data=arguments.data,
-        jobs=arguments.jobs,
-        force=arguments.force,
-        progress=progress,
-        **options,
-    )
+    rows = batch(folder, output, data=data, jobs=jobs, force=force, progress=progress, **settings_of(given))
     failed = [row for row in rows if row.exit_code]
-    if not arguments.quiet:
-        tell(f"{len(rows) - len(failed)} of {len(rows)} models compressed; wrote {arguments.output}/{SUMMARY}")
-    return failed[0].exit_code if failed else 0
+    line = f"{len(rows) - len(failed)} of {len(rows)} models compressed; wrote {output}/{SUMMARY}"
+    return Said([asdict(row) for row in rows], [line], failed[0].exit_code if failed else 0)
 
 
 def row_line(row: Row) -> str:
@@ -57,6 +44,3 @@ def row_line(row: Row) -> str:
     words.append(f"time x {row.latency_ratio:.2f}")
     words.append("done before" if row.found else f"{row.wall_s:.0f} s")
     return ", ".join(words)
-
-
-VERBS = (Verb("batch", "compress every model of a folder, each in a process of its own", add, run),)

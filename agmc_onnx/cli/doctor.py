@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from agmc_onnx.cli.parsing import Parser, Verb
-from agmc_onnx.cli.words import tell, tell_json
+from agmc_onnx.cli.parsing import Said, verb
 
 UNSOUND = 2
 
 
-def add(one: Parser) -> None:
-    """Add the arguments of `doctor`."""
-    one.add_argument("--json", action="store_true", help="print machine-readable JSON")
-
-
-def run(arguments: argparse.Namespace) -> int:
+@verb("doctor", "agmc-onnx doctor")
+def command() -> Said:
     """Print what was found; 2 where something must be mended."""
     from agmc_onnx.verbs.doctor import doctor
 
     found = doctor()
-    if arguments.json:
-        tell_json(found)
-    else:
-        for line in lines(found):
-            tell(line)
-    return UNSOUND if found["problems"] else 0
+    return Said(found, lines(found), UNSOUND if found["problems"] else 0)
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
@@ -62,6 +51,3 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     problems = found["problems"]
     said += ["", *(f"PROBLEM: {line}." for line in problems)] if problems else ["", "no problem found"]
     return said
-
-
-VERBS = (Verb("doctor", "check this installation: versions, providers that really start, extras", add, run, True),)

@@ -2,86 +2,43 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from agmc_onnx.cli.parsing import Parser, Verb, seconds, whole
-from agmc_onnx.cli.words import FORCE, tell
+from agmc_onnx.cli.compress import DATA
+from agmc_onnx.cli.parsing import Said, argument, option, verb
+from agmc_onnx.cli.words import FORCE
+from agmc_onnx.exchange.exporters.row import CALIBRATIONS, TARGETS, Settings
 from agmc_onnx.options import Execution
 
-
-def add(one: Parser) -> None:
-    """Add the arguments of `export`."""
-    from agmc_onnx.exchange.exporters.row import CALIBRATIONS, TARGETS, Settings
-    from agmc_onnx.exchange.exporters.table import EXPORTERS
-
-    kinds = "; ".join(f"{name}: {row.text}" for name, row in EXPORTERS.items())
-    targets = "; ".join(f"{name}: {text}" for name, text in TARGETS.items())
-    one.add_argument("model", metavar="OUT.onnx")
-    one.add_argument("--to", required=True, choices=list(EXPORTERS), metavar="FORMAT", help=kinds)
-    one.add_argument("-o", "--output", metavar="PATH", help="default: beside the model, under its name")
-    one.add_argument(
-        "--data",
-        metavar="CARD",
-        help="measure accuracy too, on the test role; int8 calibrates on the calibration role: a data card, an .npz, a"
-        " folder, or 'digits'",
-    )
-    one.add_argument("--samples", type=whole, metavar="N", help="measure on N samples of the test role; default: all")
-    one.add_argument(
-        "--target",
-        choices=list(TARGETS),
-        default=Settings.target,
-        metavar="NAME",
-        help=f"what int8 and ort are made for; {targets}; default: %(default)s",
-    )
-    one.add_argument(
-        "--calibrate",
-        choices=CALIBRATIONS,
-        default=Settings.calibrate,
-        metavar="NAME",
-        help=f"how int8 finds the range of every value: {', '.join(CALIBRATIONS)}; default: %(default)s",
-    )
-    for name, text in (
-        ("calibration_samples", "samples that int8 calibrates on, at most"),
-        ("batch", "samples per inference, of formats that fix it and of the timed ones"),
-        ("threads", "threads of both runtimes"),
-    ):
-        option = f"--{name.replace('_', '-')}"
-        default = getattr(Settings, name)
-        one.add_argument(option, type=whole, metavar="N", default=default, help=f"{text}; default: %(default)s")
-    one.add_argument(
-        "--seconds", type=seconds, metavar="S", default=Execution.latency_seconds, help="default: %(default)s"
-    )
-    one.add_argument("--force", action="store_true", help=FORCE)
-    one.add_argument("--json", action="store_true", help="print machine-readable JSON")
+TARGET_TEXT = "; ".join(f"{name}: {text}" for name, text in TARGETS.items())
 
 
-def run(arguments: argparse.Namespace) -> int:
+@verb("export", "agmc-onnx export small.onnx --to int8 --data card.toml")
+@argument("model", "OUT.onnx")
+@option("to", str, "FORMAT", "the format", required=True, choices=("agmc_onnx.exchange.exporters.table:EXPORTERS",))
+@option("output", str, "PATH", "default: beside the model, under its name", short="-o")
+@option("data", str, "CARD", f"measure accuracy too, on the test role; int8 calibrates on the calibration role: {DATA}")
+@option("samples", int, "N", "measure on N samples of the test role", default_text="all", low=1)
+@option(
+    "target", str, "NAME", f"what int8 and ort are made for; {TARGET_TEXT}", Settings.target, choices=tuple(TARGETS)
+)
+@option(
+    "calibrate", str, "NAME", "how int8 finds the range of every value", Settings.calibrate, choices=tuple(CALIBRATIONS)
+)
+@option(
+    "calibration_samples", int, "N", "samples that int8 calibrates on, at most", Settings.calibration_samples, low=1
+)
+@option("batch", int, "N", "samples per inference, of formats that fix it and of the timed ones", Settings.batch, low=1)
+@option("threads", int, "N", "threads of both runtimes", Settings.threads, low=1)
+@option("seconds", float, "S", "time given to latency", Execution.latency_seconds, low=0, wrong="not a time")
+@option("force", bool, "", FORCE, False)
+def command(model: str, **given: Any) -> Said:
     """Export a model, run it there, and say how it does."""
     from agmc_onnx.verbs.export import export
 
-    names = (
-        "to",
-        "output",
-        "data",
-        "samples",
-        "target",
-        "calibrate",
-        "calibration_samples",
-        "batch",
-        "threads",
-        "force",
-        "seconds",
-    )
-    report = export(arguments.model, **{name: getattr(arguments, name) for name in names})
-    if arguments.json:
-        tell(json.dumps(report, indent=1))
-        return 0
-    for line in lines(report):
-        tell(line)
-    return 0
+    report = export(model, **given)
+    return Said(report, lines(report))
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
@@ -118,6 +75,3 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         found.append(f"not run here: {report['why_not']}")
     found += [f"note: {note}" for note in report["notes"]]
     return [*found, f"wrote {', '.join(report['output']['files'])}"]
-
-
-VERBS = (Verb("export", "write a model for another runtime, and measure it there", add, run),)

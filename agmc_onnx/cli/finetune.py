@@ -1,64 +1,35 @@
-"""finetune."""
+"""finetune: a compressed model learns from its original."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Any
 
-from agmc_onnx.cli.parsing import Parser, Verb, points, seconds, whole
-from agmc_onnx.cli.progress import Steps
-from agmc_onnx.cli.words import FORCE, tell, tell_json
+from agmc_onnx.cli.compress import DATA
+from agmc_onnx.cli.parsing import Said, argument, option, verb
+from agmc_onnx.cli.words import FORCE
 from agmc_onnx.refit.options import RecoverOptions
 
 
-def add(one: Parser) -> None:
-    """Add the arguments of `finetune`."""
-    one.add_argument("model", metavar="OUT.onnx")
-    one.add_argument("--teacher", metavar="MODEL.onnx", required=True, help="the original")
-    one.add_argument("--data", metavar="CARD", required=True, help="a data card, an .npz, a folder, or 'digits'")
-    one.add_argument("-o", "--output", metavar="TUNED.onnx", help="default: OUT.tuned.onnx beside OUT.onnx")
-    one.add_argument("--steps", type=whole, metavar="N", default=1000, help="optimiser steps; default: %(default)s")
-    one.add_argument(
-        "--label-weight", type=seconds, metavar="W", default=0.0, help="weight of labels; default: 0, learn without"
-    )
-    rate = RecoverOptions.learning_rate
-    one.add_argument(
-        "--learning-rate", type=points, metavar="R", default=rate, help="highest, of AdamW; default: %(default)s"
-    )
-    one.add_argument("--seed", type=whole, metavar="S", default=0, help="default: %(default)s")
-    one.add_argument("--json", action="store_true", help="print machine-readable JSON")
-    one.add_argument("--force", action="store_true", help=FORCE)
-    one.add_argument("--threads", type=whole, metavar="N", help="default: all processors")
-
-
-def run(arguments: argparse.Namespace) -> int:
+@verb("finetune", "agmc-onnx finetune small.onnx --teacher model.onnx --data card.toml")
+@argument("model", "OUT.onnx")
+@option("teacher", str, "MODEL.onnx", "the original", required=True)
+@option("data", str, "CARD", DATA, required=True)
+@option("steps", int, "N", "optimiser steps", 1000, low=1, wrong="too small")
+@option("label_weight", float, "W", "weight of labels; 0 learns without", 0.0, low=0, wrong="too small")
+@option("learning_rate", float, "R", "highest, of AdamW", RecoverOptions.learning_rate, low=0, high=1, is_open=True)
+@option("seed", int, "S", "of the order of the samples and their augmentation", 0, low=0)
+@option("threads", int, "N", "of onnxruntime and torch", default_text="all processors", low=1, wrong="too small")
+@option("output", str, "TUNED.onnx", "default: OUT.tuned.onnx beside OUT.onnx", short="-o")
+@option("force", bool, "", FORCE, False)
+def command(model: str, output: str | None, quiet: bool, **given: Any) -> Said:
     """Fine-tune a compressed model and write it beside."""
+    from agmc_onnx.cli.progress import Steps
     from agmc_onnx.reporting.text import finetuned
     from agmc_onnx.verbs.finetune import finetune
 
-    path = Path(arguments.model)
-    output = arguments.output or str(path.with_name(f"{path.name.removesuffix('.onnx')}.tuned.onnx"))
-    with Steps(quiet=arguments.quiet) as progress:
-        tuned = finetune(
-            path,
-            teacher=arguments.teacher,
-            data=arguments.data,
-            output=output,
-            steps=arguments.steps,
-            label_weight=arguments.label_weight,
-            learning_rate=arguments.learning_rate,
-            seed=arguments.seed,
-            threads=arguments.threads,
-            force=arguments.force,
-            progress=progress,
-        )
-    if arguments.json:
-        tell_json({**tuned.report, "output": output})
-        return 0
-    for line in finetuned(tuned.report):
-        tell(line)
-    tell(f"wrote {output}")
-    return 0
-
-
-VERBS = (Verb("finetune", "let a compressed model learn from its original, without labels", add, run),)
+    path = Path(model)
+    target = output or str(path.with_name(f"{path.name.removesuffix('.onnx')}.tuned.onnx"))
+    with Steps(quiet) as progress:
+        tuned = finetune(path, output=target, progress=progress, **given)
+    return Said({**tuned.report, "output": target}, [*finetuned(tuned.report), f"wrote {target}"])

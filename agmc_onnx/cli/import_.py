@@ -2,92 +2,92 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agmc_onnx.cli.parsing import Parser, Verb, whole
+from agmc_onnx.cli.parsing import Said, argument, option, verb
 from agmc_onnx.cli.words import FORCE, tell
 
+SHAPE = (
+    "shape of an input, batch first, for sources that do not know theirs: 1,3,224,224 or ids=N,T:int64 (a name stays open, and"
+    " so does the batch); once per input"
+)
+NAMES = ("input_shape", "arg", "weights", "framework", "opset", "fixed_batch", "allow_pickle", "python")
 
-def add_options(one: Any, has_shape: bool = False) -> None:
-    """Add the options that say how a source is read; to `import`, and to a group of `compress`, which has --input-shape."""
-    if not has_shape:
-        one.add_argument(
-            "--input-shape",
-            action="append",
-            metavar="SHAPE",
-            help="shape of an input, batch first, for sources that do not know theirs: 1,3,224,224 or ids=N,T:int64 (a name"
-            " stays open, and so does the batch); once per input",
-        )
-    one.add_argument("--weights", metavar="FILE", help="state dict or safetensors for package.module:factory")
-    one.add_argument("--framework", metavar="NAME", help="what the source is, where that cannot be told from its name")
-    one.add_argument("--opset", type=whole, metavar="N", help="of the ONNX model; default: what suits the converter")
-    one.add_argument(
-        "--fixed-batch", action="store_true", help="keep the batch of the shape instead of leaving it open"
+
+def import_options(of_compress: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds the options which say how a source is read; `compress` has --input-shape of its own."""
+    panel: dict[str, Any] = {
+        "panel": "Import, where MODEL is not ONNX" if of_compress else "Source",
+        "is_rare": of_compress,
+    }
+    added = (
+        *([] if of_compress else [option("input_shape", tuple, "SHAPE", SHAPE, (), **panel)]),
+        option("arg", tuple, "NAME=VALUE", "argument of package.module:factory; once per argument", (), **panel),
+        option("weights", str, "FILE", "state dict or safetensors for package.module:factory", **panel),
+        option("framework", str, "NAME", "what the source is, where that cannot be told from its name", **panel),
+        option("opset", int, "N", "of the ONNX model", default_text="what suits the converter", low=1, **panel),
+        option("fixed_batch", bool, "", "keep the batch of the shape instead of leaving it open", False, **panel),
+        option(
+            "allow_pickle",
+            bool,
+            "",
+            "open files that run code when they are opened; only if you trust them",
+            False,
+            **panel,
+        ),
+        option("python", str, "PATH", "python of the environment that has Paddle and paddle2onnx", **panel),
+        option(
+            "force", bool, "", f"go on even if an import does not agree with its source, and {FORCE}", False, **panel
+        ),
     )
-    one.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="open files that run code when they are opened; only if you trust them",
-    )
-    one.add_argument("--python", metavar="PATH", help="python of the environment that has Paddle and paddle2onnx")
-    one.add_argument(
-        "--force", action="store_true", help=f"go on even if an import does not agree with its source, and {FORCE}"
-    )
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for one in reversed(added):
+            function = one(function)
+        return function
+
+    return decorate
 
 
-def _add(one: Parser) -> None:
-    from agmc_onnx.exchange.importers import IMPORTERS
+@verb("import", "agmc-onnx import mynet:make --arg width=64 --input-shape 1,3,224,224 -o model.onnx")
+@argument("source", "SOURCE", "a file, a folder, or package.module:factory")
+@import_options()
+@option("seed", int, "S", "of the synthetic inputs", 0, low=0)
+@option("output", str, "MODEL.onnx", "where to write it", short="-o", required=True)
+def command(source: str, output: str, seed: int, force: bool, **given: Any) -> Said:
+    """Import a model."""
+    from agmc_onnx.verbs.import_ import import_
 
-    kinds = "; ".join(f"{name}: {importer.title}" for name, importer in IMPORTERS.items())
-    one.add_argument("source", metavar="SOURCE", help=f"what to import; {kinds}")
-    one.add_argument("-o", "--output", metavar="MODEL.onnx", required=True, help="where to write it")
-    add_options(one)
-    one.add_argument("--seed", type=whole, metavar="S", default=0, help="of the synthetic inputs; default: %(default)s")
-    one.add_argument("--json", action="store_true", help="print machine-readable JSON")
-
-
-def _import(arguments: argparse.Namespace) -> int:
-    from agmc_onnx.verbs.import_ import import_model
-
-    options = options_of(arguments)
-    found = import_model(arguments.source, arguments.output, **options, force=arguments.force, seed=arguments.seed)
-    if arguments.json:
-        tell(json.dumps(found.report, indent=1))
-        return 0
-    for line in lines(found.report):
-        tell(line)
-    return 0
+    report = import_(source, output, **options_of(given), force=force, seed=seed).report
+    return Said(report, lines(report))
 
 
-def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of `import_model` that were given."""
-    names = ("input_shape", "weights", "framework", "opset", "fixed_batch", "allow_pickle", "python")
-    return {name: getattr(arguments, name) for name in names}
+def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `import_` that were given."""
+    return {name: given[name] or None if name in ("input_shape", "arg") else given[name] for name in NAMES}
 
 
-def as_onnx(arguments: argparse.Namespace, output: str | Path, say: Callable[[str], None]) -> str | Path:
+def as_onnx(model: str, output: str | Path, resume: bool, given: Mapping[str, Any]) -> str | Path:
     """Return the ONNX file that `compress` works on; a source of another framework is imported beside the output.
 
     With --resume a file that was imported from the same source with the same options is taken as it is.
     """
     from agmc_onnx.exchange.importers import is_onnx
 
-    if is_onnx(arguments.model):
-        return str(arguments.model)
-    from agmc_onnx.verbs.import_ import import_model, is_import_of
+    if is_onnx(model):
+        return model
+    from agmc_onnx.verbs.import_ import import_, is_import_of
 
     path = Path(output)
     path = path.with_name(f"{path.name.removesuffix('.onnx').removesuffix('.agmc')}.imported.onnx")
-    options = options_of(arguments)
-    if arguments.resume and is_import_of(path, arguments.model, **options):
-        say(f"{arguments.model} was imported already: {path}")
+    options = options_of(given)
+    if resume and is_import_of(path, model, **options):
+        tell(f"{model} was imported already: {path}")
         return path
-    for line in lines(import_model(arguments.model, path, **options, force=arguments.force).report):
-        say(line)
+    for line in lines(import_(model, path, **options, force=given["force"]).report):
+        tell(line)
     return path
 
 
@@ -117,6 +117,3 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     if report["output"]:
         said.append(f"wrote {report['output']} ({report['file_bytes']:,} bytes)")
     return said
-
-
-VERBS = (Verb("import", "convert a model of another framework to ONNX, and compare the two", _add, _import),)

@@ -1,145 +1,355 @@
-"""Arguments: a parser that raises and guesses what was meant, and the kinds of values that options have."""
+"""Verbs on click: their options from what `agmc_onnx.options` says of them, their help in panels, their errors in one line."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
+import contextlib
+import importlib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, fields
+from typing import Any
 
-from agmc_onnx.errors import UsageError
+import rich_click as click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
+from rich_click.rich_panel import RichOptionPanel
 
-SHARE = "0 < R < 1, such as 0.5 to keep half"
+from agmc_onnx.cli.config_file import default_map
+from agmc_onnx.cli.words import PROGRAM, set_level, tell, tell_json
+from agmc_onnx.errors import UsageError, did_you_mean
+from agmc_onnx.options import Known, Option, flag, known_options
+
+VERBS = {
+    "compress": "make a smaller model that keeps at most a share of the original's cost",
+    "inspect": "say what could be pruned of a model, and what not and why",
+    "measure": "measure size, accuracy and latency of models side by side",
+    "verify": "check that a compressed model equals the original with its removed channels at zero",
+    "apply": "rebuild a compressed model from its plan, as cut: without data, search or recovery",
+    "finetune": "let a compressed model learn from its original, without labels",
+    "batch": "compress every model of a folder, each in a process of its own",
+    "report": "make the HTML report of a run again, or one page of several runs",
+    "export": "write a model for another runtime, and measure it there",
+    "import": "convert a model of another framework to ONNX, and compare the two",
+    "time-ops": "time the ops of a model on another device, for compress --latency-table",
+    "demo": "compress the digits network that comes with the package",
+    "doctor": "check this installation: versions, providers that really start, extras",
+    "completion": "print a script with which bash, zsh or fish completes what you type",
+}
+PANELS = {
+    "budget": "Budget, one of the first four",
+    "data": "Data",
+    "search": "Search",
+    "recovery": "Recovery",
+    "sparsity": "Sparsity",
+    "execution": "Execution",
+}
+ORDER = ("Arguments", *PANELS.values(), "Import, where MODEL is not ONNX", "Source", "Options", "Output")
+COMPLETE = "_AGMC_ONNX_COMPLETE"  # set by the completion scripts that click makes
+SHORT, LISTED = (
+    "agmc_onnx.short",
+    "agmc_onnx.listed",
+)  # set while a help without the rarer options, or of all verbs, is made
+Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Verb:
-    """A command; a row of `agmc_onnx.cli.VERBS`.
+class Said:
+    """What a verb has to say.
 
     Attributes:
-        name: As typed.
-        text: What it does, for the help; lower case, no full stop.
-        add: Adds its arguments to a parser; called only when the verb is wanted, so it may import tables.
-        run: Does it and returns the exit code.
-        is_answer: What it prints is what it is for, so that it has no --quiet.
+        json: With --json.
+        lines: Without.
+        code: To leave with.
     """
 
-    name: str
-    text: str
-    add: Callable[[Parser], None]
-    run: Callable[[argparse.Namespace], int]
-    is_answer: bool = False
+    json: Any
+    lines: Iterable[str]
+    code: int = 0
 
 
-@dataclass(frozen=True)
-class Flag:
-    """One option of `compress`; its name and default are those of a field of `CompressOptions`.
+class Value(click.ParamType):
+    """The value of an option: read from text, and checked as everywhere else."""
+
+    def __init__(self, name: str, kind: type, says: Option) -> None:
+        self.name, self.kind, self.says = name, str if kind is tuple else kind, says
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a number of a text that is one; what is no value of the option is refused."""
+        if isinstance(value, str) and self.kind in (int, float) and value != self.says.extra:
+            with contextlib.suppress(ValueError):
+                value = self.kind(value)
+        self.says.check(self.name, value, self.kind)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the names that a value may have, or that files are to be completed."""
+        if self.says.choices:
+            return [CompletionItem(name) for name in self.says.names() if name.startswith(incomplete)]
+        return [CompletionItem(incomplete, type="file")] if self.kind is str else []
+
+
+class Verb(click.RichCommand):
+    """A command of the program."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return all parameters, or those that the short help shows."""
+        found = super().get_params(ctx)
+        return [one for one in found if not (ctx.meta.get(SHORT) and getattr(one, "is_rare", False))]
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help; the rarer options only where all were asked for."""
+        ctx.meta.setdefault(SHORT, True)
+        return super().get_help(ctx)
+
+
+class Program(click.RichGroup):
+    """All verbs; the module of one is imported when it is wanted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the verbs."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a verb; for a list of all only its name and text."""
+        if cmd_name not in VERBS:
+            return None
+        if ctx.meta.get(LISTED):
+            return click.Command(cmd_name, help=_sentence(VERBS[cmd_name]))
+        return verb_named(cmd_name)
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help."""
+        ctx.meta[LISTED] = True
+        return super().get_help(ctx)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the verb that was typed; an unknown one is an error with a guess."""
+        if args[0] not in VERBS and not args[0].startswith("-"):
+            hint = did_you_mean(args[0], VERBS) or " Choose one."
+            raise UsageError(f"unknown verb, got {args[0]!r}; expected one of {', '.join(VERBS)}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+def verb_named(name: str) -> Verb:
+    """Return a verb; its module has its name."""
+    module = importlib.import_module(f"agmc_onnx.cli.{'import_' if name == 'import' else name.replace('-', '_')}")
+    command: Verb = module.command
+    return command
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+class Flag(click.RichOption):
+    """An option that knows whether the short help shows it; the names that it may have are read when its help is.
 
     Attributes:
-        field: Field of `CompressOptions`; the flag is --field with dashes.
-        kind: `share`, `whole`, `seconds`, `str`, or `bool` for a switch without a value.
-        metavar: What stands for the value in the help.
-        help: What it does; the default is added.
-        choices: Gives the allowed names, when asked.
-        default: Said in the help where the default depends on other options.
+        known: What is known of it.
+        is_rare: Whether only --help-all shows it.
     """
 
-    field: str
-    kind: Callable[[str], Any]
-    metavar: str
-    help: str
-    choices: Callable[[], Iterable[str]] | None = None
-    default: str | None = None
+    def __init__(self, *args: Any, known: Known, is_rare: bool = False, **more: Any) -> None:
+        self.known, self.is_rare = known, is_rare
+        super().__init__(*args, **more)
+
+    @property
+    def help(self) -> str:
+        """What it does, its names and its default."""
+        says, default = self.known.says, self.known.says.default_text or self.known.default
+        names = f": {', '.join(says.names())}" if says.choices else ""
+        is_said = default is not None and default != () and self.known.kind is not bool
+        return f"{says.help}{names}" + (f"; default: {default}" if is_said else "")
+
+    @help.setter
+    def help(self, text: str | None) -> None:
+        """Take no other."""
 
 
-def seconds(text: str) -> float:
-    """Return a time, at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"not a time, got {text!r}; expected a number, such as 5.")
-    return value
+def _flag_of(known: Known, panel: str, is_rare: bool, is_given: bool, *short: str, required: bool = False) -> Function:
+    """Return a decorator that adds an option; where `is_given` is false it has no value unless it is typed."""
+    names = [*short, flag(known.name), known.name]
+    common: dict[str, Any] = {"cls": Flag, "known": known, "is_rare": is_rare, "panel": panel}
+    if known.kind is bool:
+        return click.option(*names, is_flag=True, default=False if is_given else None, **common)
+    if is_given and known.default not in (None, ()):
+        common["default"] = known.default  # to click a default of None is a value too
+    return click.option(
+        *names,
+        type=Value(known.name, known.kind, known.says),
+        metavar=known.says.metavar,
+        multiple=known.kind is tuple,
+        required=required,
+        **common,
+    )
 
 
-def points(text: str) -> float:
-    """Return points of a metric; their range is checked with the other options."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"not a number, got {text!r}; expected points such as 1.") from None
+def option_of(part: type, *names: str, panel: str = "Options") -> Function:
+    """Return a decorator that adds options of `compress` to another verb, with their defaults."""
+    known = [known_options()[one.name] for one in fields(part) if one.name in names]
+    return _all_of([_flag_of(one, panel, False, True) for one in known])
 
 
-def share(text: str) -> float:
-    """Return a share; its range is checked with the other options."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"not a number, got {text!r}; expected {SHARE}.") from None
+def option(
+    name: str,
+    kind: type,
+    metavar: str,
+    help: str,
+    default: Any = None,
+    *,
+    short: str = "",
+    required: bool = False,
+    panel: str = "Options",
+    is_rare: bool = False,
+    **says: Any,
+) -> Function:
+    """Return a decorator that adds an option of one verb.
+
+    Args:
+        name: As a field; typed with dashes.
+        kind: bool, int, float, str, or tuple of texts that may be given several times.
+        metavar: What stands for the value in the help; "" of a switch.
+        help: What it does.
+        default: Where it is not given.
+        short: Its one-letter name, "-o".
+        required: Whether it must be given.
+        panel: Where the help has it.
+        is_rare: Whether only --help-all shows it.
+        says: More for `agmc_onnx.options.Option`.
+    """
+    known = Known(name, "", kind, default, Option(help, metavar, **says))
+    return _flag_of(known, panel, is_rare, True, *([short] if short else []), required=required)
 
 
-def whole(text: str) -> int:
-    """Return a whole number."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"not a whole number, got {text!r}; expected one such as 8.") from None
+def options_of_compress() -> Function:
+    """Return a decorator that adds the options of `compress`, in the panels of their parts; what is not given is None."""
+    known = known_options().values()
+    return _all_of([_flag_of(one, PANELS[one.part], not one.says.is_common, False) for one in known])
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises instead of exiting, and guesses what was meant.
+def _all_of(decorators: Sequence[Function]) -> Function:
+    def decorate(function: Function) -> Function:
+        for one in reversed(decorators):
+            function = one(function)
+        return function
 
-    Attributes:
-        alternatives: Sets of arguments of which only one may be given; one on the command line beats others of its set in a
-            --config file.
+    return decorate
+
+
+def argument(name: str, metavar: str, help: str = "", **more: Any) -> Function:
+    """Return a decorator that adds an argument: a file, unless `type` says otherwise."""
+    more.setdefault("type", click.Path())
+    return click.argument(name, metavar=metavar, help=help, **more)
+
+
+def _all_help(ctx: click.Context, param: click.Parameter, is_asked: bool) -> None:
+    if is_asked:
+        ctx.meta[SHORT] = False
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
+def _config(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
+    if path is not None:
+        ctx.default_map = default_map(path, ctx.command, str(ctx.info_name), tuple(VERBS))
+
+
+def verb(name: str, example: str) -> Callable[[Function], Verb]:
+    """Return a decorator that makes a verb of a function which returns `Said`.
+
+    The function gets its arguments and options by name; --json, --quiet and --verbose are seen to here, but where it takes one.
+
+    Args:
+        name: A key of `VERBS`.
+        example: A command line.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.alternatives: list[set[str]] = []
+    def decorate(function: Function) -> Verb:
+        takes = inspect.signature(function).parameters
 
-    def add_common(self, verb: Verb) -> None:
-        """Add the options that every verb has."""
-        self.add_argument("--config", metavar="FILE", help=f"a .toml file with options in a table [{verb.name}]")
-        if not verb.is_answer and "--quiet" not in self._option_string_actions:
-            self.add_argument("--quiet", action="store_true", help="print nothing but errors")
-        if "--verbose" not in self._option_string_actions:
-            self.add_argument(
-                "--verbose", action="store_true", help="say more on stderr: every stage, warnings, where an error arose"
-            )
+        def run(json: bool, quiet: bool, verbose: bool, **given: Any) -> int:
+            set_level(quiet or json, verbose)
+            said: Said = function(**given, **({"quiet": quiet} if "quiet" in takes else {}))
+            if json:
+                tell_json(said.json)
+            for line in said.lines:
+                tell(line)
+            return said.code
 
-    def error(self, message: str) -> NoReturn:
-        """Raise a UsageError."""
-        message = message.removeprefix("argument ")
-        raise UsageError(message if message.endswith(".") else f"{message}. See {self.prog} --help.")
+        run.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        shown = {"Arguments", "Options", "Output", *(getattr(one, "panel", "") for one in run.__click_params__)}  # type: ignore[attr-defined]
+        is_long = any(getattr(one, "is_rare", False) for one in run.__click_params__)  # type: ignore[attr-defined]
+        config = Known(
+            "config", "", str, None, Option("a .toml file with options in a table of the verb's name", "FILE")
+        )
+        return click.command(
+            name,
+            cls=Verb,
+            panels=[RichOptionPanel(panel) for panel in ORDER if panel in shown],
+            help=_sentence(VERBS[name]),
+            epilog=f"Example: {example}",
+            add_help_option=False,
+        )(
+            _all_of(
+                [
+                    option("json", bool, "", "print one JSON document on stdout and nothing else there", False, panel="Output"),
+                    option("quiet", bool, "", "print nothing but errors", False, panel="Output"),
+                    option("verbose", bool, "", "say every stage on stderr, and where an error arose", False, panel="Output"),
+                    click.option(
+                        "--config", cls=Flag, known=config, is_rare=is_long, panel="Output", metavar="FILE", type=click.Path(),
+                        is_eager=True, expose_value=False, callback=_config,
+                    ),
+                    *([_help_all()] if is_long else []),
+                    click.help_option("-h", "--help", panel="Output", help="show this and leave"),
+                ]
+            )(run)
+        )  # fmt: skip
 
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            what = "unknown verb" if isinstance(action, argparse._SubParsersAction) else "unknown name"
-            expected = f"one of {', '.join(action.choices)}"
-            raise argparse.ArgumentError(
-                action if action.option_strings else None,
-                f"{what}, got {value!r}; expected {expected}.{did_you_mean(str(value), action.choices) or ' Choose one.'}",
-            )
-
-    def check_options(self, words: Sequence[str]) -> None:
-        """Raise for an option that there is not, before anything else is wrong because of it."""
-        known = self._option_string_actions
-        for word in words:
-            if word == "--":
-                return
-            name = word.split("=", 1)[0]
-            if not word.startswith("-") or word == "-" or name in known or self._negative_number_matcher.match(word):
-                continue
-            if not word.startswith("--") and word[:2] in known:
-                continue
-            hint = did_you_mean(name, [option for option in known if option.startswith("--")])
-            raise UsageError(f"{self.prog}: unknown option, got {name}.{hint} See {self.prog} --help.")
+    return decorate
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return " Did you mean ...?" where a choice is near, else nothing."""
-    near = difflib.get_close_matches(word, list(choices), 1, 0.5)
-    return f" Did you mean {near[0]}?" if near else ""
+def _help_all() -> Function:
+    known = Known("help_all", "", bool, False, Option("show every option and leave"))
+    return click.option(
+        "--help-all",
+        cls=Flag,
+        known=known,
+        panel="Output",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_all_help,
+    )
+
+
+def beaten(names: Sequence[str]) -> set[str]:
+    """Return those of several options, of which one may be given, that a config file gives beside one that was typed."""
+    ctx = click.get_current_context()
+    assert ctx is not None
+    source = {name: ctx.get_parameter_source(name) for name in names}
+    if ParameterSource.COMMANDLINE not in source.values():
+        return set()
+    return {name for name, where in source.items() if where is ParameterSource.DEFAULT_MAP}
+
+
+def one_line(error: click.ClickException) -> UsageError:
+    """Return what click found wrong, in our words."""
+    ctx = getattr(error, "ctx", None)
+    where = PROGRAM if ctx is None or ctx.parent is None else f"{PROGRAM} {ctx.info_name}"
+    see = "" if ctx is None else f" See {where} --help."
+    if isinstance(error, click.NoSuchOption):
+        known = [name for one in ctx.command.get_params(ctx) for name in one.opts if name[:2] == "--"] if ctx else []
+        return UsageError(
+            f"{where}: unknown option, got {error.option_name}.{did_you_mean(error.option_name, known)}{see}"
+        )
+    if isinstance(error, click.MissingParameter) and error.param is not None:
+        is_argument = isinstance(error.param, click.Argument)
+        name = error.param.metavar if is_argument else "/".join(error.param.opts)
+        return UsageError(f"{where}: {name} is missing.{see}")
+    if isinstance(error, click.BadOptionUsage):
+        return UsageError(f"{error.option_name}: expected a value, got none.{see}")
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        return UsageError(f"{error.param.opts[0]}: {error.message.rstrip('.')}.{see}")
+    return UsageError(f"{where}: {error.format_message().rstrip('.')}.{see}")

@@ -1,6 +1,6 @@
 """Times of the ops of models as onnxruntime runs them; needs only onnxruntime, onnx and numpy, so it also runs alone.
 
-On another device, without agmc-onnx: unpack a request there (`tools/time_ops.py request MODEL.onnx -o request.zip`), and
+On another device, without agmc-onnx: unpack a request there (`agmc-onnx time-ops MODEL.onnx -o request.zip`), and
 
     python time_ops.py . -o table.json --threads 1
 

@@ -124,11 +124,11 @@ def read_table(path: str | Path) -> LatencyTable:
         return LatencyTable(raw["device"], setting["threads"], setting["provider"], setting["batch"], models)
     except OSError as error:
         raise UsageError(
-            f"{path}: no latency table, got {error.strerror}; expected a file that tools/time_ops.py wrote. Check the path."
+            f"{path}: no latency table, got {error.strerror}; expected a file that agmc-onnx time-ops wrote. Check the path."
         ) from None
     except (ValueError, KeyError, TypeError, IndexError, UnicodeDecodeError):
         raise UsageError(
-            f"{path}: not a latency table; expected a JSON file that tools/time_ops.py wrote. Fill it again."
+            f"{path}: not a latency table; expected a JSON file that agmc-onnx time-ops wrote. Fill it again."
         ) from None
 
 

@@ -26,6 +26,7 @@ from agmc_onnx.options import (
     Search,
     Sparsity,
     documented,
+    flag,
     options_in,
 )
 from agmc_onnx.reporting.schema import Report, read_report
@@ -232,10 +233,9 @@ def _jobs(folder: Path, output: Path, data: str | Path | None, options: dict[str
 
 
 def _words(name: str, value: Any) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
-        return [flag] if value else []
-    return [flag, str(value)]
+        return [flag(name)] if value else []
+    return [word for one in (value if isinstance(value, tuple) else (value,)) for word in (flag(name), str(one))]
 
 
 def _found(job: Job, options: dict[str, Any]) -> Row | None:
@@ -243,7 +243,9 @@ def _found(job: Job, options: dict[str, Any]) -> Row | None:
     try:
         report = read_report(output_files(job.output)["report"])
         is_same = all(
-            report.settings.get(name) == value for name, value in options.items() if name not in ("workers", "resume")
+            report.settings.get(name) == (list(value) if isinstance(value, tuple) else value)
+            for name, value in options.items()
+            if name not in ("workers", "resume")
         )
         if not is_same or report.interrupted or report.model.sha256 != _digest(job.model):
             return None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import onnx
 
 from agmc_onnx import __version__
-from agmc_onnx.errors import ModelError, VerificationError
+from agmc_onnx.errors import ModelError, UsageError, VerificationError
 from agmc_onnx.exchange.importers import importer_of
 from agmc_onnx.exchange.importers.agreement import Agreement, check_model, compare
 from agmc_onnx.exchange.importers.plain_shapes import plain_shapes
@@ -31,7 +32,7 @@ MAX_IR = 10  # what every supported onnxruntime reads; newer only where the opse
 
 @dataclass(frozen=True)
 class Imported:
-    """What `import_model` made.
+    """What `import_` made.
 
     Attributes:
         model: The ONNX model; its metadata says where it came from.
@@ -44,13 +45,14 @@ class Imported:
     report: dict[str, Any]
 
 
-def import_model(
+def import_(
     source: str | Path,
     output: str | Path | None = None,
     *,
     framework: str | None = None,
     weights: str | Path | None = None,
     input_shape: str | Sequence[int | str] | Sequence[str] | None = None,
+    arg: Mapping[str, Any] | Sequence[str] = (),
     opset: int | None = None,
     fixed_batch: bool = False,
     allow_pickle: bool = False,
@@ -66,6 +68,7 @@ def import_model(
         framework: Row of `IMPORTERS`; None recognises it.
         weights: State dict or safetensors file for a function that makes a PyTorch network; `.weights.h5` for Keras.
         input_shape: "1,3,224,224", (1, 3, 224, 224), or one such text per input; needed where the source does not know.
+        arg: Arguments of `package.module:factory`, by name, or as texts "name=value".
         opset: Of the written model; None takes what the converter is best with.
         fixed_batch: Keep the batch of the shape instead of leaving it open.
         allow_pickle: Open files that run code when they are opened; only for files you trust.
@@ -80,9 +83,9 @@ def import_model(
     """
     start = time.perf_counter()
     options = ImportOptions(
-        framework, weights, _shapes(input_shape), opset, fixed_batch, allow_pickle, python
+        framework, weights, _shapes(input_shape), opset, fixed_batch, allow_pickle, python, _arguments(arg)
     )  # fmt: skip
-    named = Source(source)
+    named = Source(source, options.arguments)
     if output is not None:
         settle(output)
         sources = [named.path, *(named.path.rglob("*") if named.path.is_dir() else ())]
@@ -141,13 +144,17 @@ def digest(source: Source, options: ImportOptions) -> str:
     return found.hexdigest()
 
 
-def is_import_of(path: str | Path, source: str | Path, *, input_shape: Any = None, **options: Any) -> bool:
+def is_import_of(
+    path: str | Path, source: str | Path, *, input_shape: Any = None, arg: Any = (), **options: Any
+) -> bool:
     """Return whether an ONNX file says that it was imported from this source, as it is now, with these options."""
     try:
         proto = read_model(path).proto
     except ModelError:
         return False
-    wanted = digest(Source(source), ImportOptions(input_shapes=_shapes(input_shape), **options))
+    wanted = digest(
+        Source(source), ImportOptions(input_shapes=_shapes(input_shape), arguments=_arguments(arg), **options)
+    )
     return any(entry.key == METADATA and f'"{wanted}"' in entry.value for entry in proto.metadata_props)
 
 
@@ -163,6 +170,22 @@ def _shapes(given: Any) -> tuple[InputShape, ...]:
     if all(isinstance(item, str) for item in given):
         return tuple(InputShape.of(item) for item in given)
     return tuple(InputShape.of(",".join(str(dim) for dim in item)) for item in given)
+
+
+def _arguments(given: Mapping[str, Any] | Sequence[str]) -> Mapping[str, Any]:
+    """Return arguments by name; of a text "name=value" the value is read as Python writes it, or is the text itself."""
+    if isinstance(given, Mapping):
+        return given
+    found: dict[str, Any] = {}
+    for text in given:
+        name, is_one, value = text.partition("=")
+        if not is_one or not name.isidentifier():
+            raise UsageError(f"--arg: not an argument, got {text!r}; expected NAME=VALUE, such as width=64.")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            found[name] = value
+    return found
 
 
 def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:

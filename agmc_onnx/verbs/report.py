@@ -17,7 +17,7 @@ from agmc_onnx.reporting.plots import curves, scatter
 SEVERAL = "comparison.html"
 
 
-def write_report(*sources: str | Path, output: str | Path | None = None, force: bool = False) -> Path:
+def report(*sources: str | Path, output: str | Path | None = None, force: bool = False) -> Path:
     """Make one HTML page of one run or several, and return where it was written.
 
     Args:

@@ -1,10 +1,10 @@
-"""The directive `verbs`: the reference of the command line, made from its parsers."""
+"""The directive `verbs`: the reference of the command line, made from its commands and what their options say of themselves."""
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
+import click
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
@@ -14,39 +14,44 @@ class Verbs(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Return the sections."""
-        from agmc_onnx.cli import parser_of_all
+        from agmc_onnx.cli.parsing import VERBS, verb_named
 
-        self.state.document.settings.env.note_reread()  # the parsers change without this page
-        _, verbs = parser_of_all()
-        return [_section(name, parser) for name, parser in verbs.items()]
+        self.state.document.settings.env.note_reread()  # the commands change without this page
+        return [_section(name, verb_named(name)) for name in VERBS]
 
 
-def _section(name: str, parser: argparse.ArgumentParser) -> nodes.section:
+def _section(name: str, command: click.Command) -> nodes.section:
+    context = click.Context(command, info_name=f"agmc-onnx {name}")
     section = nodes.section(ids=[f"verb-{name}"], names=[name])
     section += nodes.title(text=name)
-    section += nodes.paragraph(text=parser.description or "")
-    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=86)
-    usage = parser.format_usage().removeprefix("usage: ").rstrip()
+    section += nodes.paragraph(text=command.help or "")
+    usage = " ".join([f"agmc-onnx {name}", *command.collect_usage_pieces(context)])
     section += nodes.literal_block(usage, usage, language="text")
-    for group in parser._action_groups:
-        rows = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
-        if not rows:
-            continue
-        section += nodes.rubric(text=group.title or "")
-        listed = nodes.definition_list()
-        for action in rows:
-            term = nodes.term("", "", nodes.literal(text=_names(action)))
-            text = (parser._get_formatter()._expand_help(action) if action.help else "") or " "
-            listed += nodes.definition_list_item("", term, nodes.definition("", nodes.paragraph(text=text)))
-        section += listed
+    if command.epilog:
+        section += nodes.paragraph(text=command.epilog)
+    panels: dict[str, list[click.Parameter]] = {panel.name: [] for panel in command.panels}  # type: ignore[attr-defined]
+    for one in command.get_params(context):
+        is_argument = isinstance(one, click.Argument)
+        panels.setdefault("Arguments" if is_argument else getattr(one, "panel", "Options"), []).append(one)
+    for panel, rows in panels.items():
+        if rows:
+            section += nodes.rubric(text=panel)
+            section += nodes.definition_list("", *(_row(one) for one in rows))
     return section
 
 
-def _names(action: argparse.Action) -> str:
-    value = action.metavar if isinstance(action.metavar, str) else action.dest
-    if not action.option_strings:
-        return value
-    return ", ".join(action.option_strings) + ("" if action.nargs == 0 else f" {value}")
+def _row(one: click.Parameter) -> nodes.definition_list_item:
+    if isinstance(one, click.Argument):
+        term = one.metavar or str(one.name)
+    else:
+        is_switch = getattr(one, "is_flag", False) or one.metavar is None
+        term = ", ".join(reversed(one.opts)) + ("" if is_switch else f" {one.metavar}")
+    known = getattr(one, "known", None)
+    more = known.says.more if known else ""
+    text = f"{getattr(one, 'help', None) or ''}{'. ' + more if more else ''}" or " "
+    return nodes.definition_list_item(
+        "", nodes.term("", "", nodes.literal(text=term)), nodes.definition("", nodes.paragraph(text=text))
+    )
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -226,11 +226,9 @@ def test_doctor_names_what_must_be_mended(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts_have_every_verb_and_option(capsys, shell):
+def test_completion_prints_a_script(capsys, shell):
     assert main(["completion", shell]) == 0
-    script = capsys.readouterr().out
-    for wanted in ("compress", "measure", "doctor", "episodes", "greedy", "latency-seconds"):
-        assert wanted in script
+    assert "_AGMC_ONNX_COMPLETE" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
@@ -247,7 +245,9 @@ def test_bash_completes(capsys, typed, wanted):
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
     words = " ".join(f'"{word}"' for word in ["agmc-onnx", *typed])
-    ask = f'{script}\nCOMP_WORDS=({words}); COMP_CWORD={len(typed)}; _agmc_onnx; echo "${{COMPREPLY[@]}}"'
+    program = f"agmc-onnx() {{ {sys.executable} -m agmc_onnx; }}; "  # the script asks the program itself
+    ask = f"{program}{script.replace('$1)', 'agmc-onnx)')}\nCOMP_WORDS=({words}); COMP_CWORD={len(typed)}; "
+    ask += '_agmc_onnx_completion agmc-onnx; echo "${COMPREPLY[@]}"'
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == wanted
 
@@ -323,22 +323,21 @@ def test_inspect(capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "no verb given; expected one of compress, .*inspect, apply, verify, measure"),
         (["compres"], "unknown verb, got 'compres'; .* Did you mean compress?"),
-        (["compress"], "the following arguments are required: MODEL.onnx"),
+        (["compress"], "agmc-onnx compress: MODEL.onnx is missing. See agmc-onnx compress --help"),
         (["--vresion"], "unknown option, got --vresion. Did you mean --version?"),
         (["compress", DIGITS, "--flop", "0.3"], "unknown option, got --flop. Did you mean --flops?"),
         (["compress", DIGITS, "--epsiodes=3"], "unknown option, got --epsiodes. Did you mean --episodes?"),
         (["compress", DIGITS, "--flops", "0.5", "--policy", "agcm"], "--policy: unknown name, got 'agcm'; .* Did you mean agmc?"),
         (["compress", DIGITS, "--flops", "0.5", "--episodes", "1e3"], "--episodes: not a whole number, got '1e3'"),
         (["compress", DIGITS, "--flops", "0.5", "--latency-seconds", "-1"], "--latency-seconds: not a time, got -1.0"),
-        (["compress", DIGITS, "--flops", "0.5", "more"], "unrecognized arguments: more"),
-        (["compress", DIGITS, "--flops"], "--flops: expected one argument"),
-        (["apply", DIGITS, "p.json"], "the following arguments are required: -o/--output"),
+        (["compress", DIGITS, "--flops", "0.5", "more"], "unexpected extra argument .more.. See agmc-onnx compress --help."),
+        (["compress", DIGITS, "--flops"], "--flops: expected a value, got none."),
+        (["apply", DIGITS, "p.json"], "agmc-onnx apply: -o/--output is missing"),
         (["apply", DIGITS, Path(__file__).parents[2] / "README.md", "-o", "x.onnx"], "README.md: not JSON"),
         (["verify", DIGITS, "x.onnx", "--plan", "none.json"], "none.json: cannot be read"),
         (["inspect", "none.onnx"], "none.onnx: no such file"),
-        (["measure", DIGITS, "--threads", "0"], "threads: too few, got 0"),
+        (["measure", DIGITS, "--threads", "0"], "--threads: too small, got 0; expected at least 1"),
         (["measure", DIGITS, "--provider", "cdua"], "--provider: unknown name, got 'cdua'; .* Did you mean cuda?"),
     ],
 )  # fmt: skip
@@ -520,7 +519,7 @@ def test_help_and_version_as_a_program_without_torch():
     assert done.stdout.splitlines()[-1] == "False"
     code = (
         "import sys; from agmc_onnx.cli import main; assert main(['--help']) == 0;"
-        "print([m for m in ('torch', 'scipy', 'onnx', 'rich') if m in sys.modules])"
+        "print([m for m in ('torch', 'scipy', 'onnx', 'numpy') if m in sys.modules])"
     )
     assert run("-c", code).stdout.splitlines()[-1] == "[]"
     assert run("-m", "agmc_onnx", "--version").stdout == "agmc-onnx 0.1.0\n"

@@ -15,7 +15,8 @@ from agmc_onnx.exchange.importers.plain_shapes import plain_shapes
 from agmc_onnx.exchange.importers.source import ImportOptions, InputShape, Source, need
 from agmc_onnx.exchange.importers.torch_weights import read_weights
 from agmc_onnx.measuring.session import make_session, run_model
-from agmc_onnx.verbs.import_ import METADATA, import_model
+from agmc_onnx.verbs.import_ import METADATA
+from agmc_onnx.verbs.import_ import import_ as import_model
 from tests.sources import SHAPE, Net, Runs, net
 
 needs_onnxscript = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('onnxscript')")

@@ -16,7 +16,7 @@ from agmc_onnx.reporting.drawing import draw
 from agmc_onnx.reporting.html import headline, latency_words, render
 from agmc_onnx.reporting.layout import layered
 from agmc_onnx.reporting.plots import curves, latency_scale, metric_scale, ticks
-from agmc_onnx.verbs.report import write_report
+from agmc_onnx.verbs.report import report as write_report
 
 DIGITS = Path(__file__).parents[2] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
 

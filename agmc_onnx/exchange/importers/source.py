@@ -26,6 +26,8 @@ from agmc_onnx.errors import AgmcError, ModelError, UsageError
 
 Feed = Mapping[str, np.ndarray]
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_SCRIPT = re.compile(r"(?P<path>.+)\.py:(?P<name>[A-Za-z_][\w.]*)")
+_FRAMEWORKS = ("torch", "keras", "tensorflow", "sklearn")
 _NO_DEFAULT = (
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -92,6 +94,7 @@ class ImportOptions:
         fixed_batch: Keep the batch that the shape says, instead of leaving it open.
         allow_pickle: Load files that run code when they are opened.
         python: Interpreter of another environment, where the converter is installed (Paddle).
+        arguments: Of a `package.module:factory`, by name.
     """
 
     framework: str | None = None
@@ -101,6 +104,7 @@ class ImportOptions:
     fixed_batch: bool = False
     allow_pickle: bool = False
     python: str | Path | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,14 @@ class Importer:
 class Source:
     """What the user named: a file, a folder, or `package.module:name`."""
 
-    def __init__(self, text: str | Path) -> None:
-        """Take it as it was typed; nothing is opened."""
-        self.text = str(text)
+    def __init__(self, text: str | Path, arguments: Mapping[str, Any] | None = None) -> None:
+        """Take it as it was typed; nothing is opened.
+
+        Args:
+            text: What the user named.
+            arguments: Of the factory that it refers to, by name.
+        """
+        self.text, self.arguments = str(text), arguments or {}
         self.path = Path(text)
 
     def __str__(self) -> str:
@@ -169,7 +178,8 @@ class Source:
     @property
     def is_reference(self) -> bool:
         """Return whether this is `package.module:name`, and no file of that name."""
-        return bool(_REFERENCE.fullmatch(self.text)) and not self.path.exists()
+        is_one = _REFERENCE.fullmatch(self.text) or _SCRIPT.fullmatch(self.text)
+        return bool(is_one) and not self.path.exists()
 
     def has(self, *names: str) -> bool:
         """Return whether this is a folder with all these files; a name may have `*`."""
@@ -177,25 +187,39 @@ class Source:
 
     @functools.cached_property
     def value(self) -> Any:
-        """Return what the reference stands for: a factory without required arguments is called.
+        """Return what the reference stands for: a factory is called, if no argument of it is missing.
 
         Raises:
-            UsageError: If there is no such module or name, or importing or calling it fails.
+            UsageError: If there is no such module or name, an argument is missing, or importing or calling it fails.
         """
+        if script := _SCRIPT.fullmatch(self.text):
+            file = Path(script["path"])
+            where = f", in the folder {file.parent}" if file.parent != Path() else ""
+            raise UsageError(
+                f"{self.text}: is the name of a file; expected that of a module. Write {file.name}:{script['name']}{where}."
+            )
         module_name, _, path = self.text.partition(":")
         here = os.getcwd()
         if here not in sys.path:
             sys.path.insert(0, here)
         try:
-            value = importlib.import_module(module_name)
+            value = module = importlib.import_module(module_name)
             for name in path.split("."):
                 value = getattr(value, name)
-            if isinstance(value, type) or (callable(value) and not _kinds(value) and not _required(value)):
-                value = value()
+            missing = [] if _kinds(value) else [name for name in _required(value) if name not in self.arguments]
+            if missing and (isinstance(value, type) or self.arguments or _uses(module, *_FRAMEWORKS)):
+                raise UsageError(
+                    f"{self.text}: needs {' and '.join(missing)}; expected a value for each argument without a default. Give"
+                    f" --arg {missing[0]}=VALUE."
+                )
+            if isinstance(value, type) or (callable(value) and not _kinds(value) and not missing):
+                value = value(**self.arguments)
+        except UsageError:
+            raise
         except Exception as error:  # whatever the user's own code raises
             raise UsageError(
                 f"{self.text}: cannot be used, got {one_line(error)!r}; expected package.module:name of a model, or of a function"
-                " that makes one without arguments. Run it from the folder of the module."
+                " that makes one. Run it from the folder of the module; --arg NAME=VALUE gives the function an argument."
             ) from error
         return value
 
@@ -206,16 +230,25 @@ class Source:
 
 def _kinds(value: Any) -> set[str]:
     """Return the packages that the value's classes come from."""
-    return {base.__module__.split(".")[0] for base in type(value).__mro__} & {"torch", "keras", "tensorflow", "sklearn"}
+    return {base.__module__.split(".")[0] for base in type(value).__mro__} & set(_FRAMEWORKS)
 
 
-def _required(function: Any) -> int:
-    """Return how many arguments a function cannot do without; those that cannot be inspected are held to need one."""
+def _uses(module: Any, *packages: str) -> bool:
+    """Return whether a module has names of one of these packages, and none of JAX: its functions make networks then."""
+    homes = [getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in vars(module).values()]
+    roots = {str(home).split(".")[0] for home in homes}
+    return bool(roots & set(packages)) and not roots & {"jax", "flax", "equinox"}
+
+
+def _required(function: Any) -> list[str]:
+    """Return the arguments a function cannot do without; one that cannot be inspected is held to need some."""
+    if not callable(function):
+        return []
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return 1
-    return sum(p.kind in _NO_DEFAULT and p.default is p.empty for p in parameters)
+        return [] if isinstance(function, type) else ["its arguments"]
+    return [p.name for p in parameters if p.kind in _NO_DEFAULT and p.default is p.empty]
 
 
 def archive_names(path: Path) -> list[str]:

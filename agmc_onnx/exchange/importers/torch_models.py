@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import onnx
 import torch
 from torch.utils import _pytree as pytree
 
-from agmc_onnx.errors import AgmcError, UsageError
+from agmc_onnx.errors import AgmcError, ModelError, UsageError
 from agmc_onnx.exchange.importers.source import (
     Conversion,
     Feed,
@@ -24,6 +25,7 @@ from agmc_onnx.exchange.importers.source import (
     converting,
     need,
     one_line,
+    silence,
     version,
 )
 from agmc_onnx.exchange.importers.torch_weights import load_into, no_code, read_saved, read_weights, state_dict
@@ -83,8 +85,12 @@ def convert_torchscript(source: Source, options: ImportOptions) -> Conversion:
     with converting(source, "torch.jit.load"):
         module = torch.jit.load(source.path, map_location="cpu").eval()
     tensors = tensors_of(shapes, options)
-    with converting(source, "the network"), torch.no_grad():
-        n_outputs = len(_leaves(module(*tensors)))
+    try:
+        with converting(source, "the network"), torch.no_grad():
+            n_outputs = len(_leaves(module(*tensors)))
+    except ModelError:
+        _check_batch(module, shapes, options)
+        raise
     with converting(source, "torch.onnx"):
         model = by_trace(module, tensors, shapes, options, n_outputs)
     call = lambda tensors: module(*tensors)  # noqa: E731
@@ -125,6 +131,20 @@ def export_module(
         call = lambda given: module(*given)  # noqa: E731
         return Conversion(model, answering(model, call), version("torch"), f"torch.onnx ({name})", notes=notes)
     raise problems[0]
+
+
+def _check_batch(module: torch.nn.Module, shapes: Sequence[InputShape], options: ImportOptions) -> None:
+    """Raise if a network that refuses its inputs takes them with one more dim in front."""
+    longer = [replace(shape, dims=(1, *shape.dims)) for shape in shapes]
+    try:
+        with silence(), torch.no_grad():
+            module(*tensors_of(longer, options))
+    except Exception:  # whatever the network raises: it is something else that it does not like
+        return
+    text = ",".join(str(dim) for dim in shapes[0].dims)
+    raise UsageError(
+        f"--input-shape: the batch is missing, got {text}; expected it in front. Give --input-shape 1,{text}."
+    )
 
 
 def by_export(

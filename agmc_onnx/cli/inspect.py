@@ -1,0 +1,18 @@
+"""inspect: what could be pruned of a model."""
+
+from __future__ import annotations
+
+from agmc_onnx.cli.parsing import Said, argument, option_of, verb
+from agmc_onnx.options import Data
+
+
+@verb("inspect", "agmc-onnx inspect model.onnx")
+@argument("model", "MODEL.onnx")
+@option_of(Data, "input_shape")
+def command(model: str, input_shape: tuple[str, ...]) -> Said:
+    """Analyse a model."""
+    from agmc_onnx.reporting.text import inspection
+    from agmc_onnx.verbs.inspect import inspect
+
+    found = inspect(model, input_shape=input_shape)
+    return Said(found, inspection(found))
