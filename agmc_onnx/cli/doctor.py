@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ def command() -> Said:
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Return what is said of an installation."""
+    from agmc_onnx.reporting.text import WIDTH
+
     runtime, cpu, memory, torch = (found[name] for name in ("onnxruntime", "cpu", "memory", "torch"))
     cores = f"{cpu['usable_cores']} of {cpu['cores']} cores usable"
     if cpu["quota_cores"]:
@@ -43,7 +46,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             f"torch        {torch['version']} ({torch['build']} build{cuda}), {torch['threads']} threads unless --threads"
         )
     packages = [f"{name} {facts['version'] or 'MISSING'}" for name, facts in found["packages"].items()]
-    said.append(f"packages     {', '.join(packages) or 'unknown'}")
+    said += textwrap.wrap(f"packages     {', '.join(packages) or 'unknown'}", WIDTH, subsequent_indent=" " * 13)
     for name, missing in found["extras"].items():
         state = "there" if not missing else f"not installed: {', '.join(missing)}"
         said.append(f"extra        {name}: {state}")

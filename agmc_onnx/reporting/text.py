@@ -28,6 +28,7 @@ NO_FASTER = (
 FEW = 100  # calibration samples, below which a refit is held back: ResNet-20, 40 in place of 240: 12 points
 
 Report = Mapping[str, Any]
+WIDTH = 80  # columns of a terminal, that tables fit
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,11 @@ def sparsity_lines(report: Report) -> list[str]:
     ]
 
 
+def shortened(text: str, width: int) -> str:
+    """Return a name that is too long for its column without its beginning: the ends of paths and nodes tell them apart."""
+    return text if len(text) <= width else f"…{text[1 - width :]}"
+
+
 def aligned(table: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
     """Return the lines of a table: the first column flush left, all others flush right."""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
@@ -299,32 +305,31 @@ def finetuned(report: Report) -> list[str]:
 
 
 def measurement(found: Report) -> list[str]:
-    """Return what `measure` prints: one line a model; ratios refer to the first."""
+    """Return what `measure` prints: a table of sizes, one of accuracy, one of latency; ratios refer to the first model."""
     models = found["models"]
     first = models[0]
     metric = first["metric"]
-    head = ["model", "multiply-adds", "parameters", "file bytes"]
-    head += [f"{metric['name']} (n = {metric['n']:,})"] if metric else []
-    head += ["median ms", "95 % interval", "min ms", "CPU ms", "time ratio", "95 % interval", "peak bytes"]
-    table = [head]
-    for model in models:
-        latency = model["latency_ms"]
-        line = [model["path"], f"{model['macs']:,}", f"{model['params']:,}", f"{model['file_bytes']:,}"]
-        line += [f"{metric_text(model['metric'])} {interval_text(model['metric'])}".strip()] if metric else []
-        low, high = latency["interval"]
-        line += [
-            f"{latency['p50']:.3f}",
-            f"[{low:.3f}, {high:.3f}]",
-            f"{latency['min']:.3f}",
-            f"{latency['cpu_p50']:.3f}",
-        ]
-        low, high = model["latency_ratio"]["interval"]
-        line += [f"{100 * model['latency_ratio']['median']:.1f} %", f"[{100 * low:.1f}, {100 * high:.1f}]"]
-        line += ["-" if model["peak_bytes"] is None else f"{model['peak_bytes']:,}"]
-        table.append(line)
+    names = [f"{i} {shortened(model['path'], 26)}" for i, model in enumerate(models, 1)]
+    sizes = [["model", "multiply-adds", "parameters", "file bytes", "peak bytes"]]
+    times = [["latency", "median ms", "95 % interval", "min", "CPU", "ratio", "95 % interval"]]
+    for i, model in enumerate(models):
+        latency, paired = model["latency_ms"], model["latency_ratio"]
+        peak = "-" if model["peak_bytes"] is None else f"{model['peak_bytes']:,}"
+        sizes.append([names[i], f"{model['macs']:,}", f"{model['params']:,}", f"{model['file_bytes']:,}", peak])
+        (low, high), (least, most) = latency["interval"], paired["interval"]
+        rest = [f"{latency['min']:.3f}", f"{latency['cpu_p50']:.3f}", f"{100 * paired['median']:.1f} %"]
+        ratios = f"[{100 * least:.1f}, {100 * most:.1f}]"
+        times.append([str(i + 1), f"{latency['p50']:.3f}", f"[{low:.3f}, {high:.3f}]", *rest, ratios])
+    tables = [*aligned(sizes, ""), ""]
+    if metric:
+        scored = [[f"{metric['name']} (n = {metric['n']:,})", "", "95 % interval"]]
+        for i, model in enumerate(models, 1):
+            scored.append([str(i), metric_text(model["metric"]), interval_text(model["metric"])])
+        tables += [*aligned(scored, ""), ""]
+    tables += aligned(times, "")
     latency, provider = first["latency_ms"], found["environment"]["provider"]
     lines = [
-        *aligned(table, ""),
+        *tables,
         *sizes_lines(found),
         f"latency: {setting_text(latency)}, {provider}, {latency['n']} interleaved rounds",
     ]
@@ -359,9 +364,11 @@ def inspection(found: Report, n_named: int = 4) -> list[str]:
         table = [["  group", "units", "step", "of MACs", "of parameters"]]
         for g in groups:
             counts = [str(g["units"]), str(g["step"])]
-            table.append([f"  {g['name']}", *counts, _share(g["macs_share"]), _share(g["params_share"])])
+            table.append([f"  {shortened(g['name'], 30)}", *counts, _share(g["macs_share"]), _share(g["params_share"])])
         made_by = ["made by", *(next(iter(filter(None, g["nodes"])), "") for g in groups)]
-        lines += [f"{line}  {node}".rstrip() for line, node in zip(aligned(table, ""), made_by, strict=True)]
+        left = aligned(table, "")
+        room = max(12, WIDTH - 2 - len(left[0]))
+        lines += [f"{line}  {shortened(node, room)}".rstrip() for line, node in zip(left, made_by, strict=True)]
     if found["layers"]:
         lines += ["", "may go as a whole (unless --keep-layers), judged together:"]
         table = [["  branch", "nodes", "of MACs"]]
