@@ -17,8 +17,7 @@ from agmc_onnx.graph.registry import Attributes, Dims
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.heads import FLAT_RANK, cut_queries, has_past, past_length, stay, tie_heads
-from agmc_onnx.ops.passing import sizes_of
-from agmc_onnx.ops.table import MICROSOFT, Op, Product, table
+from agmc_onnx.ops.table import MICROSOFT, Op, Product, sizes_of, table
 from agmc_onnx.ties.ledger import Entries, Ledger
 
 
@@ -174,10 +173,7 @@ def _scale(hidden: int, heads: int) -> float:
 def attention_macs(graph: Graph, node: Node) -> list[Product]:
     """Scores and their product with the values, in every head."""
     x, y = node.inputs[0], node.outputs[0]
-    found = sizes_of(graph, x, node.inputs[1] or x, y)
-    if not found:
-        return []
-    query, key, out = found
+    query, key, out = sizes_of(graph, x, node.inputs[1] or x, y)
     at = len(query) - 1
     pairs = (query[at - 1], key[at - 1] if len(key) == len(query) else query[at - 1])
     return [
@@ -192,10 +188,7 @@ def fused_attention_macs(graph: Graph, node: Node) -> list[Product]:
     Queries and values are as many columns as half of all columns and of the output; an odd number of pairs loses one.
     """
     x, w, y = *node.inputs[:2], node.outputs[0]
-    found = sizes_of(graph, x, w, y)
-    if not found:
-        return []
-    query, columns, out = found
+    query, columns, out = sizes_of(graph, x, w, y)
     pairs = (query[0], query[1] * query[1] // 2)
     return [
         ((*query[:2], *columns), [None, None, (x, 2), (w, 1)]),

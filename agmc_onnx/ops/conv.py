@@ -8,10 +8,9 @@ import onnx
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
-from agmc_onnx.ops.passing import sizes_of
-from agmc_onnx.ops.table import MICROSOFT, Op, Product, Vanishing, op_of, table
+from agmc_onnx.ops.table import MICROSOFT, Op, Product, Vanishing, op_of, sizes_of, table
 from agmc_onnx.ops.zeros import from_weight, removed_are_zero
-from agmc_onnx.ties.ledger import Entries, Ledger, tie_or_freeze
+from agmc_onnx.ties.ledger import Axis, Entries, Ledger, tie_or_freeze
 
 KERNELS = ("1", "3", "5", "7", "-other")  # square ones with an edge type of their own, and all others
 
@@ -175,25 +174,17 @@ def group_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
 def conv_macs(graph: Graph, node: Node) -> list[Product]:
     """Every place of the output times the weight of one; dims it slides along, cut, are computed whole all the same."""
     x, w, y = *node.inputs[:2], node.outputs[0]
-    found = sizes_of(graph, x, w, y)
-    if not found:
-        return []
-    whole = [None if dim > 1 and slides(graph, node, dim) else (y, dim) for dim in range(len(found[2]))]
-    return [((*found[2], *found[1][1:]), [*whole, *((w, dim) for dim in range(1, len(found[1])))])]
+    _, kernel, out = sizes_of(graph, x, w, y)
+    whole = [None if dim > 1 and slides(graph, node, dim) else (y, dim) for dim in range(len(out))]
+    return [((*out, *kernel[1:]), [*whole, *((w, dim) for dim in range(1, len(kernel)))])]
 
 
 def conv_transpose_macs(graph: Graph, node: Node) -> list[Product]:
     """Every place of the input times the weight of one."""
     x, w = node.inputs[:2]
-    found = sizes_of(graph, x, w, node.outputs[0])
-    if not found:
-        return []
-    return [
-        (
-            (*found[0], *found[1][1:]),
-            [*((x, d) for d in range(len(found[0]))), *((w, d) for d in range(1, len(found[1])))],
-        )
-    ]
+    places, kernel, _ = sizes_of(graph, x, w, node.outputs[0])
+    axes: list[Axis | None] = [*((x, dim) for dim in range(len(places))), *((w, dim) for dim in range(1, len(kernel)))]
+    return [((*places, *kernel[1:]), axes)]
 
 
 def kernel_shape(graph: Graph, node: Node) -> tuple[int, ...]:

@@ -13,8 +13,8 @@ from agmc_onnx.graph.registry import Attributes, Dims, same_as_first
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.norm import layer_norm
-from agmc_onnx.ops.passing import carry, sizes_of
-from agmc_onnx.ops.table import MICROSOFT, Op, Product, op_of, table
+from agmc_onnx.ops.passing import carry, only_user
+from agmc_onnx.ops.table import MICROSOFT, Op, Product, op_of, sizes_of, table
 from agmc_onnx.ties.ledger import Entries, Ledger, tie_or_freeze
 
 FLAT_RANK = 3  # of queries whose heads lie in one dim: (batch, length, heads * size)
@@ -163,11 +163,11 @@ def normed_heads(ledger: Ledger, node: Node) -> bool:
     """
     graph, x = ledger.graph, node.inputs[0]
     shape, apart = ledger.shape(x), ledger.shape(node.outputs[0])
-    norm = _only_user(ledger, node.outputs[0])
-    back = _only_user(ledger, norm.outputs[0]) if norm is not None and op_of(norm).ties is layer_norm else None
+    norm = only_user(graph, node.outputs[0])
+    back = only_user(graph, norm.outputs[0]) if norm is not None and op_of(norm).ties is layer_norm else None
     if shape.rank != 3 or apart.rank != 3 or apart.is_fixed(1) or norm is None or back is None:
         return False
-    if norm.attribute("axis", -1) not in (-1, 2) or norm.inputs[0] != node.outputs[0] or any(norm.outputs[1:]):
+    if norm.attribute("axis", -1) not in (-1, 2) or any(norm.outputs[1:]):
         return False
     y, size = back.outputs[0], apart.other[2]
     if back.op_type != "Reshape" or ledger.shape(y) != shape or graph.value(back.inputs[1]) is None:
@@ -201,13 +201,6 @@ def _feeds_grouped_query(ledger: Ledger, value: str, heads: int) -> bool:
     return all(takes(user, at) for user, at in users)
 
 
-def _only_user(ledger: Ledger, value: str) -> Node | None:
-    graph = ledger.graph
-    users = graph.consumers.get(value, ())
-    is_seen = value in graph.outputs or value in graph.captured
-    return users[0][0] if len(users) == 1 and not is_seen else None
-
-
 def grouped_query_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     """GroupQueryAttention: the numbers of heads that stay."""
     q, k = node.inputs[:2]
@@ -235,8 +228,8 @@ def rotary_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
 def grouped_query_macs(graph: Graph, node: Node) -> list[Product]:
     """Scores and their product with the values, of a call without past; the operands may lie in one value."""
     y = node.outputs[0]
-    found = sizes_of(graph, node.inputs[0], y)
-    return [((*out[:2], out[1], out[2]), [None, None, None, (y, 2)]) for out in found[1:] for _ in range(2)]
+    _, (batch, length, hidden) = sizes_of(graph, node.inputs[0], y)
+    return [((batch, length, length, hidden), [None, None, None, (y, 2)])] * 2
 
 
 def grouped_query_shape(dims: Sequence[Any], attributes: Attributes) -> list[Dims | None]:

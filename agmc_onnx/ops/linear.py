@@ -8,8 +8,7 @@ from typing import Any
 
 from agmc_onnx.graph.registry import Attributes, Dims
 from agmc_onnx.graph.view import Graph, Node
-from agmc_onnx.ops.passing import sizes_of
-from agmc_onnx.ops.table import MICROSOFT, Op, Product, Vanishing, table
+from agmc_onnx.ops.table import MICROSOFT, Op, Product, Vanishing, sizes_of, table
 from agmc_onnx.ops.zeros import Removed
 from agmc_onnx.ties.ledger import Axis, Ledger, tie_or_freeze
 
@@ -137,23 +136,20 @@ def einsum(ledger: Ledger, node: Node) -> None:
 def product_macs(graph: Graph, node: Node) -> list[Product]:
     """Gemm, MatMul: every entry of the output times the contracted dim."""
     x, y = node.inputs[0], node.outputs[0]
-    found = sizes_of(graph, x, node.inputs[1], y)
-    if not found:
-        return []
-    inner = len(found[0]) - (2 if node.attribute("transA", 0) else 1)
-    return [((*found[2], found[0][inner]), [*((y, dim) for dim in range(len(found[2]))), (x, inner)])]
+    first, _, out = sizes_of(graph, x, node.inputs[1], y)
+    inner = len(first) - (2 if node.attribute("transA", 0) else 1)
+    return [((*out, first[inner]), [*((y, dim) for dim in range(len(out))), (x, inner)])]
 
 
 def einsum_macs(graph: Graph, node: Node) -> list[Product]:
     """One product over all letters."""
     terms = node.attribute("equation").replace(" ", "").split("->")[0].split(",")
-    shapes = [graph.shape(name) for name in node.inputs]
-    if any("." in term for term in terms) or any(shape is None for shape in shapes):
+    if any("." in term for term in terms):
         return []
     sizes: dict[str, int] = {}
     axes: dict[str, Axis | None] = {}
-    for name, term, shape in zip(node.inputs, terms, shapes, strict=True):
-        for dim, (letter, size) in enumerate(zip(term, shape.dims if shape else (), strict=True)):
+    for name, term, dims in zip(node.inputs, terms, sizes_of(graph, *node.inputs), strict=True):
+        for dim, (letter, size) in enumerate(zip(term, dims, strict=True)):
             sizes[letter] = size
             axes.setdefault(letter, (name, dim))
     return [(tuple(sizes.values()), list(axes.values()))]

@@ -112,7 +112,8 @@ def broadcast(ledger: Ledger, node: Node, inputs: Sequence[str], output: str) ->
         ledger.set(output, dim, joined.ids, joined.rows)
 
 
-def sizes_of(graph: Graph, *values: str) -> list[tuple[int, ...]]:
-    """Return the sizes of some values that costs are counted at; nothing where one of them is not known."""
-    shapes = [graph.shape(value) for value in values]
-    return [] if any(shape is None for shape in shapes) else [shape.dims for shape in shapes if shape is not None]
+def only_user(graph: Graph, value: str) -> Node | None:
+    """Return the node that alone reads a value, as its first input, or None."""
+    users = graph.consumers.get(value, ())
+    is_seen = value in graph.outputs or value in graph.captured
+    return users[0][0] if len(users) == 1 and users[0][1] == 0 and not is_seen else None

@@ -7,8 +7,7 @@ import onnx
 
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
-from agmc_onnx.ops.passing import sizes_of
-from agmc_onnx.ops.table import Op, Product, table
+from agmc_onnx.ops.table import Op, Product, sizes_of, table
 from agmc_onnx.ties.ledger import Ledger, tie_or_freeze
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -56,13 +55,11 @@ def recurrent_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
 def recurrent_macs(graph: Graph, node: Node) -> list[Product]:
     """Inputs and hidden units times their weights, at every step."""
     x, w, r = node.inputs[:3]
-    found = sizes_of(graph, x, w, r)
-    if not found:
-        return []
-    steps, batch = found[0][:2][:: -1 if node.attribute("layout", 0) else 1]
+    source, *weights = sizes_of(graph, x, w, r)
+    steps, batch = source[:2][:: -1 if node.attribute("layout", 0) else 1]
     return [
         ((steps, batch, *dims), [None, None, *((v, dim) for dim in range(len(dims)))])
-        for v, dims in ((w, found[1]), (r, found[2]))
+        for v, dims in zip((w, r), weights, strict=True)
     ]
 
 

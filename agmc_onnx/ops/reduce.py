@@ -22,9 +22,7 @@ def reduce(ledger: Ledger, node: Node) -> None:
     if not reduced:
         elementwise(ledger, node)
         return
-    keepdims = node.attribute("keepdims", 1)
-    kept = [dim for dim in range(rank) if dim not in reduced]
-    carry(ledger, node, x, node.outputs[0], {dim: (dim if keepdims else i) for i, dim in enumerate(kept)})
+    _pass_others(ledger, node, reduced)
     if node.op_type != "ReduceProd":
         for dim in reduced:
             entries = ledger.axis(node, x, dim)
@@ -50,11 +48,12 @@ def reduced_dims(graph: Graph, node: Node) -> set[int] | None:
 
 def arg_reduce(ledger: Ledger, node: Node) -> None:
     """ArgMax, ArgMin: dims other than the searched one pass."""
-    x = node.inputs[0]
-    rank = ledger.shape(x).rank
-    axis = node.attribute("axis", 0) % rank
-    kept = [dim for dim in range(rank) if dim != axis]
-    keepdims = node.attribute("keepdims", 1)
+    _pass_others(ledger, node, {node.attribute("axis", 0) % ledger.shape(node.inputs[0]).rank})
+
+
+def _pass_others(ledger: Ledger, node: Node, reduced: set[int]) -> None:
+    x, keepdims = node.inputs[0], node.attribute("keepdims", 1)
+    kept = [dim for dim in range(ledger.shape(x).rank) if dim not in reduced]
     carry(ledger, node, x, node.outputs[0], {dim: (dim if keepdims else i) for i, dim in enumerate(kept)})
 
 

@@ -15,6 +15,7 @@ from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.heads import normed_heads
+from agmc_onnx.ops.passing import only_user
 from agmc_onnx.ops.table import Op, op_of, table
 from agmc_onnx.ops.zeros import where_first_is
 from agmc_onnx.ties.ledger import Entries, Ledger, Shuffle
@@ -182,8 +183,7 @@ def _detour(ledger: Ledger, node: Node, dim: int) -> bool:
             ledger.set(y, varies[0], ids)
             ledger.skipped.update(n.index for n in chain[1:])
             return True
-        users = graph.consumers.get(y, [])
-        current = users[0][0] if len(users) == 1 and users[0][1] == 0 else None
+        current = only_user(graph, y)
         if current is not None and (current.op_type not in ("Reshape", "Transpose") or current.domain):
             current = None
     return False
@@ -197,19 +197,10 @@ def _strided_view(ledger: Ledger, node: Node) -> bool:
     """
     graph = ledger.graph
     x, y = node.inputs[0], node.outputs[0]
-    users = graph.consumers.get(y, [])
-    flat = graph.shape(y)
-    if len(users) != 1 or users[0][1] != 0 or users[0][0].op_type != "Gather" or y in graph.outputs or flat is None:
+    gather, start = only_user(graph, y), ledger.shape(x)
+    if gather is None or gather.op_type != "Gather" or ledger.shape(y).rank != 1:
         return False
-    gather = users[0][0]
-    start, end = graph.shape(x), graph.shape(gather.outputs[0])
-    if (
-        flat.rank != 1
-        or start is None
-        or start != end
-        or gather.attribute("axis", 0) % flat.rank
-        or y in graph.captured
-    ):
+    if graph.shape(gather.outputs[0]) != start:
         return False
     index = graph.linear_pair(gather.inputs[1])
     if index is None or any(
@@ -308,10 +299,10 @@ def _shuffle(ledger: Ledger, node: Node) -> bool:
     graph = ledger.graph
     chain = [node]
     for op in ("Transpose", "Reshape"):
-        users = graph.consumers.get(chain[-1].outputs[0], [])
-        if len(users) != 1 or users[0][0].op_type != op or users[0][1] != 0 or chain[-1].outputs[0] in graph.outputs:
+        user = only_user(graph, chain[-1].outputs[0])
+        if user is None or user.op_type != op:
             return False
-        chain.append(users[0][0])
+        chain.append(user)
     x, y = node.inputs[0], chain[2].outputs[0]
     shapes = [graph.shape(v) for v in (x, node.outputs[0], chain[1].outputs[0], y)]
     if any(shape is None for shape in shapes):

@@ -120,6 +120,22 @@ class Op:
         return self.domain, self.op_type
 
 
+class UnknownSizesError(Exception):
+    """Sizes that a count needs are not known."""
+
+
+def sizes_of(graph: Graph, *values: str) -> list[tuple[int, ...]]:
+    """Return the sizes of some values that costs are counted at.
+
+    Raises:
+        UnknownSizesError: If one of them is not known; `macs_of` makes no count of it.
+    """
+    shapes = [shape for value in values if (shape := graph.shape(value)) is not None]
+    if len(shapes) < len(values):
+        raise UnknownSizesError
+    return [shape.dims for shape in shapes]
+
+
 TABLE: dict[Key, Op] = {}
 install(TABLE)
 
@@ -153,7 +169,10 @@ def rule_of(node: Node) -> Handler | None:
 def macs_of(graph: Graph, node: Node) -> list[Product]:
     """Return the products of sizes whose sum counts a node's MACs; none for ops that do not multiply, or unknown shapes."""
     macs = op_of(node).macs
-    return macs(graph, node) if macs is not None else []
+    try:
+        return macs(graph, node) if macs is not None else []
+    except UnknownSizesError:
+        return []
 
 
 def node_macs(graph: Graph, node: Node) -> int:
