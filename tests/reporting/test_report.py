@@ -7,6 +7,7 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import agmc_onnx
@@ -16,6 +17,8 @@ from agmc_onnx.reporting.drawing import draw
 from agmc_onnx.reporting.html import headline, latency_words, render
 from agmc_onnx.reporting.layout import layered
 from agmc_onnx.reporting.plots import curves, latency_scale, metric_scale, ticks
+from agmc_onnx.search.journal import Journal
+from agmc_onnx.search.problem import Outcome
 from agmc_onnx.verbs.report import report as write_report
 
 DIGITS = Path(__file__).parents[2] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
@@ -282,12 +285,14 @@ def runs(report, tmp_path):
     """Two reports on disk, and the journal of a run that lasts."""
     for name in ("a", "b"):
         (tmp_path / f"{name}.report.json").write_text(json.dumps(report | {"policy": name, "seed": 7}))
-    (tmp_path / "c.run").mkdir()
-    kept = report["history"][0]["kept"]
-    rows = [{"format": "agmc-onnx/journal@2", "settings": {"flops": 0.5, "policy": "agmc", "episodes": 9, "seed": 1}}]
-    rows += [{"kept": kept, "reward": -float(i), "metric": 90.0, "inference_s": 0.1} for i in range(3)]
-    torn = '{"kept": [1'
-    (tmp_path / "c.run" / "journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
+    kept = np.array(report["history"][0]["kept"])
+    settings = {"flops": 0.5, "policy": "agmc", "episodes": 9, "seed": 1}
+    journal = Journal(tmp_path / "c.run", {"settings": settings}, resume=False)
+    for i in range(3):
+        journal.add(kept, Outcome(90.0, 0.1, 0.2), -float(i))
+    journal.end(finished=False)
+    with journal.path.open("a") as file:
+        file.write('{"kept": [1')
     return tmp_path
 
 
