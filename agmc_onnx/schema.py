@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from agmc_onnx.errors import AgmcError
 
 T = TypeVar("T")
+Count = Annotated[int, msgspec.Meta(ge=0)]
 RARE = {"rare": True}  # metadata of a field that is left out of the mapping, and so of the file, where it is None
 
 

@@ -45,17 +45,24 @@ def stamped(model: onnx.ModelProto, plan: str = "", folder: Path | None = None) 
         plan: Text of the plan without an id; "" for a model without one.
         folder: Of its external data, where locations are relative.
     """
+    bare = with_id(model, None)
+    found = hashlib.sha256(bare.SerializeToString(deterministic=True))
+    for tensor in external_tensors(bare):
+        found.update(external_bytes(tensor, folder).data)
+    found.update(plan.encode())
+    return with_id(bare, found.hexdigest()[:16]), found.hexdigest()[:16]
+
+
+def with_id(model: onnx.ModelProto, set_id: str | None) -> onnx.ModelProto:
+    """Return a model that carries an id and no other, or none."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     others = [entry for entry in model.metadata_props if entry.key != SET_KEY]
     del made.metadata_props[:]
     made.metadata_props.extend(others)
-    found = hashlib.sha256(made.SerializeToString(deterministic=True))
-    for tensor in external_tensors(made):
-        found.update(external_bytes(tensor, folder).data)
-    found.update(plan.encode())
-    made.metadata_props.add(key=SET_KEY, value=found.hexdigest()[:16])
-    return made, found.hexdigest()[:16]
+    if set_id is not None:
+        made.metadata_props.add(key=SET_KEY, value=set_id)
+    return made
 
 
 def stamp_file(path: Path) -> None:
@@ -116,7 +123,7 @@ def check_output(
         check_writable(path.with_suffix(".new") if path.suffix == ".mlpackage" else path)  # that one is a folder
     for path in paths if alone else [*paths, _data_file(paths[0])]:
         for what, files in inputs.items():
-            if any(_is_same(path, file) for file in files):
+            if any(is_same(path, file) for file in files):
                 raise UsageError(f"{path}: is {what}; expected another file. Choose another output with -o.")
         if os.path.lexists(path) and not force and not is_ours(path):
             raise UsageError(
@@ -130,7 +137,7 @@ def is_ours(path: Path) -> bool:
     return set_of(path.with_name(path.name.removesuffix(".data"))) is not None
 
 
-def write_files(model: onnx.ModelProto, texts: Mapping[str, str], output: str | Path) -> None:
+def write_files(model: onnx.ModelProto, texts: Mapping[str, str], output: str | Path, keep: Iterable[str] = ()) -> None:
     """Write a model and its texts: all of them, or none, and then what was there before is still there.
 
     Files of ours that an older set of the same name had, and this one has not, go with it.
@@ -139,13 +146,15 @@ def write_files(model: onnx.ModelProto, texts: Mapping[str, str], output: str | 
         model: Goes to `output`; its weights to OUTPUT.data where they do not fit into one file.
         texts: Contents by name, as `output_files` names them.
         output: The compressed model's path.
+        keep: Names of files, as `output_files` has them, that stay although they are not written.
 
     Raises:
         UsageError: If it cannot be written.
     """
     files = output_files(output)
     members = [*files.values(), _data_file(files["model"])]
-    stale = [path.name for path in members if os.path.lexists(path) and is_ours(path)]
+    kept = {files[name] for name in keep}
+    stale = [path.name for path in members if path not in kept and os.path.lexists(path) and is_ours(path)]
     with staging(files["model"], stale) as staged:
         for text_name, text in texts.items():
             write_atomically(staged / files[text_name].name, text.encode())
@@ -166,7 +175,8 @@ def _data_file(model: Path) -> Path:
     return model.with_name(model.name + ".data")
 
 
-def _is_same(path: Path, other: str | Path) -> bool:
+def is_same(path: Path, other: str | Path) -> bool:
+    """Return whether two paths lead to one file, by links too."""
     other = Path(other)
     try:
         return path.resolve() == other.resolve() or os.path.samefile(path, other)

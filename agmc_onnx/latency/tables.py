@@ -11,17 +11,20 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import onnx
 import onnx.parser
+from msgspec import Meta
 
 from agmc_onnx.errors import ModelError, UsageError
 from agmc_onnx.graph.files import write_model
 from agmc_onnx.latency import op_times as time_ops
+from agmc_onnx.schema import Count, checked, parse
 
 CACHE = "AGMC_ONNX_CACHE"  # environment variable: the folder of the tables
+_KIND, _TODO = "a latency table", "Give a file that agmc-onnx time-ops wrote, or fill it again."
 MAX_MODELS = 32  # models a machine's table keeps, latest first
 SECONDS = 0.1  # of timed inferences of one sample in one pass, about
 RUNS = (4, 20)
@@ -103,6 +106,47 @@ def cache_path(threads: int, provider: str, batch: int) -> Path:
     return Path(root, "agmc-onnx", f"latency-{hashlib.sha256(what.encode()).hexdigest()[:16]}.json")
 
 
+@dataclass(frozen=True)
+class SettingFacts:
+    """How the ops were timed."""
+
+    threads: Count
+    provider: str
+    batch: Count
+
+
+@dataclass(frozen=True)
+class OpFacts:
+    """One kind of op: its attributes and shapes."""
+
+    op: str
+    ms: Annotated[float, Meta(ge=0, description="lower quartile of its times")]
+    n: Annotated[Count, Meta(description="times that it was timed")] = 1
+
+
+@dataclass(frozen=True)
+class SampleFacts:
+    """A candidate whose ops were timed."""
+
+    kept: Annotated[list[Count], Meta(description="units of every group")]
+    ops: Annotated[
+        list[tuple[str | None, Count]], Meta(description="owner of every op, and its place in the table's ops")
+    ]
+    ms: Annotated[float | None, Meta(description="of one inference")] = None
+    share: Annotated[float | None, Meta(description="of the original's time, where it was measured beside it")] = None
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A table of op times."""
+
+    format: Annotated[str, Meta(description="agmc-onnx/latency-table@1")]
+    device: dict[str, str]
+    setting: SettingFacts
+    ops: list[OpFacts]
+    models: Annotated[dict[str, list[SampleFacts]], Meta(description="samples by the SHA-256 of the model's file")]
+
+
 def read_table(path: str | Path) -> LatencyTable:
     """Return a table from its file.
 
@@ -110,26 +154,31 @@ def read_table(path: str | Path) -> LatencyTable:
         UsageError: If there is no such file, or it is no table.
     """
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        if raw["format"] != time_ops.TABLE_FORMAT:
-            raise ValueError(raw["format"])
-        setting, ops = raw["setting"], raw["ops"]
-        models: dict[str, list[Sample]] = {
-            name: [
-                {**sample, "ops": [[owner, ops[i]["op"], ops[i]["ms"]] for owner, i in sample["ops"]]}
-                for sample in samples
-            ]
-            for name, samples in raw["models"].items()
-        }
-        return LatencyTable(raw["device"], setting["threads"], setting["provider"], setting["batch"], models)
+        raw = Path(path).read_bytes()
     except OSError as error:
         raise UsageError(
             f"{path}: no latency table, got {error.strerror}; expected a file that agmc-onnx time-ops wrote. Check the path."
         ) from None
-    except (ValueError, KeyError, TypeError, IndexError, UnicodeDecodeError):
-        raise UsageError(
-            f"{path}: not a latency table; expected a JSON file that agmc-onnx time-ops wrote. Fill it again."
-        ) from None
+    data = parse(raw, path, _KIND, _TODO, UsageError)
+    if data.get("format") != time_ops.TABLE_FORMAT:
+        got = data.get("format")
+        raise UsageError(f"{path}: not {_KIND}, got format {got!r}; expected {time_ops.TABLE_FORMAT!r}. {_TODO}")
+    found = checked(data, TableFile, path, _KIND, _TODO, UsageError)
+    for name, samples in found.models.items():
+        for i, sample in enumerate(samples):
+            if any(place >= len(found.ops) for _, place in sample.ops):
+                raise UsageError(
+                    f"{path}: not {_KIND}, models[{name[:12]!r}][{i}].ops: names an op beyond the {len(found.ops)} there. {_TODO}"
+                )
+    models: dict[str, list[Sample]] = {
+        name: [
+            {**sample, "ops": [[owner, found.ops[i].op, found.ops[i].ms] for owner, i in sample["ops"]]}
+            for sample in samples
+        ]
+        for name, samples in data["models"].items()
+    }
+    setting = found.setting
+    return LatencyTable(found.device, setting.threads, setting.provider, setting.batch, models)
 
 
 @functools.cache

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.errors import PlanError
+from agmc_onnx.graph.commit import settle
 from agmc_onnx.pruning.depth import closer_of
+from agmc_onnx.schema import Count, checked, parse
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 
 FORMAT = "agmc-onnx/plan@1"
+_TODO = "Give a plan.json that compress wrote."
 DEEP_FORMAT = "agmc-onnx/plan@2"  # where something is gone
 
 
@@ -91,30 +95,69 @@ def _nothing(kept: Sequence[IntArray]) -> list[int]:
     return [i for i, positions in enumerate(kept) if not len(positions)]
 
 
+@dataclass(frozen=True)
+class ModelFacts:
+    """The original."""
+
+    sha256: Annotated[str, Meta(description="digest of its file")]
+    opset: int
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """One group of channels."""
+
+    name: str
+    units: Count
+    keep: Annotated[list[Count], Meta(description="kept positions, ascending; empty where the group is gone")]
+    why_frozen: Annotated[str | None, Meta(description="why it stays whole")] = None
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """X.plan.json."""
+
+    format: Annotated[str, Meta(description="agmc-onnx/plan@1, or plan@2 where something is gone")]
+    model: ModelFacts
+    groups: list[GroupFacts]
+    tensors: Annotated[
+        dict[str, dict[str, list[int | list[int]]]],
+        Meta(
+            description="kept indices of every cut axis, ascending, by tensor and dim; one list a group of a grouped Conv"
+        ),
+    ]
+    sparsity: Annotated[
+        dict[str, Annotated[float, Meta(ge=0, le=1)]],
+        Meta(description="share of zeros of tensors that keep their shape"),
+    ] = field(default_factory=dict)
+    sparsity_pattern: Annotated[str, Meta(description="N:M", pattern="^[1-9][0-9]*:[1-9][0-9]*$")] | None = None
+    gone: Annotated[list[str], Meta(description="first outputs of the original's nodes that are not in the file")] = (
+        field(default_factory=list)
+    )
+    folded: dict[str, Any] = field(default_factory=dict)
+    set: Annotated[str | None, Meta(description="id of the set")] = None
+
+
 def read_plan(path: str | Path) -> Plan:
     """Read a plan.json.
 
     Raises:
         PlanError: If the file is missing, is no JSON, or is no plan.
     """
+    settle(path)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        raw = Path(path).read_bytes()
     except OSError as error:
         raise PlanError(f"{path}: cannot be read ({error.strerror}). Check the path of the plan.") from None
-    except ValueError as error:
-        raise PlanError(f"{path}: not JSON ({error}). Give a plan.json that compress wrote.") from None
-    if not isinstance(data, dict) or data.get("format") not in (FORMAT, DEEP_FORMAT):
-        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+    data = parse(raw, path, "a plan", _TODO, PlanError)
+    if data.get("format") not in (FORMAT, DEEP_FORMAT):
         raise PlanError(
-            f"{path}: not a plan, got format {found!r}; expected {FORMAT} or {DEEP_FORMAT}. Give a plan.json that compress wrote."
+            f"{path}: not a plan, got format {data.get('format')!r}; expected {FORMAT} or {DEEP_FORMAT}. {_TODO}"
         )
-    try:
-        model = data["model"]
-        sparse = data.get("sparsity", {}), data.get("sparsity_pattern")
-        gone = tuple(data["gone"]) if data["format"] == DEEP_FORMAT else ()
-        return Plan(model["sha256"], model["opset"], tuple(data["groups"]), data["tensors"], *sparse, gone)
-    except (KeyError, TypeError) as error:
-        raise PlanError(f"{path}: a plan without {error}. Write it again with compress.") from None
+    found = checked(data, PlanFile, path, "a plan", _TODO, PlanError)
+    groups = tuple(asdict(group) for group in found.groups)
+    facts = found.tensors, found.sparsity, found.sparsity_pattern, tuple(found.gone), found.set
+    return Plan(found.model.sha256, found.model.opset, groups, *facts)
 
 
 def kept_units(channels: Channels, plan: Plan) -> list[IntArray]:

@@ -9,13 +9,12 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from agmc_onnx.errors import UsageError
-from agmc_onnx.schema import RARE, Record, checked, parse
+from agmc_onnx.schema import RARE, Count, Record, checked, parse
 
 REPORT_FORMAT: Literal["agmc-onnx/report@1"] = "agmc-onnx/report@1"
 SCHEMA_VERSION = "1.2"  # the format's number, and one more whenever a field is added; what is there keeps its meaning
 
 Share = Annotated[float, Meta(ge=0)]
-Count = Annotated[int, Meta(ge=0)]
 Interval = tuple[float | None, float | None]
 TODO = "Name an X.report.json that compress wrote."
 

@@ -19,7 +19,7 @@ from agmc_onnx.errors import AgmcError, ModelError, PlanError, UsageError, Verif
 from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.files import read_model
 from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.outputs import check_output, check_set, output_files, stamped, write_files
+from agmc_onnx.graph.outputs import check_output, check_set, is_same, output_files, stamped, with_id, write_files
 from agmc_onnx.graph.precision import is_half, to_float32
 from agmc_onnx.graph.view import Graph, view
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
@@ -354,9 +354,10 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None,
     Raises:
         ModelError, PlanError, VerificationError: As `compress`.
     """
+    in_place = output is not None and is_same(output_files(output)["plan"], plan)  # then it is left as it is
     if output is not None:
         settle(output)
-        check_output(output, inputs_of(model, the_plan=plan), force)
+        check_output(output, inputs_of(model, the_plan=None if in_place else plan), force)
     wanted = read_plan(plan)
     analysis = analyse_model(model)
     if wanted.sha256 != analysis.file.sha256:
@@ -371,7 +372,7 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None,
         sparsity = planned(wanted)
         pruned = thin_by_magnitude(pruned, sparsity)
         made = sparse_plan(made, pruned, sparsity)
-    pruned, set_id = stamped(pruned, made.to_json())
+    pruned, set_id = (with_id(pruned, wanted.set_id), wanted.set_id) if in_place else stamped(pruned, made.to_json())
     made = replace(made, set_id=set_id)
     checked = _checked(analysis, pruned, made, recovered=False)
     report = AppliedReport(
@@ -380,7 +381,7 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None,
         verified_facts(checked, False),
     )
     if output is not None:
-        write_files(pruned, {"plan": made.to_json()}, output)
+        write_files(pruned, {} if in_place else {"plan": made.to_json()}, output, ["plan"])
     return Applied(pruned, made, report, checked)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,9 @@ from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
 from agmc_onnx.latency import op_times as time_ops
 from agmc_onnx.latency import tables as op_times
-from agmc_onnx.latency.layout import keep_layout
 from agmc_onnx.latency.predict import latency_cost, sample_counts
 from agmc_onnx.latency.tables import LatencyTable, layout_block, read_table
-from agmc_onnx.latency.timing import Latency, median_interval, ratio
-from agmc_onnx.measuring.memory import peak_bytes
 from agmc_onnx.ops import analyse
-from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.widths import rounding
 from agmc_onnx.ties.groups import Channels
@@ -189,82 +184,31 @@ def test_a_table_keeps_the_latest_models(monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(table.models) == ["c", "b"]
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", "no json", '{"format": "other"}'])
-def test_what_is_no_table_is_said_in_one_line(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "table.json"
-    path.write_text(text)
-    with pytest.raises(UsageError, match=re.escape(f"{path}: not a latency table; expected a JSON file")):
-        read_table(path)
-    with pytest.raises(UsageError, match="no latency table, got No such file"):
-        read_table(tmp_path / "none.json")
-
-
-def test_a_request_is_filled_by_the_script_alone(tmp_path: Path) -> None:
-    model = chain()
-    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
-    np.savez(tmp_path / "feed.npz", **FEED)
-    request = {"model": "abc", "batch": 1, "samples": [{"file": "a.onnx", "kept": [32, 48]}]}
-    (tmp_path / "request.json").write_text(json.dumps(request))
-    path = tmp_path / "table.json"
-    path.write_text(json.dumps(time_ops.fill(tmp_path, 1, "cpu", 2)))
-    (sample,) = read_table(path).models["abc"]
-    assert sample["kept"] == [32, 48] and len(sample["ops"]) >= 3
-
-
-def test_the_layout_is_kept_across_a_padded_shortcut_and_nothing_changes() -> None:
-    model = padded_shortcut()
-    kept = keep_layout(model, 16)
-    assert [n.op_type for n in kept.graph.node].count("MaxPool") == 1
-    onnx.checker.check_model(kept)
-    before, after = (op_times_run(m) for m in (model, kept))
-    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
-    assert keep_layout(model, 1) is model
-    assert keep_layout(chain(), 16) is not None and len(keep_layout(chain(), 16).graph.node) == len(chain().graph.node)
-
-
-def op_times_run(model: onnx.ModelProto) -> np.ndarray:
-    from agmc_onnx.measuring.session import make_session
-
-    return np.asarray(make_session(model).run(None, FEED)[0])
-
-
-def test_peak_memory_is_the_same_every_time_and_less_for_a_smaller_network() -> None:
-    channels = channels_of(chain())
-    whole, small = channels.graph.model, cut(channels, [16, 16])
-    assert peak_bytes(whole, FEED) == peak_bytes(whole, FEED)
-    assert (peak_bytes(small, FEED) or 0) < (peak_bytes(whole, FEED) or 1)
-
-
-def test_the_interval_of_a_median_comes_from_the_order_of_the_values() -> None:
-    assert median_interval([3.0]) == (3.0, 3.0)
-    low, high = median_interval(np.arange(101))
-    assert low == 40 and high == 61
-    assert median_interval(np.full(50, 2.0)) == (2.0, 2.0)
-
-
-def test_processor_time_decides_where_there_is_one_thread() -> None:
-    def times(values: list[float], cpu: list[float], threads: int = 1) -> Latency:
-        return Latency(
-            1.0, 1.0, min(values), 1.0, 1, threads, len(values), "cpu", tuple(values), rounds_cpu_ms=tuple(cpu)
-        )
-
-    alone = ratio(times([9.0, 1.0, 1.0], [1.0, 1.0, 1.0]), times([1.0, 9.0, 2.0], [2.0, 2.0, 2.0]))
-    assert alone.cpu == 0.5 == alone.steady
-    both = ratio(times([1.0, 1.0], [1.0, 1.0], 2), times([2.0, 2.0], [1.0, 1.0], 2))
-    assert both.cpu is None and both.steady == 0.5
+TABLE = {
+    "format": "agmc-onnx/latency-table@1", "device": {}, "setting": {"threads": 1, "provider": "cpu", "batch": 1},
+    "ops": [{"op": "Relu", "ms": 1}], "models": {"a": [{"kept": [1], "ops": [["y", 0]], "ms": 1}]},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "options, text",
+    ("text", "said"),
     [
-        ({"flops": 0.5, "round_to": 0}, "--round-to: too small, got 0; expected at least 1, or auto."),
-        (
-            {"flops": 0.5, "latency_table": "t.json"},
-            "--latency-table: got no --latency; expected the budget it is for.",
-        ),
-        ({"flops": 0.5, "latency": 0.5}, "budget: got --flops and --latency; expected exactly one of"),
+        ("[]", "not a latency table, got list; expected a JSON object."),
+        ("{}", "not a latency table, got format None; expected 'agmc-onnx/latency-table@1'."),
+        ("no json", "not JSON (Expecting value: line 1 column 1 (char 0)); expected a latency table."),
+        (json.dumps(TABLE | {"ops": 5}), "not a latency table, ops: expected `array`, got `int`."),
+        (json.dumps(TABLE | {"ops": []}), "not a latency table, models['a'][0].ops: names an op beyond the 0 there."),
+        (json.dumps(TABLE | {"setting": {}}), "setting: object missing required field `threads`."),
+        (json.dumps(TABLE | {"models": {"a": [{"kept": [-1]}]}}), "models[...][0].kept[0]: expected `int` >= 0."),
     ],
 )
-def test_options_that_do_not_go_together(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(text)):
-        CompressOptions.of(**options)
+def test_what_is_no_table_is_said_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(TABLE))
+    assert read_table(path).models == {"a": [{"kept": [1], "ops": [["y", "Relu", 1]], "ms": 1}]}
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_table(path)
+    assert str(caught.value).startswith(f"{path}: ") and said in str(caught.value)
+    with pytest.raises(UsageError, match="no latency table, got No such file"):
+        read_table(tmp_path / "none.json")

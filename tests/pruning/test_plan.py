@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +48,16 @@ def test_a_plan_of_widths_stays_plan_1() -> None:
 def test_a_plan_is_applied_and_verified(tmp_path: Path) -> None:
     _, plan = deep()
     onnx.save(RESIDUAL, tmp_path / "model.onnx")
+    with pytest.raises(PlanError, match=r"is the plan of another model, got sha256 000000000000...; expected"):
+        (tmp_path / "other.json").write_text(plan.to_json())
+        apply(tmp_path / "model.onnx", tmp_path / "other.json")
+    plan = replace(plan, sha256=hashlib.sha256((tmp_path / "model.onnx").read_bytes()).hexdigest())
     (tmp_path / "small.plan.json").write_text(plan.to_json())
+    before = (tmp_path / "small.plan.json").read_bytes()
     result = apply(tmp_path / "model.onnx", tmp_path / "small.plan.json", tmp_path / "small.onnx")
     assert result.verification.masked_equivalence and result.plan.gone == plan.gone
-    assert verify(tmp_path / "model.onnx", tmp_path / "small.onnx", tmp_path / "small.plan.json").masked_equivalence
+    assert verify(tmp_path / "model.onnx", tmp_path / "small.onnx").masked_equivalence
+    assert (tmp_path / "small.plan.json").read_bytes() == before, "an input is never written over"
 
 
 def test_a_plan_that_keeps_units_of_what_is_gone_is_refused() -> None:
@@ -66,3 +74,34 @@ def test_a_plan_that_keeps_nothing_of_what_must_stay_is_refused() -> None:
     next(group for group in plan.groups if group["name"] == "ws")["keep"].clear()
     with pytest.raises(PlanError, match="y would no longer depend on the inputs"):
         kept_units(channels, plan)
+
+
+def changed(**facts: object) -> str:
+    return json.dumps(json.loads(deep()[1].to_json()) | facts)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no json", "not JSON (Expecting value: line 1 column 1 (char 0)); expected a plan."),
+        ("[1]", "not a plan, got list; expected a JSON object."),
+        ("{}", "not a plan, got format None; expected agmc-onnx/plan@1 or agmc-onnx/plan@2."),
+        (changed(model={}), "not a plan, model: object missing required field `sha256`."),
+        (changed(groups=[{"units": 3, "keep": []}]), "not a plan, groups[0]: object missing required field `name`."),
+        (
+            changed(groups=[{"name": "a", "units": 3, "keep": [-1]}]),
+            "not a plan, groups[0].keep[0]: expected `int` >= 0.",
+        ),
+        (changed(groups="abc"), "not a plan, groups: expected `array`, got `str`."),
+        (changed(tensors={"w": {"0": ["x"]}}), "not a plan, tensors[...][...][0]: expected `int | array`, got `str`."),
+        (changed(sparsity={"w": 7}), "not a plan, sparsity[...]: expected `float` <= 1.0."),
+        (changed(sparsity_pattern="2:"), "not a plan, sparsity_pattern: expected `str` matching regex"),
+    ],
+)
+def test_what_is_no_plan_is_said_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "x.plan.json"
+    path.write_text(text)
+    with pytest.raises(PlanError) as caught:
+        read_plan(path)
+    assert said in str(caught.value) and str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).endswith("Give a plan.json that compress wrote.")
