@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from agmc_onnx.cli.crash import broken_model, catch_crashes
 from agmc_onnx.cli.stopping import INTERRUPTED, stoppable
 from agmc_onnx.cli.words import PROGRAM, drop_stdout, fail, is_verbose, say, set_level
 from agmc_onnx.errors import AgmcError, Notice
@@ -24,14 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")  # a library's warning is nothing that a user of this program can act on
         warnings.simplefilter("default", Notice)
         warnings.showwarning = lambda message, *_: say(f"{PROGRAM}: note: {message}")
+    if argv is None:
+        catch_crashes()
     with stoppable() as stop:
-        code = _main(argv)
+        code = _main(sys.argv[1:] if argv is None else list(argv))
         return stop.code if code == INTERRUPTED else code
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def _main(argv: list[str]) -> int:
     try:
-        code = _run(sys.argv[1:] if argv is None else list(argv))
+        code = _run(argv)
         sys.stdout.flush()
         return code
     except AgmcError as error:
@@ -52,7 +55,11 @@ def _main(argv: Sequence[str] | None) -> int:
         return fail(f"{where}{error.strerror or error}. Check the disk and the paths.", 2)
     except MemoryError:
         return fail("out of memory. Use a smaller --reward-samples, or a machine with more memory.", 2)
-    except Exception as error:  # a defect of ours: said in one line, with the way to see more
+    except Exception as error:
+        broken = broken_model(argv)
+        if broken:
+            return fail(broken, 2)
+        # a defect of ours: said in one line, with the way to see more
         if os.environ.get(DEBUG) or is_verbose():
             raise
         return fail(f"internal error, {type(error).__name__}: {error}. Please report it; --verbose shows where.", 1)

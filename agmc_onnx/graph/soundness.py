@@ -45,6 +45,10 @@ def check_sound(model: onnx.ModelProto, where: str) -> None:
     _check_text(where, *(entry.domain for entry in model.opset_import), *_keys(model.metadata_props))
     for function in model.functions:
         _check_text(where, function.name, function.domain, function.overload, *function.input, *function.output)
+    for entry in (*model.opset_import, *(one for function in model.functions for one in function.opset_import)):
+        if not 0 < entry.version < 2**31:
+            name = entry.domain or "ai.onnx"
+            raise ModelError(f"{where}: opset of {name} is none, got {entry.version}; expected a version. {_AGAIN}")
     _check_calls(model, where)
     opsets = _opsets(model.opset_import)
     _require(_Body(opsets, where).check_graph(model.graph), where)

@@ -126,7 +126,7 @@ def run_model(session: ort.InferenceSession, feed: Mapping[str, np.ndarray]) -> 
         return session.run(None, feed)
     except Exception as error:  # onnxruntime's exceptions share no base class below Exception
         raise ModelError(
-            f"model: inference failed, got {_one_line(error)!r}; expected outputs. Check the model and what it is fed."
+            f"model: inference failed, got {one_line(error)!r}; expected outputs. Check the model and what it is fed."
         ) from None
 
 
@@ -201,7 +201,7 @@ def save_optimised(model: Path, target: Path, level: str = "basic", is_portable:
         ort.InferenceSession(str(model), options, providers=list(PROVIDERS["cpu"]), disabled_optimizers=skipped)
     except Exception as error:  # as in run_model
         raise ModelError(
-            f"{model.name}: onnxruntime cannot optimise it, got {_one_line(error)!r}; expected a valid model. "
+            f"{model.name}: onnxruntime cannot optimise it, got {one_line(error)!r}; expected a valid model. "
             "Check it with onnx.checker."
         ) from None
 
@@ -241,7 +241,7 @@ def _open(
             return session
         except Exception as error:  # as in run_model
             raise ModelError(
-                f"{where}: onnxruntime cannot load it, got {_one_line(error)!r}; "
+                f"{where}: onnxruntime cannot load it, got {one_line(error)!r}; "
                 "expected a valid ONNX model that this onnxruntime supports. Check it with onnx.checker."
             ) from None
 
@@ -321,8 +321,8 @@ def _cuda_starts() -> bool:
     return provider_of(_open(model, 1, PROVIDERS["cuda"], True)) == "cuda"
 
 
-def _one_line(error: Exception) -> str:
-    """Return what onnxruntime says, without its prefix, its source paths and its stack."""
+def one_line(error: Exception) -> str:
+    """Return what onnxruntime or onnx says, without its prefix, its source paths and its stack."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
     text = re.sub(r"/\S+\.(?:cc|h|cpp):\d+ ", "", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]

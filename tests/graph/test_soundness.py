@@ -117,6 +117,9 @@ BROKEN = {
                      "m.onnx: initializer w: unknown type of element, got 99; expected one of ONNX."),
     "broken constant": (
         net("h = Conv(x, w) y = Conv(h, v) k = Constant<value = float[3] {1, 2, 3}>()"), ""),
+    "no such opset": (
+        nets.model('<ir_version: 8, opset_import: ["" : 3000000000]> g (float[N] x) => (float[N] y) { y = Relu(x) }'),
+        "m.onnx: opset of ai.onnx is none, got 3000000000; expected a version."),
     "huge input": (changed(lambda g: g.input[0].type.tensor_type.shape.dim[2].__setattr__("dim_value", 2**62)),
                    "m.onnx: value x has a size of 4611686018427387904; expected at most 2^40."),
     "function that calls itself": (
