@@ -1,6 +1,6 @@
 """Compare the differentiable view of a graph (`torch_view.module`) with onnxruntime, network by network.
 
-    python tools/check_torch_view.py [MODEL.onnx ...] [--exporters torchscript dynamo] [--only NAME ...]
+    python -m tools.check_torch_view [MODEL.onnx ...] [--exporters torchscript dynamo] [--only NAME ...]
 
 Without --only nor models: every network of `models/`, with random weights, as exported by both PyTorch exporters. Two random
 samples each, float32, one thread. One line a network: the largest difference over the largest entry, of the worst output, or
@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.errors import AgmcError

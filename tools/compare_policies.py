@@ -1,6 +1,6 @@
 """Compare policies on one model: same budget, evaluations, ranking, recovery and seeds; one JSON line a run.
 
-    python tools/compare_policies.py MODEL.onnx --data CARD --flops 0.5 --policies agmc uniform --seeds 0 1 2 \
+    python -m tools.compare_policies MODEL.onnx --data CARD --flops 0.5 --policies agmc uniform --seeds 0 1 2 \
         --episodes 100 --out runs/compare.jsonl
 
 Runs that are in the file already are not repeated, so a killed comparison goes on where it stopped. Ends with a table of

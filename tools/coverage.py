@@ -1,8 +1,8 @@
 """Coverage of the engine over the architectures of torchvision, timm and onnx, and over real models.
 
-    python tools/coverage.py --out rows.jsonl [--exporters torchscript dynamo] [--only NAME ...] [--data FOLDER]
+    python -m tools.coverage --out rows.jsonl [--exporters torchscript dynamo] [--only NAME ...] [--data FOLDER]
                              [--keep FOLDER] [--part 1/2] [--again] [--seconds 600]
-    python tools/coverage_report.py --rows rows.jsonl [--peers peers.jsonl] [--scaling scaling.jsonl] > docs/coverage.md
+    python -m tools.coverage_report --rows rows.jsonl [--peers peers.jsonl] [--scaling scaling.jsonl] > docs/coverage.md
 
 Every model is tried in a process of its own, so that a crash or a time limit costs one row. Rows that are in the file
 already are not repeated; with `--again` those are that failed or that older code made. Seconds are processor time.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import re
 import resource
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -22,12 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import zoo
-from apart import Row, fill, run_apart
 
 from agmc_onnx.errors import AgmcError
 from agmc_onnx.graph.normalize import normalize
@@ -40,6 +33,8 @@ from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import norms_of, verify
 from agmc_onnx.search.budget import meet_target
 from agmc_onnx.ties.groups import Channels
+from tools import zoo
+from tools.apart import Row, fill, run_apart
 
 LAYERS_OF_A_TRUNK = 12  # weights; a head has a matrix, a bias, and what normalises them
 

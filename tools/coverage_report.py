@@ -1,6 +1,6 @@
 """docs/coverage.md from the rows of tools/coverage.py, tools/bench/peers.py and tools/bench/scaling.py.
 
-python tools/coverage_report.py --rows rows.jsonl --peers peers.jsonl --scaling scaling.jsonl --out docs/coverage.md
+python -m tools.coverage_report --rows rows.jsonl --peers peers.jsonl --scaling scaling.jsonl --out docs/coverage.md
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import zoo
-from apart import Row, engine, read_rows
-from coverage import kinds_of
+from tools import zoo
+from tools.apart import Row, engine, read_rows
+from tools.coverage import kinds_of
 
 DEEP, FAR = 0.27, 0.30  # the goal for the median, and what counts as falling short
 SETS = {"torchscript": "TorchScript", "dynamo": "dynamo", "file": "files"}
@@ -264,11 +261,11 @@ SIZE = (
 )
 COMMANDS = (
     "pip install -e '.[test,coverage]' && pip install --no-deps torch-pruning==1.6.1 onnxsim==0.8.1",
-    "python tools/coverage.py --out rows.jsonl --keep exported --data MODELS",
-    "python tools/bench/peers.py --out peers.jsonl --keep exported",
-    "python tools/bench/scaling.py nodes --out scaling.jsonl",
-    "python tools/bench/scaling.py file --megabytes 100 2500 --out scaling.jsonl",
-    "python tools/coverage_report.py --rows rows.jsonl --peers peers.jsonl --scaling scaling.jsonl \\",
+    "python -m tools.coverage --out rows.jsonl --keep exported --data MODELS",
+    "python -m tools.bench.peers --out peers.jsonl --keep exported",
+    "python -m tools.bench.scaling nodes --out scaling.jsonl",
+    "python -m tools.bench.scaling file --megabytes 100 2500 --out scaling.jsonl",
+    "python -m tools.coverage_report --rows rows.jsonl --peers peers.jsonl --scaling scaling.jsonl \\",
     "    --out docs/coverage.md",
 )
 

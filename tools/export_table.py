@@ -1,7 +1,7 @@
 """Export a model to every format whose converter is installed, and print one table: differences, accuracy, times.
 
-    python tools/export_table.py MODEL.onnx --data CARD --folder OUT [--to FORMAT ...] [--samples N]
-    python tools/export_table.py MODEL.onnx --data CARD --folder OUT --latency
+    python -m tools.export_table MODEL.onnx --data CARD --folder OUT [--to FORMAT ...] [--samples N]
+    python -m tools.export_table MODEL.onnx --data CARD --folder OUT --latency
 
 The first exports and measures each (report in OUT/FORMAT.json); the second times all that is in OUT in one interleaved
 run, and prints the table.

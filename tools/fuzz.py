@@ -1,7 +1,7 @@
 """Feed the program mutated models, plans, cards, journals and tables, and count what ends in no right answer or error.
 
-    python tools/fuzz.py --inputs 10000 --log fuzz.jsonl        # again with the same log: goes on where it stopped
-    python tools/fuzz.py --inputs 10000 --log fuzz.jsonl --only 4711 --keep folder
+    python -m tools.fuzz --inputs 10000 --log fuzz.jsonl        # again with the same log: goes on where it stopped
+    python -m tools.fuzz --inputs 10000 --log fuzz.jsonl --only 4711 --keep folder
 
 Input number i depends on the seed and i alone. A fork server holds the imported program; every input gets a process of its
 own, in an empty folder, which may take 20 s and 2 GB. What counts as a failure:

@@ -1,6 +1,6 @@
 """Draw the best reward so far against evaluations (AGMC, figures 5 and 6).
 
-    python tools/plot_rewards.py runs/compare.jsonl --out docs/figures/rewards.svg
+    python -m tools.plot_rewards runs/compare.jsonl --out docs/figures/rewards.svg
 
 The runs are those of `tools/compare_policies.py` or `tools/experiments/papers.py`; only runs with the same images and judge
 belong into one figure.

@@ -1,8 +1,8 @@
 """Tables of policies from runs of `tools/compare_policies.py`, and the file of runs that the tables of the documentation are of.
 
-    python tools/policy_tables.py docs/measured/policies.jsonl --episodes 100 --finalists 1 4
-    python tools/policy_tables.py docs/measured/policies.jsonl --episodes 100 --finalists 1 4 --after 30
-    python tools/policy_tables.py runs/*.jsonl --keep docs/measured/policies.jsonl
+    python -m tools.policy_tables docs/measured/policies.jsonl --episodes 100 --finalists 1 4
+    python -m tools.policy_tables docs/measured/policies.jsonl --episodes 100 --finalists 1 4 --after 30
+    python -m tools.policy_tables runs/*.jsonl --keep docs/measured/policies.jsonl
 
 Writes two tables in Markdown, a column for each model and budget and a row for each policy: the best reward of the search, and
 the metric on the test role with the fidelity there; means and, over several seeds, their deviation, with the number of seeds.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_commands_of_a_row_are_understood(row, parser):
         if words[0] == "agmc-onnx":
             assert parser.parse_args(words[1:])
         else:
-            assert (ROOT / words[1]).is_file()
+            assert words[:2] == ["python", "-m"] and find_spec(words[2]) is not None
             add_variants()
             add_transfer()
             assert row.kind == "nodes" or row.policy in policies.POLICIES

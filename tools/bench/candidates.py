@@ -1,6 +1,6 @@
 """Candidates a minute, in turns on the same machine: ours, and three other ways to measure one; prints one JSON line.
 
-    python tools/bench/candidates.py MODEL.onnx --data CARD --images 500 --candidates 6 [--torch-pruning resnet20]
+    python -m tools.bench.candidates MODEL.onnx --data CARD --images 500 --candidates 6 [--torch-pruning resnet20]
 
 Every way gets the same random candidates of the same budget, and answers each with its metric on the same images in the same
 batches, on one thread, without recovery:
@@ -31,8 +31,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from agmc_onnx.data.roles import Roles
 from agmc_onnx.graph.view import view

@@ -1,8 +1,8 @@
 """Latency of candidates: what the table of op times predicts beside what is measured, and what it is good for.
 
-    python tools/bench/latency.py predict MODEL.onnx ...           # 50 random candidates of each
-    python tools/bench/latency.py speed MODEL.onnx OUT.onnx ...    # threads 1 and 2, batch 1 and 32, against the first
-    python tools/bench/latency.py aware MODEL.onnx                 # at the same multiply-adds: widths by latency, and not
+    python -m tools.bench.latency predict MODEL.onnx ...           # 50 random candidates of each
+    python -m tools.bench.latency speed MODEL.onnx OUT.onnx ...    # threads 1 and 2, batch 1 and 32, against the first
+    python -m tools.bench.latency aware MODEL.onnx                 # at the same multiply-adds: widths by latency, and not
 
 Models are timed in turns. Beside the fastest wall time stands the fastest processor time, which other work on the machine
 disturbs less.

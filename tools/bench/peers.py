@@ -1,6 +1,6 @@
 """The models of the coverage table through this project, Torch-Pruning and onnxsim, one after the other on each model.
 
-    python tools/bench/peers.py --out peers.jsonl [--keep FOLDER] [--only NAME ...] [--part 1/2] [--seconds 300]
+    python -m tools.bench.peers --out peers.jsonl [--keep FOLDER] [--only NAME ...] [--part 1/2] [--seconds 300]
 
 Needs `pip install --no-deps torch-pruning==1.6.1 onnxsim==0.8.1` beside what tools/coverage.py needs. All three cut half of
 every group they find, by L2 norm, one thread:
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -28,18 +27,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import zoo
-from apart import Row, fill, run_apart
-from coverage import graph_and_cut
-
 from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.pruning.cost import count_macs
+from tools import zoo
+from tools.apart import Row, fill, run_apart
+from tools.coverage import graph_and_cut
 
 RATIO, AGAIN_BELOW = 0.5, 5.0  # seconds
 

@@ -1,6 +1,6 @@
 """Recovery beside peers, without fine-tuning: one network, one budget of true multiply-adds, the same calibration images.
 
-    python tools/bench/recovery_peers.py cifar10_resnet56_bn.onnx --data cifar10.toml --out recovery.jsonl [--only NAME ...]
+    python -m tools.bench.recovery_peers cifar10_resnet56_bn.onnx --data cifar10.toml --out recovery.jsonl [--only NAME ...]
 
 Needs `pip install --no-deps torch-pruning==1.6.1 onnxsim==0.8.1`. The model is a CIFAR ResNet with unfolded BatchNormalization;
 Torch-Pruning gets it as a module of `models.resnet` with the model's weights, checked equal to it in onnxruntime.
@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,8 +32,6 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import agmc_onnx
 from agmc_onnx.data.samples import Samples, load_card, open_data

@@ -1,6 +1,6 @@
 """One plan, recovered in every way that has no training: as cut, statistics alone, refit in closed form.
 
-    python tools/bench/recovery_steps.py MODEL.onnx --data CARD [--flops 0.5] [--importance l2]
+    python -m tools.bench.recovery_steps MODEL.onnx --data CARD [--flops 0.5] [--importance l2]
 
 Widths are those of `greedy_widths` on refit errors, in fours; the metric is the card's, on the test role; where that is agreement
 with the original, it is measured as `compress` does. Seconds are processor seconds on one thread.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,8 +17,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.measuring.accuracy import Evaluator

@@ -1,7 +1,7 @@
 """Time and peak memory against the number of nodes and against the size of the file; prints one JSON line a measurement.
 
-    python tools/bench/scaling.py nodes --sizes 100 300 1000 3000 10000 20000 [--out scaling.jsonl]
-    python tools/bench/scaling.py file --megabytes 100 2500 --scratch FOLDER [--out scaling.jsonl]
+    python -m tools.bench.scaling nodes --sizes 100 300 1000 3000 10000 20000 [--out scaling.jsonl]
+    python -m tools.bench.scaling file --megabytes 100 2500 --scratch FOLDER [--out scaling.jsonl]
 
 `nodes`: generated networks of residual, concatenating, gated and shuffling blocks with few channels, so that the weights
 weigh nothing; read, analysed, cut to half of every group and written in a process of their own, the smallest of

@@ -1,6 +1,6 @@
 """Time of a search with several worker processes over that with one, in turns on the same machine; prints one JSON line.
 
-    python tools/bench/workers.py MODEL.onnx --data CARD --workers 2 --episodes 40 --repeats 3
+    python -m tools.bench.workers MODEL.onnx --data CARD --workers 2 --episodes 40 --repeats 3
 
 Both evaluate the same candidates (same seed and batch); the line says whether they found the same plan. Times are those of
 the episodes alone; the start of the processes falls into the first batch, which is left out. `cpu_seconds` is the processor

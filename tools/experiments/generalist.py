@@ -1,8 +1,8 @@
 """Train the generalist (`policies.guide.generalist`) over many networks.
 
-    python tools/experiments/generalist.py zoo runs/zoo                      # small networks, trained on the digits
-    python tools/experiments/generalist.py collect MODEL.onnx --data CARD --out runs/generalist.jsonl
-    python tools/experiments/generalist.py train runs/generalist.jsonl [--leave-out NAME ...] [--folds 5] [--out FILE.safetensors]
+    python -m tools.experiments.generalist zoo runs/zoo                      # small networks, trained on the digits
+    python -m tools.experiments.generalist collect MODEL.onnx --data CARD --out runs/generalist.jsonl
+    python -m tools.experiments.generalist train runs/generalist.jsonl [--leave-out NAME ...] [--folds 5] [--out FILE.safetensors]
 
 `collect` measures candidates at three budgets (the greedy ones, the uniform one, and noise around them) as a search does: quick
 refit, fidelity; with --generalist what that one would choose, for the next one to learn from. `train` fits an ensemble to all of
@@ -25,8 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from agmc_onnx.data.roles import Roles
 from agmc_onnx.options import CompressOptions

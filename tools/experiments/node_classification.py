@@ -1,6 +1,6 @@
 """Node classification on the channel view of a network (AGMC paper, section 4.5): which layer is a filter of?
 
-    python tools/experiments/node_classification.py --network resnet_3466 --seeds 0 1 2
+    python -m tools.experiments.node_classification --network resnet_3466 --seeds 0 1 2
 
 The graph is the paper's: one node a filter, one where filters are concatenated (31,997 nodes, 63,893 edges). A share of
 the nodes, 20 % in the paper, is labelled with its layer; the others are to be told. The encoder is that of the agent:

@@ -146,14 +146,14 @@ def commands(row: Row, seed: int = 0) -> list[str]:
     model = row.network.files[-1]
     if row.kind == "nodes":
         given = " ".join(f"--{name} {value}" for name, value in row.options.items())
-        return [f"python tools/experiments/node_classification.py --network {row.network.name} {given}"]
+        return [f"python -m tools.experiments.node_classification --network {row.network.name} {given}"]
     if row.kind == "transfer":
-        return [f"python tools/experiments/papers.py run {row.id} --models MODELS --data CARD.toml --out rows.jsonl"]
+        return [f"python -m tools.experiments.papers run {row.id} --models MODELS --data CARD.toml --out rows.jsonl"]
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in row.options.items())
     tail = f"--episodes {row.episodes}"
     if row.policy not in POLICIES:
         return [
-            f"python tools/compare_policies.py {model} --data CARD.toml {options} --policies {row.policy}"
+            f"python -m tools.compare_policies {model} --data CARD.toml {options} --policies {row.policy}"
             f" --seeds {seed} {tail} --out runs/{row.id}.jsonl"
         ]
     told = [

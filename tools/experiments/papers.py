@@ -1,11 +1,11 @@
 """The experiments of the AGMC and GNN-RL papers: every row of their tables and figures, and what repeats it.
 
-    python tools/experiments/papers.py list [--table agmc-table1]
-    python tools/experiments/papers.py run t1-r20-deep 'f4-*' --models MODELS --data cifar10.toml --out runs/papers.jsonl
-    python tools/experiments/papers.py run agmc-table3 --out runs/papers.jsonl        # random weights: no accuracy
-    python tools/experiments/papers.py run t1-r20-deep --demo --out runs/papers.jsonl  # on the digits example
-    python tools/experiments/papers.py train resnet44 --data cifar10.toml --models MODELS
-    python tools/experiments/papers.py table runs/papers.jsonl
+    python -m tools.experiments.papers list [--table agmc-table1]
+    python -m tools.experiments.papers run t1-r20-deep 'f4-*' --models MODELS --data cifar10.toml --out runs/papers.jsonl
+    python -m tools.experiments.papers run agmc-table3 --out runs/papers.jsonl        # random weights: no accuracy
+    python -m tools.experiments.papers run t1-r20-deep --demo --out runs/papers.jsonl  # on the digits example
+    python -m tools.experiments.papers train resnet44 --data cifar10.toml --models MODELS
+    python -m tools.experiments.papers table runs/papers.jsonl
 
 The rows are in papers.toml. `run` takes ids and names of tables, with * and ?, looks for the networks in --models, and builds
 those that are not there with random weights: their latency, memory and sizes mean something, their accuracy nothing. What is in
@@ -20,8 +20,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from agmc_onnx.errors import AgmcError, UsageError
 from tools.experiments.paper_rows import Row, chosen, commands, read_rows
