@@ -54,7 +54,7 @@ def fidelity(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> 
     """Return how close outputs are to the original's, 0..100: as `agreement`, but class scores count by their error too.
 
     Which class comes first says one bit of a sample; the error of its scores says how far it is from changing. So
-    fidelity tells candidates apart with a quarter of the images, and needs no labels (docs/results.md).
+    fidelity tells candidates apart with a quarter of the images, and needs no labels (docs/decisions/judge.md).
 
     Args:
         outputs: Of shape (n, ...) each.
@@ -95,7 +95,7 @@ def soft_classes(output: np.ndarray, probabilities: bool) -> np.ndarray:
 
     Softened as in Hinton et al. 2015, arXiv:1503.02531, what two networks differ by is what the likely classes differ by: of 17
     good candidates of a network its squared error on 500 images correlates with the top-1 of the finished models with 0.66,
-    that of the scores with 0.49 (docs/results.md).
+    that of the scores with 0.49 (docs/decisions/judge.md).
 
     Args:
         output: Class scores (`class_scores` knows their form).

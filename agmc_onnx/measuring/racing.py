@@ -5,7 +5,7 @@ differences is known from few images (Maron and Moore 1993, Hoeffding races; her
 as in F-Race, Birattari et al. 2002). A candidate is only ever held against the best one, so a stopped one can never win.
 
 Among the best candidates of a search 500 images tell nothing: what they differ by is half of a standard error. So who is not
-behind after those is measured on twice as many, and again (docs/results.md, "Racing").
+behind after those is measured on twice as many, and again (docs/decisions/racing.md).
 """
 
 from __future__ import annotations

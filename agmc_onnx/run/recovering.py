@@ -31,7 +31,7 @@ def best_finalist(
     Rewards of a search are measured after a quick refit; among the best of many its noise decides. So the first candidate is one
     of the finalists too: of policies that begin with the prior's a mean of greedy ones, or what the generalist likes best. They
     are judged as candidates are: by fidelity unless `judge` says otherwise. What finalists differ by in accuracy is less than
-    what some thousand images can tell; half of them choose twice as well by fidelity (docs/results.md).
+    what some thousand images can tell; half of them choose twice as well by fidelity (docs/decisions/finalists.md).
 
     Returns:
         The best finalist's model and kept counts, and what was measured of each.

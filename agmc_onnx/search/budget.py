@@ -36,7 +36,7 @@ def algorithm1_literal(
     skip_first: bool = False,
     update_sum_in_place: bool = False,
 ) -> FloatArray:
-    """Return the prune ratios a' of the paper's Algorithm 1 (section 3.4.4), as printed.
+    """Return the prune ratios a' as printed (AGMC, sec. 3.4.4, alg. 1).
 
     It can miss the budget (the share lost to `a_max` is given to nobody), and never corrects over-pruning;
     `meet_target` is what the search uses. All zero `a` would be 0/0: then nothing is added.
@@ -111,7 +111,7 @@ def meet_target(
 ) -> Rescaled:
     """Return kept counts in the proportions proposed whose true cost is at most the budget, and close to it.
 
-    Prune ratios 1 - keep_ratio are multiplied by one common factor, as Algorithm 1 does when all W are equal, both
+    Prune ratios 1 - keep_ratio are multiplied by one common factor, as AGMC, sec. 3.4.4, alg. 1 does when all W are equal, both
     ways: a proposal that prunes too much is relaxed. As the factor grows from zero, groups lose their steps one after
     the other (at the factor where the rounding tips over); the order of these events is a path from nothing removed
     to everything removed, and the factor is bisected on the true integer cost along it. Groups with a prune ratio of

@@ -1,4 +1,4 @@
-"""Rewards of the AGMC paper, section 3.4.3. `Error` is in percent points (100 - metric), as in the published code."""
+"""Rewards (AGMC, arXiv:2011.12641v1, sec. 3.4.3). `Error` is in percent points (100 - metric), as in the published code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Reward = Callable[[float, int, int], float]
 
 
 def err(metric: float, macs: int, params: int) -> float:
-    """Return R_err = -Error (eq. 12), for a search under a budget.
+    """Return R_err = -Error (AGMC, sec. 3.4.3, eq. 12), for a search under a budget.
 
     Args:
         metric: 0..100, higher is better.
@@ -25,7 +25,7 @@ def err(metric: float, macs: int, params: int) -> float:
 
 
 def flops(metric: float, macs: int, params: int) -> float:
-    """Return R_FLOPs = -Error * ln(FLOPs) (eq. 13), for a search that must keep its accuracy; FLOPs = 2 * macs.
+    """Return R_FLOPs = -Error * ln(FLOPs) (AGMC, sec. 3.4.3, eq. 13), where accuracy must be kept; FLOPs = 2 * macs.
 
     The natural logarithm of the absolute count is our reading; the paper gives no base, the published code no line.
     """
@@ -33,7 +33,7 @@ def flops(metric: float, macs: int, params: int) -> float:
 
 
 def params(metric: float, macs: int, params: int) -> float:
-    """Return R_Param = -Error * ln(#Param) (eq. 14); see `flops` for the logarithm."""
+    """Return R_Param = -Error * ln(#Param) (AGMC, sec. 3.4.3, eq. 14); see `flops` for the logarithm."""
     return -(100.0 - metric) * math.log(max(params, 2))
 
 

@@ -17,7 +17,7 @@ from agmc_onnx.search.problem import Problem
 
 @dataclass(frozen=True)
 class GraphTensors:
-    """The one graph the agent works on.
+    """The one graph the agent works on: the hierarchical graph, flattened (AGMC, sec. 3.1, eq. 1 is one of its edges).
 
     Attributes:
         x: float32 (n_nodes, n_features), standardised.

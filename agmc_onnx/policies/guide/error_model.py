@@ -3,8 +3,8 @@
 Error curves say how the error of one group grows as it shrinks, but not what that error does to the answers: an error in one
 layer is washed out by those that follow, in another it is not. Added up as they are, they order candidates of one budget
 hardly better than chance; with a weight for every group, learned from a few dozen episodes, they order them well
-(docs/results.md). Ours; the regression is that of Bishop 2006, "Pattern Recognition and Machine Learning", section 3.3, with
-its hyperparameters chosen by the marginal likelihood (3.5).
+(docs/decisions/error-model.md). Ours; the regression is that of Bishop 2006, "Pattern Recognition and Machine Learning",
+section 3.3, with its hyperparameters chosen by the marginal likelihood (3.5).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ the critic gives every group a weight for each kind of error; a candidate is wor
 weights are what the error model of a search may start from, where its first episodes agree, and what `--episodes 0` decides by.
 
 The file holds numbers only (safetensors). `tools/experiments/generalist.py` makes it, from networks that come with the project or
-that it trains itself; docs/results.md has what it says of networks that it never saw.
+that it trains itself; docs/decisions/generalist.md has what it says of networks that it never saw.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from agmc_onnx.search.problem import Problem
 FILE = Path(__file__).with_name("generalist.safetensors")
 N_KINDS = 2  # refit errors, divergence of the outputs
 SIZE, HIDDEN, N_LAYERS, EDGE_SIZE = 16, 32, 2, 8  # of embeddings, of the critic, of the encoder, of edge types
-# Towards the sum of the refit errors as they are: chosen by networks that an ensemble had not seen (docs/results.md)
+# Towards the sum of the refit errors as they are: chosen by networks that an ensemble had not seen (docs/decisions/generalist.md)
 SHRUNK = 0.3
 LARGEST_LOG = 3.0  # of a weight: nothing costs more than e^3 times the middle one, or less than a e^3-th
 _PLACES = (8, 16, 24)  # of 32, keep ratios at which the critic sees the curves
