@@ -11,7 +11,6 @@ two), which makes a mixed-integer linear program of it; HiGHS (Huangfu and Hall 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +23,6 @@ from agmc_onnx.search.budget import costs_of
 from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.problem import Curves, Outcome, Problem
 
-LOG = logging.getLogger(__name__)
 MAX_NODES, MAX_S = (
     4000,
     60.0,
@@ -184,7 +182,11 @@ def solve(errors: list[FloatArray], cost: PairCost, budget: int) -> Solution | N
 
 
 class SolverPolicy:
-    """Proposes the solution for every kind of known errors; guided, the one for what the error model expects."""
+    """Proposes the solution for every kind of known errors; guided, the one for what the error model expects.
+
+    Attributes:
+        notes: What to say of every solution: how near it is to the optimum.
+    """
 
     def __init__(self, problem: Problem, options: SearchOptions, rng: np.random.Generator) -> None:
         """Read off the cost's form."""
@@ -193,6 +195,7 @@ class SolverPolicy:
         self.n_episodes = len(self.kinds)
         self.episode = 0
         self.told: list[FloatArray] | None = None
+        self.notes: list[str] = []
 
     def propose(self, rng: np.random.Generator) -> FloatArray:
         """Return float64 (n_groups,) keep ratios of the solution for what was told, or for the next kind of errors."""
@@ -200,10 +203,12 @@ class SolverPolicy:
         self.episode += 1
         found = solve(errors, self.cost, self.problem.budget)
         if found is None:
-            LOG.warning("solver: nothing found in %d nodes; the uniform widths are taken", MAX_NODES)
+            self.notes.append(f"solver: nothing found in {MAX_NODES} nodes; the uniform widths are taken")
             return np.full(self.problem.n_groups, 0.5)
         said = "exact" if found.is_exact else "not exact"
-        LOG.info("solver: errors add up to %.6g, bound %.6g, gap %.2g, %s", found.error, found.bound, found.gap, said)
+        self.notes.append(
+            f"solver: errors add up to {found.error:.6g}, bound {found.bound:.6g}, gap {found.gap:.2g}, {said}"
+        )
         return found.kept / self.problem.n_units
 
     def know(self, table: FloatArray) -> None:

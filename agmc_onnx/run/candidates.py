@@ -270,7 +270,10 @@ def search_candidates(
         race = settings.data.judge == "fidelity" and asked.reward == "err"
         gone = time.perf_counter() - begun  # error curves and the policy's networks count too
         seconds = None if settings.execution.minutes is None else 60 * settings.execution.minutes - gone
-        return search(problem, policy, reward, n_episodes, rng, on_episode, None, batch, recorder.all, race, seconds)
+        found = search(problem, policy, reward, n_episodes, rng, on_episode, None, batch, recorder.all, race, seconds)
+        for text in getattr(policy, "notes", ()):
+            tell(text, {})
+        return found
 
 
 @contextmanager

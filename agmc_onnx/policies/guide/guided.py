@@ -68,6 +68,11 @@ class Guided:
         """Evaluations that the policy made beside the episodes."""
         return int(getattr(self.policy, "n_extra", 0))
 
+    @property
+    def notes(self) -> list[str]:
+        """What the policy has to say of what it did."""
+        return list(getattr(self.policy, "notes", ()))
+
     def propose(self, rng: np.random.Generator) -> FloatArray:
         """Return the prior's next candidate, then what the guide makes of the policy's proposals."""
         if self._waiting is None:
