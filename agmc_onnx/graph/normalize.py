@@ -13,6 +13,7 @@ from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from agmc_onnx.graph.edit import LAST_IR_WITH_INPUTS, rewire
 from agmc_onnx.graph.fold import evaluate_node
+from agmc_onnx.graph.inline import unwrapped
 from agmc_onnx.graph.protobuf import copy_fields
 from agmc_onnx.graph.view import captured_names, constant_tensor
 
@@ -40,7 +41,8 @@ def normalize(model: onnx.ModelProto, dense: bool = False) -> onnx.ModelProto:
     Reduce makes of constants alone, a quarter of their size or less) becomes an initializer under its own name: it is
     that of the whole weight, also when some of its channels are cut. Nodes that nobody needs after that are dropped.
     Vectors of one number (zero biases, scales of one), which the exporters of such networks share among layers of the
-    same width, are then copied for each user, so that they tie no layers to each other. Nothing else is changed.
+    same width, are then copied for each user, so that they tie no layers to each other. Local functions are inlined, and an If
+    that fixed sizes decide is its branch (`unwrapped`). Nothing else is changed.
 
     What stays an Identity: one whose output is a graph output, and one of an overridable initializer, whose numbers are
     known only when the model runs.
@@ -52,6 +54,7 @@ def normalize(model: onnx.ModelProto, dense: bool = False) -> onnx.ModelProto:
     Returns:
         A new model, or the model itself when there is nothing to do.
     """
+    model = unwrapped(model)
     overridable = set() if model.ir_version <= LAST_IR_WITH_INPUTS else {i.name for i in model.graph.input}
     outputs = {output.name for output in model.graph.output}
     if model.ir_version > LAST_IR_WITH_INPUTS:

@@ -142,16 +142,17 @@ def product_macs(graph: Graph, node: Node) -> list[Product]:
 
 
 def einsum_macs(graph: Graph, node: Node) -> list[Product]:
-    """One product over all letters."""
+    """One product over all letters; what an ellipsis stands for are letters too."""
     terms = node.attribute("equation").replace(" ", "").split("->")[0].split(",")
-    if any("." in term for term in terms):
-        return []
     sizes: dict[str, int] = {}
     axes: dict[str, Axis | None] = {}
     for name, term, dims in zip(node.inputs, terms, sizes_of(graph, *node.inputs), strict=True):
-        for dim, (letter, size) in enumerate(zip(term, dims, strict=True)):
-            sizes[letter] = size
-            axes.setdefault(letter, (name, dim))
+        before, _, after = term.partition("...")
+        free = len(dims) - len(before) - len(after)
+        letters = [*before, *(f".{free - i}" for i in range(free)), *after]
+        for dim, (letter, size) in enumerate(zip(letters, dims, strict=True)):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+            axes.setdefault(letter, (name, dim) if len(letter) == 1 else None)
     return [(tuple(sizes.values()), list(axes.values()))]
 
 

@@ -5,9 +5,9 @@ A removed entry is a zero, and zero is exact in every quantisation: it becomes t
 
 from __future__ import annotations
 
-from agmc_onnx.graph.view import Node
+from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.passing import carry
-from agmc_onnx.ops.table import Op, table
+from agmc_onnx.ops.table import MICROSOFT, Op, Product, sizes_of, table
 from agmc_onnx.ties.ledger import Ledger
 
 _ADVICE = "compress the float model, then quantise the result"
@@ -55,9 +55,25 @@ def _label(ledger: Ledger, node: Node, value: str) -> None:
             ledger.axis(node, value, dim, is_weight=True)
 
 
+def quantised_macs(graph: Graph, node: Node) -> list[Product]:
+    """As of a Conv or MatMul; nothing here is cut."""
+    w = node.inputs[3 if node.op_type.startswith("QLinear") else 1]
+    first, weight, out = sizes_of(graph, node.inputs[0], w, node.outputs[0])
+    dims = (*out, *(weight[1:] if "Conv" in node.op_type else first[-1:]))
+    return [(dims, [None] * len(dims))]
+
+
+def blocks_macs(graph: Graph, node: Node) -> list[Product]:
+    """MatMulNBits: a MatMul by a weight of K rows and N columns."""
+    (dims,) = sizes_of(graph, node.inputs[0])
+    return [((*dims[:-1], node.attribute("K"), node.attribute("N")), [None] * (len(dims) + 1))]
+
+
 OPS = table(
     Op("QuantizeLinear", linear, edge="identity"),
     Op("DequantizeLinear", linear, edge="identity"),
-    Op("ConvInteger", quantised, kernel=True),
-    *(Op(name, quantised) for name in ("DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul")),
+    Op("ConvInteger", quantised, kernel=True, macs=quantised_macs),
+    Op("DynamicQuantizeLinear", quantised),
+    *(Op(name, quantised, macs=quantised_macs) for name in ("MatMulInteger", "QLinearConv", "QLinearMatMul")),
+    Op("MatMulNBits", domain=MICROSOFT, macs=blocks_macs),
 )

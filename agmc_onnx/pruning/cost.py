@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 from agmc_onnx.arrays import FloatArray, IntArray, Mask
 from agmc_onnx.graph.view import Graph
 from agmc_onnx.ops.table import macs_of, node_macs
+from agmc_onnx.pruning.bodies import body_macs
 from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.ties.ledger import Axis
@@ -184,15 +185,18 @@ def axis_sizes(channels: Channels, axes: Sequence[Sequence[Axis]]) -> tuple[Size
 
 
 def macs_cost(channels: Channels) -> Cost:
-    """Return multiply-adds (batch 1, other open sizes small) as a function of kept counts.
+    """Return MACs, at batch 1 and the sizes of the graph's shapes, as a function of kept counts.
 
-    Nodes of the main graph whose op has a rule for it in the table of ops count (convolutions, products, recurrent nodes, fused
-    attention); element-by-element work does not, as in the papers' tables.
+    Nodes whose op has a rule for it in the table of ops count (convolutions, products, recurrent nodes, fused attention), those
+    in branches and bodies too (`body_macs`); element-by-element work does not, as in the papers' tables.
     """
     builder = _Builder(channels)
     for node in channels.graph.nodes:
         for dims, axes in macs_of(channels.graph, node):
             builder.add(node.outputs[0] or node.label, dims, axes)
+        inside = body_macs(channels.graph, node)
+        if inside:
+            builder.add(node.outputs[0] or node.label, (inside,), [None])
     return builder.build()
 
 
@@ -209,7 +213,7 @@ def count_macs(graph: Graph) -> dict[str, int]:
     """Return the multiply-adds of every node of a graph that has some, by the name of its first output."""
     counted: dict[str, int] = {}
     for node in graph.nodes:
-        n_macs = node_macs(graph, node)
+        n_macs = node_macs(graph, node) + body_macs(graph, node)
         if n_macs:
             counted[node.outputs[0] or node.label] = n_macs
     return counted
