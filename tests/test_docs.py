@@ -77,6 +77,14 @@ def test_examples_run(path, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
+def test_tables_of_fields_are_those_of_the_schemas():
+    made = runpy.run_path(str(ROOT / "docs" / "_ext" / "schemas.py"))
+    pages = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    assert sum("<!-- fields of" in text for text in pages.values()) >= 2
+    for page, text in pages.items():
+        assert made["written"](text) == text, f"{page.name}: run python docs/_ext/schemas.py"
+
+
 def test_there_are_examples():
     assert len(EXAMPLES) >= 4
 

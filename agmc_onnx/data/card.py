@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from agmc_onnx.errors import DataError
 
@@ -23,7 +24,6 @@ else:
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
 LAYOUTS = ("NCHW", "NHWC")
 COLORS = ("RGB", "BGR", "L")
-ROLES = ("calibration", "reward", "test")
 AUGMENTATIONS = ("flip", "crop")
 BUILT_IN = {"digits": Path(__file__).parent / "digits" / "digits.toml"}
 NEEDS_LABELS = {"top1": True, "top5": True, "agreement": False}  # a "module:function" gets the labels if there are any
@@ -105,8 +105,49 @@ class DataCard:
     train: TrainCard | None = None
 
 
-CARD_KEYS = tuple(f.name for f in fields(DataCard) if f.name != "where")
-TRAIN_KEYS = tuple(f.name for f in fields(TrainCard))
+@dataclass(frozen=True)
+class RolesFile:
+    """Slices "start:stop" of the samples, which may not overlap."""
+
+    calibration: Annotated[str | None, Meta(description="inputs only; labels of it are never read")] = None
+    reward: Annotated[str | None, Meta(description="steers the search")] = None
+    test: Annotated[str | None, Meta(description="reported once, at the end")] = None
+
+
+@dataclass(frozen=True)
+class TrainFile:
+    """For finetune and --recover distill; same preprocessing."""
+
+    images: Annotated[str | None, Meta(description="the card's own where it is not given")] = None
+    labels: str | None = None
+    slice: Annotated[str | None, Meta(description="start:stop of the samples to learn from")] = None
+    augment: Annotated[list[str], Meta(description="of flip and crop")] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CardFile:
+    """A data card as it is written."""
+
+    images: Annotated[str, Meta(description="an .npz, a folder with a folder per class, or a folder of files")]
+    labels: Annotated[str | None, Meta(description=".csv with the columns file,label, or .npy")] = None
+    input: Annotated[str | None, Meta(description="name of the graph input, where the model has several")] = None
+    layout: Annotated[str, Meta(description="what the model wants: NCHW or NHWC")] = "NCHW"
+    color: Annotated[str, Meta(description="RGB, BGR, or L for one channel")] = "RGB"
+    resize: Annotated[int | list[int] | None, Meta(description="the shorter side, or [height, width]; done first")] = (
+        None
+    )
+    crop: Annotated[int | list[int] | None, Meta(description="centre crop, or [height, width]")] = None
+    scale: Annotated[
+        float | None, Meta(description="pixels are divided by it; 255 for 8-bit images and float inputs")
+    ] = None
+    mean: Annotated[float | list[float], Meta(description="then (x / scale - mean) / std")] = 0.0
+    std: float | list[float] = 1.0
+    metric: Annotated[str | None, Meta(description="top1, top5, agreement or module:function; see below")] = None
+    roles: RolesFile = field(default_factory=RolesFile)
+    train: TrainFile | None = None
+
+
+CARD_KEYS, TRAIN_KEYS, ROLES = (tuple(f.name for f in fields(schema)) for schema in (CardFile, TrainFile, RolesFile))
 
 
 def bad_data(where: str, wrong: str, got: object, expected: object, todo: str) -> DataError:
