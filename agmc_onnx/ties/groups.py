@@ -337,7 +337,7 @@ def _names(
 def _is_output_dim(graph: Graph, op_of: OpOf, value: str, dim: int) -> bool:
     """Whether some node makes the channels of its output with this dim of its weight."""
     for node, position in graph.consumers.get(value, ()):
-        out_dim = op_of(node).out_dim
-        if position == 1 and out_dim is not None and out_dim(node, len(graph.tensors[value].dims)) == dim:
+        out_dim = op_of(node).out_dim if position == 1 else None
+        if out_dim is not None and out_dim(node, len(graph.tensors[value].dims)) == dim:
             return True
     return False
