@@ -420,14 +420,15 @@ class Execution:
 
     minutes: float | None = option(
         None,
-        "end a search after so many minutes, with the best found by then",
+        "the whole command takes so many minutes at most: the search ends in time, with the best by then",
         "M",
         default_text="none",
         is_common=True,
         low=0,
         is_open=True,
         wrong="too few",
-        more="The same seed gives the same result only where as many candidates are evaluated.",
+        more="What comes behind the search is reckoned in, by what one candidate takes; at least one candidate is measured."
+        " The same seed gives the same result only where as many candidates are evaluated.",
     )
     seed: int = option(
         0, "of every random choice; the same seed gives the same result", "S", is_common=True, **AT_LEAST_0

@@ -9,7 +9,7 @@ from typing import Any
 from agmc_onnx.cli.import_ import as_onnx, import_options
 from agmc_onnx.cli.parsing import Said, argument, beaten, option, options_of_compress, verb
 from agmc_onnx.cli.stopping import INTERRUPTED
-from agmc_onnx.cli.words import PROGRAM, no_card, tell
+from agmc_onnx.cli.words import PROGRAM, no_card, noting, tell
 from agmc_onnx.cli.words import say as say_error
 from agmc_onnx.options import ONE_OF, CompressOptions, known_options
 
@@ -47,12 +47,12 @@ def compressed(
     path: str | Path, data: str | None, target: str, quiet: bool, options: Mapping[str, Any], force: bool = False
 ) -> Said:
     """Compress an ONNX model and return what there is to say; 130 after an interruption that still gave a model."""
-    from agmc_onnx.cli.progress import Episodes
+    from agmc_onnx.reporting.progress import Episodes
     from agmc_onnx.reporting.text import summary
     from agmc_onnx.verbs.compress import compress, output_files
 
     minutes = options.get("minutes")
-    with Episodes(quiet, minutes) as episodes:  # on stderr, beside --json too
+    with Episodes(quiet, noting()) as episodes:  # on stderr, beside --json too
 
         def progress(stage: str, facts: Mapping[str, Any]) -> None:
             if stage == "journal":

@@ -7,7 +7,7 @@ from typing import Any
 
 from agmc_onnx.cli.compress import DATA
 from agmc_onnx.cli.parsing import Said, argument, option, verb
-from agmc_onnx.cli.words import FORCE
+from agmc_onnx.cli.words import FORCE, noting
 from agmc_onnx.refit.options import RecoverOptions
 
 
@@ -24,12 +24,12 @@ from agmc_onnx.refit.options import RecoverOptions
 @option("force", bool, "", FORCE, False)
 def command(model: str, output: str | None, quiet: bool, **given: Any) -> Said:
     """Fine-tune a compressed model and write it beside."""
-    from agmc_onnx.cli.progress import Steps
+    from agmc_onnx.reporting.progress import Steps
     from agmc_onnx.reporting.text import finetuned
     from agmc_onnx.verbs.finetune import finetune
 
     path = Path(model)
     target = output or str(path.with_name(f"{path.name.removesuffix('.onnx')}.tuned.onnx"))
-    with Steps(quiet) as progress:
+    with Steps(quiet, noting()) as progress:
         tuned = finetune(path, output=target, progress=progress, **given)
     return Said({**tuned.report, "output": target}, [*finetuned(tuned.report), f"wrote {target}"])

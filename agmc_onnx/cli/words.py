@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 PROGRAM = "agmc-onnx"
@@ -51,6 +51,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and value - value != 0 else value
+
+
+def noting() -> Callable[[str], None] | None:
+    """Return what takes every step of progress where --verbose was given."""
+    return note if _level["verbose"] else None
 
 
 def note(line: str) -> None:

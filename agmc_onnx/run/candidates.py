@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,9 +21,10 @@ from agmc_onnx.pruning.importance import NEED_DATA, importance_of
 from agmc_onnx.pruning.sparsity import Sparsity, sparsity_of, thin_by_magnitude
 from agmc_onnx.pruning.widths import AUTO, FINE, rounding
 from agmc_onnx.run.analysis import Analysis, Base, analyse_model
+from agmc_onnx.run.clock import WORTH, Clock, forecast, told
 from agmc_onnx.run.samples import roles_of
 from agmc_onnx.run.target import Target
-from agmc_onnx.search.budget import rounded
+from agmc_onnx.search.budget import met, rounded
 from agmc_onnx.search.cluster import RayWorkers
 from agmc_onnx.search.environment import Environment, Recover
 from agmc_onnx.search.joint import JointEnvironment, Thin
@@ -238,9 +238,10 @@ def search_candidates(
     journal: Journal | Section | None,
     tell: Progress,
     base: Base | None = None,
+    clock: Clock | None = None,
 ) -> SearchResult:
     """Search for the best candidate within the target; evaluations go to the journal and come from it."""
-    begun = time.perf_counter()
+    clock = clock or Clock(settings.execution.minutes)
     asked = settings.search
     reward = reward_named(asked.reward)
 
@@ -268,8 +269,14 @@ def search_candidates(
 
         # By other rewards the smaller may win, if worse.
         race = settings.data.judge == "fidelity" and asked.reward == "err"
-        gone = time.perf_counter() - begun  # error curves and the policy's networks count too
-        seconds = None if settings.execution.minutes is None else 60 * settings.execution.minutes - gone
+        n_finalists = asked.finalists if settings.recovery.is_refit else 1
+        expected = None
+        if n_episodes >= WORTH:
+            kept = met(problem, np.ones(len(problem.n_units))).kept
+            expected = forecast(environment.evaluate, kept, data, settings, race)
+        seconds = clock.for_search(expected, n_finalists)
+        if expected is not None:
+            tell("planned", told(expected, n_episodes, n_finalists, seconds))
         found = search(problem, policy, reward, n_episodes, rng, on_episode, None, batch, recorder.all, race, seconds)
         for text in getattr(policy, "notes", ()):
             tell(text, {})

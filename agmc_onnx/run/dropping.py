@@ -100,7 +100,10 @@ class _Trials:
         aim, job = replace(self.target, share=share), replace(self.job, settings=settings)
         job.tell(f"trying {100 * share:.1f} %", {"share": share})
         environment = reachable(self.environment, aim, job.analysis, job.data, settings)
-        search = search_candidates(job.analysis, environment, aim, job.data, settings, job.journal, job.tell)
+        clock = replace(job.clock, searches=MOST_SEARCHES)
+        search = search_candidates(
+            job.analysis, environment, aim, job.data, settings, job.journal, job.tell, None, clock
+        )
         if search.interrupted:
             self.interrupted = True
             if self.best is None:
@@ -112,7 +115,9 @@ class _Trials:
         """Search without a budget, and try the most rewarded candidates that are smaller than what was found so far."""
         job, aim = replace(self.job, settings=settings.but(finalists=1)), replace(self.target, share=1.0)
         job.tell("exploring", {})
-        search = search_candidates(job.analysis, self.environment, aim, job.data, settings, job.journal, job.tell)
+        search = search_candidates(
+            job.analysis, self.environment, aim, job.data, settings, job.journal, job.tell, None, job.clock
+        )
         self.interrupted = search.interrupted
         records = {tuple(one["kept"]): float(one["reward"]) for one in search.history}
         costs = {key: aim.cost(np.array(key, np.int64)) / aim.full for key in records}

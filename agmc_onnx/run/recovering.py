@@ -24,7 +24,12 @@ from agmc_onnx.search.loop import SearchResult
 
 
 def best_finalist(
-    analysis: Analysis, environment: Environment, found: SearchResult, data: Roles, settings: CompressOptions
+    analysis: Analysis,
+    environment: Environment,
+    found: SearchResult,
+    data: Roles,
+    settings: CompressOptions,
+    tell: Progress,
 ) -> tuple[onnx.ModelProto, IntArray, list[dict[str, Any]]]:
     """Recover the candidates with the highest rewards in full, and take the best one by all samples of the reward role.
 
@@ -46,7 +51,8 @@ def best_finalist(
     evaluator = data.evaluator("reward", data.n_most, close=True) if n_finalists > 1 else None
     finalists: list[dict[str, Any]] = []
     best: tuple[tuple[float, float], onnx.ModelProto, IntArray] | None = None
-    for kept in chosen:
+    for place, kept in enumerate(chosen):
+        tell("finalist", {"place": place, "n": len(chosen)})
         n_kept = np.array(kept, np.int64)
         units = environment.kept(n_kept)
         shares = environment.shares(n_kept) if isinstance(environment, JointEnvironment) else {}

@@ -19,6 +19,7 @@ from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.verify import masked
 from agmc_onnx.run.analysis import Analysis, Base
 from agmc_onnx.run.candidates import Progress, environment_of, reachable, search_candidates
+from agmc_onnx.run.clock import Clock
 from agmc_onnx.run.recovering import best_finalist, distilled
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.environment import Environment
@@ -37,6 +38,7 @@ class Job:
         output: Where the result goes, or None.
         journal: Of its evaluations, or None.
         tell: Takes progress.
+        clock: When it began, and how long it may take.
     """
 
     analysis: Analysis
@@ -45,6 +47,7 @@ class Job:
     output: str | Path | None
     journal: Journal | None
     tell: Progress
+    clock: Clock
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ def search_once(
     job: Job, environment: Environment, target: Target, journal: Journal | Section | None, base: Base | None = None
 ) -> Found:
     """Search within a budget, and recover the best candidate."""
-    found = search_candidates(job.analysis, environment, target, job.data, job.settings, journal, job.tell, base)
+    found = search_candidates(
+        job.analysis, environment, target, job.data, job.settings, journal, job.tell, base, job.clock
+    )
     return recover_best(job, environment, found)
 
 
@@ -78,7 +83,7 @@ def recover_best(job: Job, environment: Environment, search: SearchResult) -> Fo
     """Recover the best candidate of a search in full."""
     analysis, data, settings = job.analysis, job.data, job.settings
     job.tell("recovering", {"recover": settings.recovery.recover})
-    model, n_kept, finalists = best_finalist(analysis, environment, search, data, settings)
+    model, n_kept, finalists = best_finalist(analysis, environment, search, data, settings, job.tell)
     if settings.recovery.recover == "distill":
         model = distilled(analysis, model, data, settings, job.output, job.tell)
     return Found(model, environment.kept(n_kept), replace(search, kept=n_kept), finalists, {})
@@ -105,7 +110,8 @@ def by_stages(job: Job, environment: Environment, target: Target) -> Found:
             environment = environment_of(job.analysis, job.data, job.settings, base=base)
         environment = reachable(environment, aim, job.analysis, job.data, job.settings, base)
         journal = None if job.journal is None else Section(job.journal, stage)
-        found = _known(job, environment, stage) or search_once(job, environment, aim, journal, base)
+        now = replace(job, clock=replace(job.clock, searches=n + 1 - stage))
+        found = _known(job, environment, stage) or search_once(now, environment, aim, journal, base)
         if found.search.interrupted and stage < n:
             raise KeyboardInterrupt(f"interrupted in stage {stage} of {n}.")
         done.append(found)

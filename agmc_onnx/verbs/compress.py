@@ -40,10 +40,12 @@ from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
 from agmc_onnx.pruning.sparsity import check_zeros, facts, planned, sparse_plan, sparsity_of, store, thin_by_magnitude
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import Verification, norms_of, verify
+from agmc_onnx.reporting.progress import Episodes, in_notebook
 from agmc_onnx.reporting.record import compose, environment_versions, sizes_of, verified_facts
 from agmc_onnx.reporting.schema import Report, TargetFacts, VerifiedFacts
 from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.run.candidates import Progress, environment_of, reachable
+from agmc_onnx.run.clock import Clock
 from agmc_onnx.run.dropping import by_drop
 from agmc_onnx.run.inputs import inputs_of
 from agmc_onnx.run.latency import laid_out, latency_target, measured_share, settled
@@ -168,7 +170,8 @@ def compress(
             that `resume` goes on with.
         data: A data card, an .npz, a folder, or "digits"; None works on weights and synthetic inputs.
         force: Write over files at the output that are not ours; inputs are never written over.
-        progress: Called with a stage ("analysed", "episode", "measured", ...) and its facts.
+        progress: Called with a stage ("analysed", "planned", "episode", "finalist", ...) and its facts; None shows the time
+            left in a notebook, and nothing elsewhere.
 
     Raises:
         UsageError: If an option cannot be used.
@@ -182,8 +185,13 @@ def compress(
         settle(output)
         given = {"the_table_of_op_times": settings.budget.latency_table}
         check_output(output, inputs_of(model, data, **given), force)
-    with _torch_threads(settings):
-        return _compress(model, settings, output, data, progress)
+    with _torch_threads(settings), _shown(progress) as tell:
+        return _compress(model, settings, output, data, tell)
+
+
+def _shown(progress: Progress | None) -> AbstractContextManager[Progress | None]:
+    """Return what takes progress: in a notebook it is shown where nobody takes it."""
+    return Episodes() if progress is None and in_notebook() else nullcontext(progress)
 
 
 def _compress(
@@ -232,7 +240,7 @@ def _searched(
     tell: Progress,
 ) -> Result:
     """Search, then recover, verify, measure and write what was found."""
-    job = Job(analysis, data_of, settings, output, journal, tell)
+    job = Job(analysis, data_of, settings, output, journal, tell, Clock(settings.execution.minutes, start))
     reach = by_stages if settings.budget.max_drop is None else by_drop
     result_of = settled(job, environment, target, reach(job, environment, target))
     compressed, best = laid_out(result_of.model, settings.execution.provider), result_of.kept

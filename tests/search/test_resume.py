@@ -286,7 +286,7 @@ def test_ctrl_c_keeps_the_journal_and_resume_goes_on(tmp_path, capsys, monkeypat
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("agmc_onnx.cli.progress.Episodes.__call__", stop)
+        patch.setattr("agmc_onnx.reporting.progress.Episodes.__call__", stop)
         assert main(arguments(tmp_path, "torn", "--quiet")) == 130
     assert "written. The same command with --resume goes on." in capsys.readouterr().err
     assert n_lines(tmp_path / "torn.run" / "journal.jsonl") == 1 + 5

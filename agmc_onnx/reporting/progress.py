@@ -1,0 +1,230 @@
+"""How far a command is: one line on a terminal or in a notebook, a line every ten seconds elsewhere, with the time left."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+EVERY = 10.0  # seconds between lines where there is no terminal
+STAGES = ("candidates", "finalists", "distilling", "verifying", "measuring")
+Say = Callable[[str], None]
+
+
+def in_notebook() -> bool:
+    """Return whether this runs in the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as it is read: "2 h 5 min", "3 min 20 s", "8 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class Line:
+    """One line of progress; a context manager.
+
+    Attributes:
+        text: What runs, and what comes next.
+    """
+
+    def __init__(self, quiet: bool = False, note: Say | None = None, stream: TextIO | None = None) -> None:
+        """Show nothing where `quiet`; hand lines to `note` where one is given, else to a terminal or a stream."""
+        self.text = "reading the model"
+        self._quiet, self._note, self._stream = quiet, note, stream or sys.stderr
+        self._is_live = not quiet and note is None and (in_notebook() or self._stream.isatty())
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._stop = threading.Event()
+        self._timer: threading.Thread | None = None
+
+    def __enter__(self) -> Any:
+        """Begin to show it."""
+        if self._is_live:
+            from rich.console import Console
+            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+            from rich.table import Column
+
+            text = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+            columns = (SpinnerColumn(), text, TimeElapsedColumn())
+            console = Console() if in_notebook() else Console(file=self._stream)
+            self._progress = Progress(*columns, console=console, transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task(self.text, total=None)
+        elif not self._quiet and self._note is None:
+            self._timer = threading.Thread(target=self._tick, daemon=True)
+            self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Remove it."""
+        self._stop.set()
+        if self._progress is not None:
+            self._progress.stop()
+        if self._timer is not None:
+            self._timer.join()
+
+    def say(self, text: str) -> None:
+        """Say something that stays."""
+        if self._quiet:
+            return
+        if self._note is not None:
+            self._note(text)
+        elif self._progress is not None:
+            self._progress.console.print(text, highlight=False, soft_wrap=True)
+        else:
+            self._write(text)
+
+    def note(self, text: str) -> None:
+        """Say something where every step is wanted."""
+        if self._note is not None:
+            self._note(text)
+
+    def update(self, text: str) -> None:
+        """Show what runs; a terminal that is too narrow leaves out the end."""
+        self.text = text
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=text)
+
+    def _tick(self) -> None:
+        while not self._stop.wait(EVERY):
+            self._write(self.text)
+
+    def _write(self, text: str) -> None:
+        try:
+            print(f"agmc-onnx: {text}", file=self._stream, flush=True)
+        except (OSError, ValueError):  # nobody is left to read it
+            self._stop.set()
+
+
+class Episodes(Line):
+    """The progress of `compress`: the search, and all that comes after it."""
+
+    def __init__(self, quiet: bool = False, note: Say | None = None, stream: TextIO | None = None) -> None:
+        """As `Line`."""
+        super().__init__(quiet, note, stream)
+        self.n_episodes = 0
+        self._begun = time.monotonic()
+        self._stages: dict[str, list[float]] = {}  # stage -> [how many are left, seconds each]
+        self._since = self._begun
+        self._best, self._metric = float("-inf"), 0.0
+
+    def __enter__(self) -> Episodes:
+        """Begin to show it."""
+        super().__enter__()
+        return self
+
+    def __call__(self, stage: str, facts: Mapping[str, Any]) -> None:
+        """Take what `compress` tells of its progress."""
+        handler = {
+            "analysed": self._analysed, "planned": self._planned, "episode": self._episode, "finalist": self._finalist,
+            "distilling": self._distilling,
+        }.get(stage)  # fmt: skip
+        if handler is not None:
+            handler(facts)
+        elif stage not in ("done", "journal", "recovering"):
+            self._begin(stage)
+            self._show(stage)
+            self.note(f"{stage}, {duration(time.monotonic() - self._begun)} after the start")
+
+    def left(self) -> float | None:
+        """Return the seconds that are left over all stages; None while nothing is known."""
+        if not self._stages:
+            return None
+        return max(sum(n * seconds for n, seconds in self._stages.values()) - (time.monotonic() - self._since), 0.0)
+
+    def _analysed(self, facts: Mapping[str, Any]) -> None:
+        self.update(f"{facts['groups']} groups; measuring what the search needs, then candidates")
+        self.note(f"analysed: {facts['groups']} groups, {facts['macs']:,} multiply-adds")
+
+    def _planned(self, facts: Mapping[str, Any]) -> None:
+        self._stages = {name: [n, seconds] for name, (n, seconds) in facts["stages"].items()}
+        self._since = time.monotonic()
+        gone, left = self._since - self._begun, self.left() or 0.0
+        if gone + left >= EVERY or self._note is not None:
+            parts = [
+                f"{n} {name} of {seconds:.1f} s" if n > 1 else f"{name} {duration(seconds)}"
+                for name, (n, seconds) in facts["stages"].items()
+            ]
+            self.say(f"about {duration(gone + left)} in all, {duration(gone)} so far: {', '.join(parts)}")
+
+    def _episode(self, facts: Mapping[str, Any]) -> None:
+        self.n_episodes = facts["n_episodes"]
+        if facts["reward"] > self._best:
+            self._best, self._metric = facts["reward"], facts["metric"]
+        done = facts["episode"] + 1
+        self._done("candidates", facts.get("wall_s"))
+        best = f"best reward {self._best:.2f}, metric {self._metric:.2f}"
+        self._show(f"candidate {done}/{self.n_episodes}", "finalists", best)
+        now = f"reward {facts['reward']:.2f}, metric {facts['metric']:.2f}"
+        self.note(f"episode {done}/{self.n_episodes}: {now}; {best}{self._left_text()}")
+
+    def _finalist(self, facts: Mapping[str, Any]) -> None:
+        if facts["place"] == 0:
+            self._begin("finalists")
+        else:
+            self._done("finalists", None)
+        self._show(f"finalist {facts['place'] + 1}/{facts['n']}", "verifying")
+        self.note(f"finalist {facts['place'] + 1}/{facts['n']}{self._left_text()}")
+
+    def _distilling(self, facts: Mapping[str, Any]) -> None:
+        step, n = facts["step"], facts["n_steps"]
+        if step <= 1:
+            self._begin("distilling")
+            self._step_since = time.monotonic()
+        elif self._stages:
+            each = (time.monotonic() - self._step_since) / (step - 1)
+            self._stages["distilling"], self._since = [n - step, each], time.monotonic()
+        self._show(f"distilling, step {step}/{n}", "verifying")
+        if step % max(1, n // 10) == 0:
+            self.note(f"distilling: step {step}/{n}{self._left_text()}")
+
+    def _begin(self, stage: str) -> None:
+        """Forget the stages before one; what they were expected to take they have taken."""
+        if stage in STAGES:
+            for name in STAGES[: STAGES.index(stage)]:
+                self._stages.pop(name, None)
+        self._since = time.monotonic()
+
+    def _done(self, stage: str, seconds: float | None) -> None:
+        """Count one of a stage as done, and expect of the others what it took."""
+        if stage not in self._stages:
+            return
+        now = time.monotonic()
+        n, each = self._stages[stage]
+        took = now - self._since if seconds is None else seconds
+        self._stages[stage], self._since = [max(n - 1, 0), 0.8 * each + 0.2 * took], now
+
+    def _left_text(self) -> str:
+        left = self.left()
+        return "" if left is None else f"; about {duration(left)} left"
+
+    def _show(self, text: str, following: str = "", best: str = "") -> None:
+        behind = f", then {following}" if following else ""
+        self.update(f"{text}{behind}{self._left_text()}{f'; {best}' if best else ''}")
+
+
+class Steps(Line):
+    """The progress of fine-tuning."""
+
+    def __enter__(self) -> Steps:
+        """Begin to show it."""
+        self._begun = time.monotonic()
+        super().__enter__()
+        return self
+
+    def __call__(self, step: int, n_steps: int, facts: Mapping[str, float]) -> None:
+        """Take what `finetune` tells of its progress."""
+        words = ", ".join(f"{name} {value:.4g}" for name, value in facts.items())
+        left = (time.monotonic() - self._begun) / max(step, 1) * (n_steps - step)
+        self.update(f"step {step}/{n_steps}, {words}; about {duration(left)} left")
+        if "reward" in facts or step % max(1, n_steps // 10) == 0:
+            self.note(f"step {step}/{n_steps}: {words}")

@@ -1,0 +1,106 @@
+"""How long a command takes: what it is expected to, by what was just measured, and how much of --minutes a search may have."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from agmc_onnx.arrays import IntArray
+from agmc_onnx.data.roles import Roles
+from agmc_onnx.options import CompressOptions
+from agmc_onnx.search.problem import Outcome
+
+WORTH = 8  # episodes from which on a forecast is worth the two candidates that it measures
+FULL_REFIT = 18.0  # a finalist's refit over a candidate's, on more samples and with a choice of ridges: so on ResNet-20
+RACED = 0.2  # share of the candidates that are measured on all the samples a race has
+DISTILL = (
+    8.0  # a training step over an inference of onnxruntime on the same images: student forwards, backwards, and teacher
+)
+BATCH = 128  # images of a training step
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds that the stages of a command are expected to take; a candidate's are of one.
+
+    Attributes:
+        candidate: Of the search.
+        finalist: Recovered in full and measured on more samples.
+        distilling: All steps.
+        verifying: With writing.
+        measuring: Accuracy on the test role, and latency.
+    """
+
+    candidate: float
+    finalist: float
+    distilling: float
+    verifying: float
+    measuring: float
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When a command began, and how long it may take.
+
+    Attributes:
+        minutes: It may take so many; None: as many as it needs.
+        begun: As `time.perf_counter` has it.
+        searches: That are to come, the next one among them; they share what is left.
+    """
+
+    minutes: float | None = None
+    begun: float = field(default_factory=time.perf_counter)
+    searches: int = 1
+
+    def for_search(self, forecast: Forecast | None, n_finalists: int) -> float | None:
+        """Return the seconds the next search may take, such that what comes behind it ends in time; None: as many as it needs."""
+        if self.minutes is None:
+            return None
+        left = 60 * self.minutes - (time.perf_counter() - self.begun)
+        if forecast is None:
+            return max(left, 0.0)
+        left -= forecast.verifying + forecast.measuring
+        return max(left / self.searches - n_finalists * forecast.finalist - forecast.distilling, 0.0)
+
+
+def forecast(
+    evaluate: Callable[[IntArray], Outcome], kept: IntArray, data: Roles, settings: CompressOptions, is_race: bool
+) -> Forecast:
+    """Measure a candidate twice - at first what all share is computed - and return what all stages take by that.
+
+    Args:
+        evaluate: What measures a candidate here.
+        kept: A candidate within the budget.
+        data: The roles.
+        settings: Of the run.
+        is_race: Whether the best candidates are measured on more samples than the others.
+    """
+    evaluate(kept)
+    start = time.perf_counter()
+    outcome = evaluate(kept)
+    seconds = time.perf_counter() - start
+    inference = outcome.inference_s
+    n_reward = max(min(settings.data.reward_samples, data.role("reward").n), 1)
+    sample = inference / n_reward
+    more = RACED * sample * (data.n_most - n_reward) if is_race else 0.0
+    refit = max(seconds - inference, 0.0)
+    scale = FULL_REFIT if settings.recovery.is_refit else 1.0
+    is_distilled = settings.recovery.recover == "distill"
+    return Forecast(
+        candidate=(seconds + more) / settings.execution.workers,
+        finalist=scale * refit + sample * data.n_most,
+        distilling=settings.recovery.distill_steps * BATCH * DISTILL * sample if is_distilled else 0.0,
+        verifying=seconds,
+        measuring=3 * sample * data.role("test").n + 2 * settings.execution.latency_seconds,
+    )
+
+
+def told(found: Forecast, n_episodes: int, n_finalists: int, seconds: float | None) -> dict[str, Any]:
+    """Return what is told of a forecast before a search: a dict of stage -> (how many, seconds each), in order."""
+    n = n_episodes if seconds is None else max(1, min(n_episodes, int(seconds / max(found.candidate, 1e-6))))
+    stages = {"candidates": (n, found.candidate), "finalists": (n_finalists, found.finalist)}
+    if found.distilling:
+        stages["distilling"] = (1, found.distilling)
+    return {"stages": {**stages, "verifying": (1, found.verifying), "measuring": (1, found.measuring)}}
