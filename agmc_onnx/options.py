@@ -299,7 +299,7 @@ class Search:
         more="Names of weights or nodes work too.",
     )
     keep_layers: bool = option(
-        True,
+        False,
         "make layers narrower, but let none go",
         more="Layers stay, too, where there is no data to refit on, with --stages, and where a policy decides on zeros.",
     )

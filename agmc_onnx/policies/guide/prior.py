@@ -119,12 +119,12 @@ def blends(kinds: list[list[Float64Array]]) -> list[Float64Array]:
 def greedy_ratios(problem: Problem) -> list[Float64Array]:
     """Return keep ratios (n_groups,) of the blends and then of the greedy candidates, once each.
 
-    Where layers may go: of `N_SETS` sets of branches gone the first of these each; then of all sets the rest.
+    Where layers may go: the first of these for each of `N_SETS` sets of branches gone; then the rest of those with all layers.
     """
     if problem.depth is None:
         return widths_without(problem, frozenset())
     found = [widths_without(problem, gone) for gone in spread(problem.depth.chain(problem), N_SETS)]
-    return _once([ratios[i] for i in range(max(map(len, found))) for ratios in found if i < len(ratios)])
+    return _once([*(ratios[0] for ratios in found if ratios), *found[0][1:]])
 
 
 def spread(sets: list[frozenset[int]], n: int) -> list[frozenset[int]]:
@@ -142,6 +142,8 @@ def widths_without(problem: Problem, gone: frozenset[int]) -> list[Float64Array]
         whole = np.zeros(problem.n_groups)
         whole[left] = ratio
         found.append(whole)
+    if not found and problem.depth is not None:
+        found = [np.where(np.isin(np.arange(problem.n_groups), left), 0.5, 0.0)]
     return found
 
 
