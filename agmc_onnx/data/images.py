@@ -125,10 +125,10 @@ def _fit(card: DataCard, where: str, batch: np.ndarray, spec: InputSpec) -> np.n
         batch = batch.squeeze(channel)
     elif len(wanted) == 1:
         batch = batch.reshape(len(batch), -1)
-    if _agrees(batch.shape[1:], wanted):
+    if fits(batch.shape[1:], wanted):
         return batch
     swapped = got[1:] + got[:1] if channel == 1 else got[2:] + got[:2]
-    if _agrees(swapped, wanted):
+    if fits(swapped, wanted):
         todo = f'Set layout = "{"NHWC" if channel == 1 else "NCHW"}".'
     elif len(wanted) == 3 and wanted[channel - 1] not in (None, got[channel - 1]):
         todo = 'Set color = "L" for one channel, "RGB" for three; and check layout.'
@@ -146,5 +146,6 @@ def _fit(card: DataCard, where: str, batch: np.ndarray, spec: InputSpec) -> np.n
     raise bad_data(where, wrong, shape_text(("N", *got)), shape_text(("N", *wanted)), todo)
 
 
-def _agrees(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+def fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    """Return whether sizes are those that are wanted; None is any."""
     return len(shape) == len(wanted) and all(b in (None, a) for a, b in zip(shape, wanted, strict=True))

@@ -12,7 +12,7 @@ import numpy as np
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.archives import load_npz
 from agmc_onnx.data.card import NEEDS_LABELS, DataCard, InputSpec, Slice, bad_data, default_roles, load_card, shape_text
-from agmc_onnx.data.images import convert, crop, decode_all, normalise, resize
+from agmc_onnx.data.images import convert, crop, decode_all, fits, normalise, resize
 from agmc_onnx.data.labels import check_labels, file_labels, is_sorted, list_files, spread
 from agmc_onnx.errors import UsageError
 
@@ -183,8 +183,9 @@ def open_data(card: DataCard, inputs: Sequence[InputSpec]) -> Dataset:
     Kinds of images:
       - .npz with `x` of shape (N, H, W, C) or (N, H, W), 8-bit or float, and perhaps `y`: images;
       - .npz whose arrays carry the names of all graph inputs (first axis = sample), or with `x` of the rank of the only
-        input where that is not 4 and color is not L: fed as they are, only the type is changed. An input without a
-        batch axis (an array of one dim more than the input) makes the batch size 1;
+        input where that is not 4, or its last dim is no number of colours and it fits as it is, and color is not L: fed
+        as they are, only the type is changed. An input without a batch axis (an array of one dim more than the input)
+        makes the batch size 1;
       - folder with one folder per class: labels are the sorted folders' numbers, or their names if all are whole
         numbers. Order: the classes are spread evenly, files sorted within a class, so that any slice is a fair sample;
       - folder of files, sorted by name; with a labels .csv the files it names, and every image must be named.
@@ -323,7 +324,10 @@ def _named(card: DataCard, arrays: Mapping[str, np.ndarray], inputs: Sequence[In
     only = inputs[0] if len(inputs) == 1 else None
     x = arrays.get("x")
     if only and x is not None and (only.name == "x" or only.name not in arrays):
-        is_plain = len(only.shape) != 4 and x.ndim == len(only.shape) and card.color != "L"
+        is_image = len(only.shape) == 4 and (
+            x.ndim != 4 or x.shape[3] in (1, 3, 4) or not fits(x.shape[1:], only.shape[1:])
+        )
+        is_plain = not is_image and x.ndim == len(only.shape) and card.color != "L"
         return {only.name: x} if is_plain else None
     return {s.name: arrays[s.name] for s in inputs} if all(s.name in arrays for s in inputs) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,14 +29,15 @@ _Key = tuple[str, str, str]
 
 
 def check_sound(model: onnx.ModelProto, where: str) -> None:
-    """Refuse a model that would stop, crash or flood what reads it next; sort its nodes where they are not sorted.
+    """Refuse a model that would stop, crash or flood what reads it next; sort and name apart its nodes where they are not.
 
     Checked are: names in UTF-8; every value made once, from values that are there, in no cycle; local functions that call
     no function that calls them, less than `DEEPEST_CALL` deep and standing for at most `MOST_CALLED_NODES` nodes; the bytes
     of every tensor against its type and sizes; number of inputs and outputs, and type of attributes, of standard ops.
 
     Args:
-        model: As parsed; nodes of a graph that is not in topological order are put in order, in place.
+        model: As parsed; nodes of a graph that is not in topological order are put in order, in place, and of nodes that
+            have one name, which onnxruntime refuses, all but the first are renamed.
         where: How errors name the model.
 
     Raises:
@@ -109,6 +111,7 @@ class _Body:
 
     def check_nodes(self, nodes: _Nodes, given: set[str], depth: int = 0) -> tuple[list[int] | None, dict[str, str]]:
         """Check nodes; return a topological order where theirs is none, and the values that none of them makes."""
+        _name_apart(nodes)
         maker: dict[str, int] = {}
         needs: list[list[str]] = []
         free: dict[str, str] = {}
@@ -273,6 +276,18 @@ def _require(free: dict[str, str], where: str) -> None:
         raise ModelError(
             f"{where}: value {name!r}, used by {user}, is made by nothing; expected a node or input. {_AGAIN}"
         )
+
+
+def _name_apart(nodes: _Nodes) -> None:
+    names = {node.name for node in nodes}
+    seen: Counter[str] = Counter()
+    for node in nodes:
+        name = node.name
+        seen[name] += 1
+        if name and seen[name] > 1:
+            while (new := f"{name}_{seen[name]}") in names:
+                seen[name] += 1
+            node.name = new
 
 
 def _put_in_order(nodes: _Nodes, order: list[int] | None) -> None:

@@ -173,7 +173,9 @@ class Evaluator:
             return self._first(model, keep_outputs)
         outputs, inference_s, session_s = self._run(model, best)
         close_by = [] if self._original is None else self._comparable(outputs)
-        errors = image_errors(close_by, self._original) if race and self._original is not None else None
+        errors = (
+            image_errors(close_by, self._original) if race and self._original is not None and self._can_race else None
+        )
         n = self.samples.n if errors is None else len(errors)
         judge = self if n == self.samples.n else self._of_first(n)
         value, interval = self._score(outputs, judge)
@@ -198,8 +200,9 @@ class Evaluator:
 
     @property
     def _can_race(self) -> bool:
-        """Whether the original's outputs have an error for each sample."""
-        return self._original is not None and image_errors(self._original, self._original) is not None
+        """Whether the original's outputs have an error for each sample; detectors give any number of rows."""
+        errors = None if self._original is None else image_errors(self._original, self._original)
+        return errors is not None and len(errors) == self.samples.n
 
     def _of_first(self, n: int) -> Evaluator:
         """Return an evaluator of the first samples alone."""

@@ -240,6 +240,12 @@ def _open(
                 _give_back()
             return session
         except Exception as error:  # as in run_model
+            foreign = re.search(r"(\S+?)\(-?\d+\) is not a registered function/op", str(error))
+            if foreign:
+                raise ModelError(
+                    f"{where}: op {foreign[1]} is not one of ONNX or onnxruntime, so it cannot be run; expected ops that can."
+                    " Export the model without it, or only inspect it."
+                ) from None
             raise ModelError(
                 f"{where}: onnxruntime cannot load it, got {one_line(error)!r}; "
                 "expected a valid ONNX model that this onnxruntime supports. Check it with onnx.checker."

@@ -160,7 +160,7 @@ def conv_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     for dim in range(2, shape.rank if shape is not None else 0):
         mask = editor.cut.mask(node.inputs[0], dim)
         if mask is not None and slides(editor.graph, node, dim):
-            editor.among_zeros(proto, dim, mask)
+            editor.among_zeros(proto, dim, mask.reshape(-1, mask.shape[-1])[0])  # `slide` has tied the rows
     group_repair(editor, node, proto)
 
 

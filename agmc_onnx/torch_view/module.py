@@ -82,7 +82,15 @@ def run_node(node: Node | Call, inputs: Sequence[Tensor | None], opset: int = 17
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
-    """Return a numpy array, bfloat16 included, as a tensor with memory of its own."""
+    """Return a numpy array, bfloat16 included, as a tensor with memory of its own.
+
+    Raises:
+        ModelError: If it holds strings.
+    """
+    if array.dtype.kind in "OSUT":
+        raise ModelError(
+            "model: an input of strings, got no numbers to refit with; expected numbers. Use --recover none."
+        )
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
     if array.dtype in (np.uint16, np.uint32, np.uint64):

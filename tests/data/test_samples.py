@@ -421,3 +421,13 @@ def test_digits_card_fits_its_images() -> None:
     assert [dataset.role(name).n for name in ("calibration", "reward", "test", "train")] == [150, 300, 350, 997]
     value = only(dataset.role("test"), 350)
     assert value.min() >= 0 and value.max() <= 1 and len(set(dataset.role("test").labels.tolist())) == 10
+
+
+def test_an_array_x_feeds_an_input_x_as_it_is(tmp_path: Path) -> None:
+    """The usual name of an input, in the layout that the model wants: no colours are its last dim."""
+    x = np.arange(4 * 3 * 8 * 8, dtype=np.float32).reshape(4, 3, 8, 8)
+    np.savez(tmp_path / "d.npz", x=x)
+    inputs = [InputSpec("x", np.dtype(np.float32), (None, 3, None, None))]
+    roles = {"calibration": "0:1", "reward": "1:2", "test": "2:4"}
+    samples = open_data(load_card(tmp_path / "d.npz", roles=roles), inputs).role("test")
+    assert (samples.feeds(2)[0]["x"] == x[2:]).all()

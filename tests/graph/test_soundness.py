@@ -176,6 +176,14 @@ def test_nodes_are_put_in_order() -> None:
     assert [node.op_type for node in branch.node] == ["Neg", "Relu"]
 
 
+def test_nodes_of_one_name_are_named_apart() -> None:
+    model = net()
+    for node, name in zip(model.graph.node, ("n", "n_2", "n"), strict=True):
+        node.name = name
+    assert sound(model) == ""
+    assert [node.name for node in model.graph.node] == ["n", "n_2", "n_3"]
+
+
 def test_what_is_sound_is_not_changed() -> None:
     values = np.array([1.0, 2.0], np.float32)
     sparse = helper.make_sparse_tensor(

@@ -148,3 +148,15 @@ def test_a_journal_keeps_what_candidates_are_raced_against(tmp_path) -> None:
     assert list(again.known.values()) == outcomes
     assert given == [(), ((0.25, 1.5),)]
     again.end(finished=True)
+
+
+def test_two_rows_an_image_are_not_raced() -> None:
+    """A detector gives any number of rows for an image, so that rows have no image to be told apart by."""
+    x = np.arange(6, dtype=np.float32)[:, None]
+    samples = Samples("t", lambda rows: {"x": x[rows]}, np.arange(6), None)
+
+    def detect(feed):
+        return [np.repeat(feed["x"], 2, axis=0)]
+
+    found = Evaluator(samples, "agreement", reference=detect, original=detect)(detect, race=True)
+    assert (found.score.value, found.errors) == (100.0, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import onnx
@@ -9,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from agmc_onnx.exchange.exporters.plain import sort_nodes
 from agmc_onnx.exchange.exporters.row import Source
-from agmc_onnx.graph.files import write_model
+from agmc_onnx.graph.files import read_model, write_model
 from agmc_onnx.measuring.session import Run, opened, save_optimised
 
 
@@ -19,8 +20,17 @@ def open_onnx(path: Path, source: Source) -> Run:
 
 
 def to_ort(source: Source, path: Path) -> None:
-    """Write onnxruntime's format, already optimised; for x86 with the convolution layout of this machine."""
-    save_optimised(source.path, path, "all", is_portable=source.settings.target != "x86")
+    """Write onnxruntime's format, already optimised; for x86 with the convolution layout of this machine.
+
+    Old files list the weights as inputs too; onnxruntime drops weights that equal others, but not such inputs.
+    """
+    graph = read_model(source.path).proto.graph
+    with tempfile.TemporaryDirectory() as folder:
+        model = source.path
+        if {value.name for value in graph.input} & {tensor.name for tensor in graph.initializer}:
+            model = Path(folder, "model.onnx")
+            write_model(_load(source.path), model)
+        save_optimised(model, path, "all", is_portable=source.settings.target != "x86")
 
 
 def to_fp16(source: Source, path: Path) -> None:
