@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +23,7 @@ from agmc_onnx.data.samples import Samples
 from agmc_onnx.distill.folding import Folded
 from agmc_onnx.distill.inserted import Normalised
 from agmc_onnx.errors import ModelError, Notice, UsageError
+from agmc_onnx.graph.edit import with_outputs
 from agmc_onnx.graph.files import write_atomically
 from agmc_onnx.graph.view import Graph, view
 from agmc_onnx.measuring.session import make_session, run_model
@@ -332,7 +332,7 @@ class _Teacher:
         self.graph = graph
         self.module = None if device.type == "cpu" else _prepare(graph, device).eval().requires_grad_(False)
         self.wanted: list[str] = []  # outputs of the session
-        self.session: onnxruntime.InferenceSession | None = None
+        self.session: Any = None
 
     def __call__(self, feed: Mapping[str, Tensor], wanted: Sequence[str]) -> Mapping[str, Tensor]:
         """Return the wanted values; asking for others than the last time makes a new session."""
@@ -341,19 +341,10 @@ class _Teacher:
             with torch.no_grad():
                 return self.module.run(feed, names)
         if self.session is None or names != self.wanted:
-            self.session, self.wanted = self._session_of(names), names
+            session = make_session(with_outputs(self.graph.model, names), torch.get_num_threads())
+            self.session, self.wanted = session, names
         arrays = {name: value.contiguous().numpy() for name, value in feed.items()}
         return dict(zip(names, map(torch.from_numpy, run_model(self.session, arrays)), strict=True))
-
-    def _session_of(self, names: Sequence[str]) -> onnxruntime.InferenceSession:
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self.graph.model)
-        known = {value.name: value for value in proto.graph.output}
-        blank = [known.get(name) or onnx.ValueInfoProto(name=name) for name in names]
-        outputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in blank]
-        del proto.graph.output[:]
-        proto.graph.output.extend(outputs)
-        return make_session(proto, torch.get_num_threads())
 
 
 @contextlib.contextmanager

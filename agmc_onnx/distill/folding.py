@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from agmc_onnx.arrays import FloatArray
+from agmc_onnx.graph.edit import Change, Gone, Input, Output, edited, with_arrays
 from agmc_onnx.graph.view import Graph, Node, view
 from agmc_onnx.ops.conv import is_conv
 from agmc_onnx.ops.norm import is_stored
-from agmc_onnx.torch_view.module import replace_constants
 
 _DEAD = 1e-4  # a scale this small beside the largest cannot be divided by: it is replaced by one
 
@@ -62,31 +61,16 @@ class Folded:
         self.model = self._fold(graph) if self._pairs else proto
 
     def _fold(self, graph: Graph) -> onnx.ModelProto:
-        weights, biases, gone = {}, [], {pair.norm.outputs[0] for pair in self._pairs}
+        changes: list[Change] = []
+        arrays: dict[str, np.ndarray] = {}
         for pair in self._pairs:
-            array = graph.array(pair.weight)
-            weights[pair.weight] = array.astype(np.float64) * _along(_old_scale(graph, pair.norm), array.ndim)
+            array, scale = graph.array(pair.weight), _old_scale(graph, pair.norm)
+            arrays[pair.weight] = array.astype(np.float64) * _along(scale, array.ndim)
             beta = graph.array(pair.norm.inputs[2]).astype(np.float64)
-            shift = (pair.own_bias - pair.mean) * _old_scale(graph, pair.norm) + beta
-            biases.append(numpy_helper.from_array(shift.astype(array.dtype), pair.bias))
-        model = replace_constants(self._proto, weights)
-        by_input = {pair.norm.inputs[0]: pair for pair in self._pairs}
-        nodes = [node for node in model.graph.node if node.output[0] not in gone]
-        for node in nodes:
-            found = by_input.get(node.output[0])
-            if found is not None:
-                del node.input[2:]
-                node.input.append(found.bias)
-                node.output[0] = found.norm.outputs[0]
-        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del model.graph.node[:]
-        model.graph.node.extend(copies)
-        used = {name for node in copies for name in node.input} | set(graph.outputs) | set(graph.captured)
-        kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-        tensors = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
-        del model.graph.initializer[:]
-        model.graph.initializer.extend([*tensors, *biases])
-        return model
+            arrays[pair.bias] = ((pair.own_bias - pair.mean) * scale + beta).astype(array.dtype)
+            conv, output = pair.norm.inputs[0], pair.norm.outputs[0]
+            changes += [Gone(output), Output(conv, output), Input(conv, 2, pair.bias)]
+        return edited(self._proto, changes, arrays)
 
     def unfold(self, folded: onnx.ModelProto) -> onnx.ModelProto:
         """Return the model as it was, with the numbers of the folded one.
@@ -105,7 +89,7 @@ class Folded:
             new[pair.weight] = array.astype(np.float64) / _along(pair.scale, array.ndim)
             new[pair.norm.inputs[1]] = pair.gamma
             new[pair.norm.inputs[2]] = new.pop(pair.bias).astype(np.float64) - (pair.own_bias - pair.mean) * pair.scale
-        return replace_constants(self._proto, new)
+        return with_arrays(self._proto, new)
 
 
 def _pair(graph: Graph, norm: Node) -> _Pair | None:

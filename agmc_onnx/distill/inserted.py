@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from onnx import helper, numpy_helper
 from torch import Tensor
 
 from agmc_onnx.arrays import FloatArray
+from agmc_onnx.graph.edit import Change, Input, Made, Output, edited
 from agmc_onnx.graph.view import Graph, Node, view
 from agmc_onnx.ops.conv import is_conv
-from agmc_onnx.torch_view.module import TorchGraph, replace_constants
+from agmc_onnx.torch_view.module import TorchGraph
 
 EPSILON = 1e-5
 FILTER_RMS = 0.1  # root of the mean square of a filter's weights: steps of AdamW are a share of it
@@ -74,33 +74,25 @@ class Normalised:
         self.model = self._with_nodes(_statistics(graph, self._places, batches)) if self._places else proto
 
     def _with_nodes(self, statistics: Mapping[str, tuple[npt.NDArray[np.float32], ...]]) -> onnx.ModelProto:
-        model = onnx.ModelProto()
-        model.CopyFrom(self._proto)
-        by_output = {place.output: place for place in self._places}
-        scaled: dict[str, np.ndarray] = {}
-        nodes = []
-        for node in model.graph.node:
-            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
-            place = by_output.get(node.output[0]) if node.output else None
-            if place is None:
-                continue
-            nodes[-1].output[0] = place.name("raw")
-            if not place.has_bias:
-                del nodes[-1].input[2:]
-            inputs = [place.name("raw"), *(place.name(part) for part in _PARTS)]
-            nodes.append(helper.make_node("BatchNormalization", inputs, [place.output], epsilon=EPSILON))
+        changes: list[Change] = []
+        arrays: dict[str, np.ndarray] = {}
+        for place in self._places:
+            raw = place.name("raw")
+            inputs = (raw, *(place.name(part) for part in _PARTS))
+            epsilon = (("epsilon", EPSILON),)
+            changes += [
+                Output(place.output, raw),
+                Made("BatchNormalization", inputs, (place.output,), epsilon, behind=place.output),
+            ]
             mean, variance = statistics[place.output]
             size = _sizes(self._graph.array(place.weight))
             for name in (place.weight, *([place.bias] if place.has_bias else [])):
                 array = self._graph.array(name)
-                scaled[name] = array / size.reshape(-1, *[1] * (array.ndim - 1))
+                arrays[name] = array / size.reshape(-1, *[1] * (array.ndim - 1))
             small = variance / size**2
             values: tuple[np.ndarray, ...] = (size * np.sqrt(small + EPSILON), mean, mean / size, small)
-            for part, value in zip(_PARTS, values, strict=True):
-                model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), place.name(part)))
-        del model.graph.node[:]
-        model.graph.node.extend(nodes)
-        return replace_constants(model, scaled)
+            arrays.update((place.name(part), v.astype(np.float32)) for part, v in zip(_PARTS, values, strict=True))
+        return edited(self._proto, changes, arrays)
 
     def fold(self, trained: onnx.ModelProto) -> onnx.ModelProto:
         """Return the model as it was, with the trained numbers; a convolution without a bias gets one.
@@ -114,23 +106,15 @@ class Normalised:
         new: dict[str, np.ndarray] = {
             name: graph.array(name) for name in graph.tensors if np.issubdtype(graph.array(name).dtype, np.floating)
         }
-        model = onnx.ModelProto()
-        model.CopyFrom(self._proto)
-        by_output = {node.output[0]: node for node in model.graph.node if node.output}
         for place in self._places:
             scale, shift, mean, variance = (new.pop(place.name(part)).astype(np.float64) for part in _PARTS)
             scale = scale / np.sqrt(variance + EPSILON)
             weight = new[place.weight]
             own = new[place.bias].astype(np.float64) if place.has_bias else 0.0
             new[place.weight] = weight.astype(np.float64) * scale.reshape(-1, *[1] * (weight.ndim - 1))
-            bias = (own - mean) * scale + shift
-            if place.has_bias:
-                new[place.bias] = bias
-            else:
-                model.graph.initializer.append(numpy_helper.from_array(bias.astype(weight.dtype), place.bias))
-                del by_output[place.output].input[2:]
-                by_output[place.output].input.append(place.bias)
-        return replace_constants(model, new)
+            new[place.bias] = ((own - mean) * scale + shift).astype(weight.dtype)
+        biases = [Input(place.output, 2, place.bias) for place in self._places if not place.has_bias]
+        return edited(self._proto, biases, new)
 
     def learn_statistics(self, module: TorchGraph) -> None:
         """Let these normalisations, and nothing else, use and update the statistics of the batch."""

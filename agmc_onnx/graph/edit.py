@@ -177,6 +177,16 @@ def with_arrays(model: onnx.ModelProto, arrays: Mapping[str, Numbers]) -> onnx.M
     return edited(model, (), arrays)
 
 
+def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """Return the model with these values as its outputs; of those that it did not have, onnxruntime finds the type."""
+    result = without_initializers(model)
+    result.graph.initializer.extend(model.graph.initializer)
+    declared = {value.name: value for value in model.graph.output}
+    del result.graph.output[:]
+    result.graph.output.extend(declared.get(name) or onnx.ValueInfoProto(name=name) for name in names)
+    return result
+
+
 class Skeleton:
     """A model after structural changes, without initializers: what an edit leaves for arrays to be put into.
 
@@ -427,7 +437,8 @@ def _put_into(node: onnx.NodeProto, numbers: Numbers) -> None:
         old = onnx.TensorProto()
         old.CopyFrom(attribute.t)
         attribute.t.Clear()
-        _write(attribute.t, np.asarray(numbers), old.name, old)
+        _write(attribute.t, np.asarray(numbers), node.output[0], old)
+        attribute.t.name = old.name
     elif attribute.name == "value_float":
         attribute.f = float(numbers)
     elif attribute.name == "value_floats":

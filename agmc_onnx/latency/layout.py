@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import onnx
 
+from agmc_onnx.graph.edit import Change, Input, Made, edited
 from agmc_onnx.graph.view import view
 
 LEAVES = ("Pad", "Slice")  # ops that onnxruntime has only in the ordinary layout
@@ -34,24 +35,17 @@ def keep_layout(model: onnx.ModelProto, block: int) -> onnx.ModelProto:
         if node.op_type != "Add" or any(one is None for one in makers):
             continue
         known = [one for one in makers if one is not None]
-        for name, one, other in zip(node.inputs, known, reversed(known), strict=True):
-            shape = graph.shape(name)
+        for position, (one, other) in enumerate(zip(known, reversed(known), strict=True)):
+            shape = graph.shape(node.inputs[position])
             if one.op_type not in LEAVES or other.op_type not in STAYS or shape is None:
                 continue
             weight = graph.tensors.get(other.inputs[1])
             is_float = weight is not None and weight.data_type == onnx.TensorProto.FLOAT
             if is_float and len(shape.dims) == 4 and shape.dims[1] % block == 0:
-                found.append((node.outputs[0], name))
-    if not found:
-        return model
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    wanted = dict(found)
-    for i in range(len(made.graph.node) - 1, -1, -1):
-        node = made.graph.node[i]
-        source = wanted.get(node.output[0]) if node.output else None
-        if source is not None:
-            node.input[list(node.input).index(source)] = source + SUFFIX
-            pool = onnx.helper.make_node("MaxPool", [source], [source + SUFFIX], source + SUFFIX, kernel_shape=[1, 1])
-            made.graph.node.insert(i, pool)
-    return made
+                found.append((node, position))
+    changes: list[Change] = []
+    for node, position in found:
+        source = node.inputs[position]
+        pool = Made("MaxPool", (source,), (source + SUFFIX,), (("kernel_shape", (1, 1)),), name=source + SUFFIX)
+        changes += [pool, Input(node.outputs[0], position, source + SUFFIX)]
+    return edited(model, changes) if changes else model

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from agmc_onnx import options
 from agmc_onnx.arrays import FloatArray, Mask
 from agmc_onnx.errors import ModelError, PlanError, VerificationError
+from agmc_onnx.graph.edit import with_arrays
 from agmc_onnx.graph.files import read_sparse
 from agmc_onnx.graph.view import Graph, view
 from agmc_onnx.ops.table import op_of
@@ -168,21 +169,6 @@ def magnitude_mask(array: np.ndarray, input_dim: int, share: float, pattern: tup
     return np.moveaxis(goes.reshape(moved.shape), -1, input_dim)
 
 
-def with_arrays(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """Return a copy of a model with other numbers in some initializers or Constant nodes."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    for tensor in made.graph.initializer:
-        if tensor.name in arrays:
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(arrays[tensor.name]), tensor.name))
-    for node in made.graph.node:
-        if node.op_type == "Constant" and node.output[0] in arrays:
-            tensor = numpy_helper.from_array(np.ascontiguousarray(arrays[node.output[0]]), node.output[0])
-            del node.attribute[:]
-            node.attribute.append(onnx.helper.make_attribute("value", tensor))
-    return made
-
-
 def sparse_plan(plan: Plan, model: onnx.ModelProto, sparsity: Sparsity) -> Plan:
     """Return a plan with the share of zeros that every thinned tensor of a model has."""
     graph = view(model)
@@ -273,7 +259,7 @@ def store(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     """
     wanted = set(names)
     captured = view(model).captured
-    moved = []
+    moved: dict[str, onnx.SparseTensorProto] = {}
     for tensor in model.graph.initializer:
         is_external = tensor.data_location == onnx.TensorProto.EXTERNAL
         if tensor.name not in wanted or tensor.name in captured or is_external:
@@ -283,30 +269,11 @@ def store(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
         if index.size and index.size * (array.itemsize + _INDEX_BYTES) + 64 < array.nbytes:
             values = numpy_helper.from_array(array.reshape(-1)[index], tensor.name)
             places = numpy_helper.from_array(index, f"{tensor.name}__index")
-            moved.append(onnx.helper.make_sparse_tensor(values, places, list(array.shape)))
-    if not moved:
-        return model
-    names_moved = {sparse.values.name for sparse in moved}
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    kept = [tensor for tensor in model.graph.initializer if tensor.name not in names_moved]
-    inputs = [
-        value for value in model.graph.input if value.name not in names_moved
-    ]  # old files list initializers there
-    del made.graph.initializer[:], made.graph.input[:]
-    made.graph.initializer.extend(kept)
-    made.graph.input.extend(inputs)
-    made.graph.sparse_initializer.extend(moved)
-    return made
+            moved[tensor.name] = onnx.helper.make_sparse_tensor(values, places, list(array.shape))
+    return with_arrays(model, moved) if moved else model
 
 
 def dense(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with its sparse initializers as dense ones; the model itself where it has none."""
-    if not model.graph.sparse_initializer:
-        return model
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    for sparse in model.graph.sparse_initializer:
-        made.graph.initializer.append(numpy_helper.from_array(read_sparse(sparse), sparse.values.name))
-    del made.graph.sparse_initializer[:]
-    return made
+    arrays = {sparse.values.name: read_sparse(sparse) for sparse in model.graph.sparse_initializer}
+    return with_arrays(model, arrays) if arrays else model

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from agmc_onnx.arrays import Mask
 from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.errors import AgmcError, PlanError, VerificationError
+from agmc_onnx.graph.edit import Input, edited
 from agmc_onnx.graph.external import is_external, part_of
 from agmc_onnx.graph.files import external_tensors, without_external, write_array
 from agmc_onnx.graph.precision import as_fed, is_half, to_float32
@@ -220,7 +220,7 @@ def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None
     if other is not None:
         for name in changed - plan.tensors.keys():
             put(name, other.array(name))
-        _add_biases(model, graph, other, plan)
+        return _with_biases(model, graph, other, plan)
     return model
 
 
@@ -262,8 +262,9 @@ def _masks(shape: tuple[int, ...], axes: Mapping[str, list[Any]]) -> dict[int, M
     return masks
 
 
-def _add_biases(model: onnx.ModelProto, graph: Graph, other: Graph, plan: Plan) -> None:
+def _with_biases(model: onnx.ModelProto, graph: Graph, other: Graph, plan: Plan) -> onnx.ModelProto:
     """Give Conv and Gemm nodes the bias that recovery gave them, zero at removed channels."""
+    biases: dict[Input, np.ndarray] = {}
     made = {node.outputs[0]: node for node in other.nodes if op_of(node).refit}
     for proto in model.graph.node:
         node = made.get(proto.output[0])
@@ -278,10 +279,8 @@ def _add_biases(model: onnx.ModelProto, graph: Graph, other: Graph, plan: Plan) 
         bias = np.zeros(size, graph.array(proto.input[1]).dtype)
         kept = plan.tensors.get(proto.input[1], {}).get(str(dim), list(range(size)))
         bias[kept] = other.array(node.inputs[2])
-        name = f"{proto.output[0]}__masked_bias"
-        model.graph.initializer.append(numpy_helper.from_array(bias, name))
-        del proto.input[2:]
-        proto.input.append(name)
+        biases[Input(proto.output[0], 2, f"{proto.output[0]}__masked_bias")] = bias
+    return edited(model, biases, {change.value: bias for change, bias in biases.items()})
 
 
 def _divisors(graph: Graph) -> set[str]:

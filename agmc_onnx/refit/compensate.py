@@ -14,18 +14,18 @@ before it give.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import ModelError
+from agmc_onnx.graph.edit import Input, edited
 from agmc_onnx.graph.view import view
 from agmc_onnx.ops.vanish import repeats
 from agmc_onnx.pruning.depth import closer_of
@@ -38,7 +38,6 @@ from agmc_onnx.refit.thin import Thinner
 from agmc_onnx.ties.closed import now_for
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
-from agmc_onnx.torch_view.module import replace_constants
 
 Halves = tuple[Moments, ...]  # of the batches of even and of odd numbers, or of all
 Progress = Callable[[int, int, str], None]
@@ -176,7 +175,7 @@ class _Refit:
                 self._old.release(target)
             if progress is not None:
                 progress(done + 1, len(sites), site.node.label)
-        return add_biases(replace_constants(self.pruned, self.changed), self.added)
+        return write_back(self.pruned, self.changed, self.added)
 
     def _aim(self, site: Site) -> str:
         """Return the original's value that a site is fitted to: where a branch behind it is gone, what it is read as now."""
@@ -410,12 +409,10 @@ def gain(moments: Moments, matrix: Tensor, has_bias: bool) -> tuple[Tensor, Tens
     return step, offset
 
 
-def add_biases(model: onnx.ModelProto, added: dict[str, np.ndarray]) -> onnx.ModelProto:
-    """Give nodes a bias, by the names of their outputs; the model is changed."""
-    for node in model.graph.node:
-        if node.output and node.output[0] in added:
-            name = f"{node.output[0]}__agmc_bias"
-            model.graph.initializer.append(numpy_helper.from_array(added[node.output[0]], name))
-            del node.input[2:]
-            node.input.append(name)
-    return model
+def write_back(
+    pruned: onnx.ModelProto, changed: Mapping[str, np.ndarray], added: Mapping[str, np.ndarray]
+) -> onnx.ModelProto:
+    """Return a pruned model with other numbers in its constants, by name, and new biases, by the names of nodes' outputs."""
+    names = {output: f"{output}__agmc_bias" for output in added}
+    biases = [Input(output, 2, name) for output, name in names.items()]
+    return edited(pruned, biases, {**changed, **{names[output]: bias for output, bias in added.items()}})

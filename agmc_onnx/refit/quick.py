@@ -23,7 +23,7 @@ from agmc_onnx.arrays import FloatArray, IntArray, Mask
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.graph.external import take
 from agmc_onnx.pruning.depth import closer_of
-from agmc_onnx.refit.compensate import add_biases
+from agmc_onnx.refit.compensate import write_back
 from agmc_onnx.refit.curves import is_elementwise
 from agmc_onnx.refit.moments import Moments, Patches, sample_positions
 from agmc_onnx.refit.options import RecoverOptions
@@ -31,7 +31,6 @@ from agmc_onnx.refit.sites import Site, find_sites
 from agmc_onnx.refit.stream import Stream, read_batches
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
-from agmc_onnx.torch_view.module import replace_constants
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +142,7 @@ class QuickRefit:
             elif site.can_add_bias:
                 axis = cut.mask(site.node.outputs[0], 1)  # only nodes with channels there may get a bias
                 added[site.node.outputs[0]] = (offset if axis is None else offset[axis]).astype(np.float32)
-        return add_biases(replace_constants(pruned, changed), added)
+        return write_back(pruned, changed, added)
 
     def _solved(self, number: int, mask: Mask) -> tuple[FloatArray, FloatArray]:
         """Return the weight of a node, of the original's shape, and its bias' change, for the inputs that stay."""

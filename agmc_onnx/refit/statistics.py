@@ -18,14 +18,13 @@ from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.graph.view import Graph, Node, view
 from agmc_onnx.ops.norm import is_stored
-from agmc_onnx.refit.compensate import add_biases
+from agmc_onnx.refit.compensate import write_back
 from agmc_onnx.refit.moments import to_rows
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.sites import Site, find_sites
 from agmc_onnx.refit.stream import Stream, read_batches
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
-from agmc_onnx.torch_view.module import replace_constants
 
 
 class Restatement:
@@ -80,7 +79,7 @@ class Restatement:
                 if lacking is not None:
                     _shift(site, lacking, new, changed, added)
                 old.release(site.target)
-        return add_biases(replace_constants(pruned, changed), added)
+        return write_back(pruned, changed, added)
 
     def _lacking(self, site: Site, cut: Cut, old: Stream, new: Stream) -> Tensor | None:
         """Return by how much the mean of a site's target is too small, float64 (channels,); None where they do not match."""

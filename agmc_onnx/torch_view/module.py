@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 
 from agmc_onnx.errors import ModelError
+from agmc_onnx.graph.edit import with_arrays
 from agmc_onnx.graph.view import Graph, Node, view
 from agmc_onnx.torch_view.math_ops import ARITHMETIC, PRODUCTS, Call, Op
 from agmc_onnx.torch_view.nn_ops import NETWORK
@@ -297,44 +297,4 @@ def to_model(module: TorchGraph, proto: onnx.ModelProto) -> onnx.ModelProto:
         tensor = module.constant(name)
         assert tensor is not None, key
         new[name] = tensor.detach().to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32).numpy()
-    return replace_constants(proto, new)
-
-
-def replace_constants(proto: onnx.ModelProto, new: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """Return the model with other numbers in some of its constants.
-
-    Args:
-        proto: Not changed.
-        new: Arrays by the name of an initializer or of a Constant node's output, in any float type; each keeps the
-            type it has in the model. Names that the model lacks are passed over.
-
-    Raises:
-        ModelError: If a shape is another one than the model's.
-    """
-    model = onnx.ModelProto()
-    model.CopyFrom(proto)
-    for tensor in model.graph.initializer:
-        if tensor.name in new:
-            _overwrite(tensor, tensor.name, new[tensor.name])
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and node.output[0] in new:
-            attribute = node.attribute[0]
-            if attribute.name == "value":
-                _overwrite(attribute.t, node.output[0], new[node.output[0]])
-            elif attribute.name == "value_float":
-                attribute.f = float(new[node.output[0]])
-            elif attribute.name == "value_floats":
-                attribute.floats[:] = np.asarray(new[node.output[0]], np.float64).tolist()
-    return model
-
-
-def _overwrite(tensor: onnx.TensorProto, name: str, array: np.ndarray) -> None:
-    if tuple(tensor.dims) != array.shape:
-        raise ModelError(
-            f"{name}: shape changed, got {list(array.shape)}; expected {list(tensor.dims)}. Use the model it was read from."
-        )
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    fresh = numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype)), tensor.name)
-    fresh.doc_string = tensor.doc_string
-    fresh.metadata_props.extend(tensor.metadata_props)
-    tensor.CopyFrom(fresh)
+    return with_arrays(proto, new)

@@ -5,9 +5,9 @@ import onnx
 import pytest
 
 from agmc_onnx.distill.folding import Folded
+from agmc_onnx.graph.edit import with_arrays
 from agmc_onnx.graph.view import view
 from agmc_onnx.measuring.session import make_session, run_model
-from agmc_onnx.torch_view.module import replace_constants
 from tests import nets
 
 NET = """
@@ -47,7 +47,7 @@ def test_changed_numbers_go_back_into_the_model_as_it_was(dead: bool) -> None:
     pair = Folded(proto)
     rng = np.random.default_rng(5)
     new = {t.name: rng.standard_normal(tuple(t.dims)).astype(np.float32) for t in pair.model.graph.initializer}
-    changed = replace_constants(pair.model, new)
+    changed = with_arrays(pair.model, new)
     back = pair.unfold(changed)
     assert [node.op_type for node in back.graph.node] == [node.op_type for node in proto.graph.node]
     assert sorted(view(back).tensors) == sorted(view(proto).tensors)

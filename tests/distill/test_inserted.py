@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from agmc_onnx.distill.inserted import FILTER_RMS, Normalised
+from agmc_onnx.graph.edit import with_arrays
 from agmc_onnx.graph.view import view
 from agmc_onnx.measuring.session import make_session, run_model
-from agmc_onnx.torch_view.module import TorchGraph, replace_constants
+from agmc_onnx.torch_view.module import TorchGraph
 from tests import nets
 
 NET = """
@@ -63,7 +64,7 @@ def test_what_was_learned_goes_into_weights_and_biases() -> None:
         t.name: np.abs(rng.standard_normal(tuple(t.dims))).astype(np.float32) + 0.1
         for t in made.model.graph.initializer
     }
-    changed = replace_constants(made.model, new)
+    changed = with_arrays(made.model, new)
     back = made.fold(changed)
     assert [node.op_type for node in back.graph.node] == [node.op_type for node in proto.graph.node]
     assert set(view(back).tensors) == {*SHAPES, "a__bias"}

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from agmc_onnx.errors import ModelError
+from agmc_onnx.graph.edit import with_arrays
 from agmc_onnx.graph.view import view
 from agmc_onnx.measuring.session import make_session, run_model
-from agmc_onnx.torch_view.module import OPS, TorchGraph, prepare, replace_constants, run_node, to_model
+from agmc_onnx.torch_view.module import OPS, TorchGraph, prepare, run_node, to_model
 from tests import nets
 
 torch.set_num_threads(1)
@@ -205,10 +206,10 @@ def test_trained_numbers_go_back_into_the_model() -> None:
 def test_constant_nodes_are_written_back() -> None:
     text = "f (float[n, 2] x) => (float[n, 2] y) { c = Constant<value = float[2] {1, 2}> ()  y = Mul (x, c) }"
     proto = nets.model(text)
-    new = replace_constants(proto, {"c": np.array([3.0, 4.0])})
+    new = with_arrays(proto, {"c": np.array([3.0, 4.0])})
     assert view(new).array("c").tolist() == [3, 4]
     with pytest.raises(ModelError, match=r"c: shape changed, got \[3\]; expected \[2\]"):
-        replace_constants(proto, {"c": np.zeros(3)})
+        with_arrays(proto, {"c": np.zeros(3)})
 
 
 def test_values_inside_the_graph_can_be_asked_for() -> None:
