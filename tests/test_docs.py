@@ -85,6 +85,23 @@ def test_tables_of_fields_are_those_of_the_schemas():
         assert made["written"](text) == text, f"{page.name}: run python docs/_ext/schemas.py"
 
 
+RUN = """
+import sys, nbclient, nbformat
+book = nbformat.read(sys.argv[1], as_version=4)
+nbclient.NotebookClient(book, timeout=300, kernel_name="python3").execute()
+print([list(out.get("data", {})) for cell in book.cells for out in cell.get("outputs", [])])
+"""
+
+
+@pytest.mark.skipif(find_spec("nbclient") is None or find_spec("ipykernel") is None, reason="no notebooks here")
+def test_the_notebook_runs_and_shows_cards(tmp_path):
+    command = [sys.executable, "-c", RUN, str(ROOT / "examples" / "digits.ipynb")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "text/html" in done.stdout
+    assert (tmp_path / "small.report.html").exists()
+
+
 def test_there_are_examples():
     assert len(EXAMPLES) >= 4
 

@@ -78,6 +78,23 @@ def render(report: Report) -> str:
     )
 
 
+def cards(report: Report) -> str:
+    """Return the first numbers of a report, for the output of a notebook's cell; styles are its own, scripts there are none."""
+    from markupsafe import escape
+
+    box = "display:inline-block;border:1px solid #8884;border-radius:8px;padding:8px 14px;margin:4px"
+    found = (
+        [(row.what.split(" (")[0], row.change, f"{row.before} \u2192 {row.after}") for row in text.rows(report)]
+        if ("metric" in report["original"])
+        else [("result", text.one_line(report), "")]
+    )
+    shown = "".join(
+        f'<div style="{box}"><small>{escape(what)}</small><br><b>{escape(change)}</b><br><small>{escape(pair)}</small></div>'
+        for what, change, pair in found
+    )
+    return f"<div>{shown}<div><small>{escape(text.verified_line(report['verified']))}</small></div></div>"
+
+
 def headline(report: Report) -> str:
     """Return the result in one sentence."""
     one, other, target = report["original"]["metric"], report["compressed"]["metric"], report["target"]

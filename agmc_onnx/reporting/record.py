@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def compose(
     )
     peaks = [peak_bytes(model, feeds[0], threads, provider) for model in (original, compressed)]
     return Report(
-        model=SourceFacts(str(source.path), source.sha256),
+        model=SourceFacts(_name(source.path), source.sha256),
         original=Side(**_side(original, sizes.inputs, before, times[0], peaks[0])),
         compressed=Compressed(
             **_side(compressed, sizes.inputs, after, times[1], peaks[1]),
@@ -154,6 +155,11 @@ def _side(model: onnx.ModelProto, sizes: InputSizes, score: Score, times: Latenc
 def metric_facts(score: Score) -> Metric:
     """Return a score as the report has it."""
     return Metric(score.name, score.value, score.n, score.interval)
+
+
+def _name(path: Path) -> str:
+    """Return a model's path; of one that was given in memory only its name."""
+    return path.name if "agmc-given-" in str(path) else str(path)
 
 
 def _density(graph: Graph) -> float:

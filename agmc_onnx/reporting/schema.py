@@ -112,7 +112,7 @@ class VerifiedFacts(Record):
 
 @dataclass(frozen=True, eq=False)
 class SourceFacts(Record):
-    """The original's file; `path` is None for a model that was given as bytes."""
+    """The original's file; `path` is model.onnx for a model that was given in memory."""
 
     path: str
     sha256: str

@@ -398,3 +398,13 @@ def _groups(n: int) -> str:
 
 def _share(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def one_line(report: Report) -> str:
+    """Return what was made in a line: cost and metric before and after."""
+    before, after = report["original"], report["compressed"]
+    words = [f"{before['macs']:,} -> {after['macs']:,} MACs ({ratio(after['macs'], before['macs'])})"]
+    words.append(f"{before['params']:,} -> {after['params']:,} parameters")
+    if "metric" in before and report.get("accuracy_measured", True):
+        words.append(f"{before['metric']['name']} {metric_text(before['metric'])} -> {metric_text(after['metric'])}")
+    return ", ".join(words)

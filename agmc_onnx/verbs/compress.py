@@ -43,6 +43,7 @@ from agmc_onnx.pruning.verify import Verification, norms_of, verify
 from agmc_onnx.reporting.progress import Episodes, in_notebook
 from agmc_onnx.reporting.record import compose, environment_versions, sizes_of, verified_facts
 from agmc_onnx.reporting.schema import Report, TargetFacts, VerifiedFacts
+from agmc_onnx.reporting.text import one_line
 from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.run.candidates import Progress, environment_of, reachable
 from agmc_onnx.run.clock import Clock
@@ -56,13 +57,47 @@ from agmc_onnx.schema import Record
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.joint import JointEnvironment
 from agmc_onnx.search.journal import Journal, run_folder
+from agmc_onnx.verbs.given import Given, on_files, path_of
 
 # options that do not change what a search finds, but when or how far
 NOT_IN_JOURNAL = ("resume", "workers", "ray", "minutes", "latency_seconds")
 
 
-@dataclass(frozen=True)
-class Result:
+class Made:
+    """What a verb made: short in print, its first numbers in a notebook, and `save` writes it."""
+
+    model: onnx.ModelProto
+    report: Any
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {one_line(self.report)}>"
+
+    def _repr_html_(self) -> str:
+        from agmc_onnx.reporting.html import cards
+
+        return cards(self.report)
+
+    def _texts(self) -> dict[str, str]:
+        return {}
+
+    def save(self, output: str | Path, *, force: bool = False) -> Path:
+        """Write the model and the files of its set, and return the model's path.
+
+        Args:
+            output: The model's path.
+            force: Write over files that are not ours.
+
+        Raises:
+            UsageError: If it cannot be written.
+        """
+        settle(output)
+        check_output(output, {}, force)
+        write_files(self.model, self._texts(), output)
+        return Path(output)
+
+
+@dataclass(frozen=True, repr=False)
+class Result(Made):
     """What `compress` made.
 
     Attributes:
@@ -76,6 +111,11 @@ class Result:
     plan: Plan
     report: Report
     verification: Verification
+
+    def _texts(self) -> dict[str, str]:
+        from agmc_onnx.reporting.html import render
+
+        return {"plan": self.plan.to_json(), "report": self.report.to_json(), "html": render(self.report)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +136,8 @@ class AppliedReport(Record):
     verified: VerifiedFacts
 
 
-@dataclass(frozen=True)
-class Applied:
+@dataclass(frozen=True, repr=False)
+class Applied(Made):
     """What `apply` made.
 
     Attributes:
@@ -112,10 +152,14 @@ class Applied:
     report: AppliedReport
     verification: Verification
 
+    def _texts(self) -> dict[str, str]:
+        return {"plan": self.plan.to_json()}
 
+
+@on_files
 @documented
 def compress(
-    model: str | Path,
+    model: Given,
     *,
     output: str | Path | None = None,
     data: str | Path | None = None,
@@ -186,7 +230,7 @@ def compress(
         given = {"the_table_of_op_times": settings.budget.latency_table}
         check_output(output, inputs_of(model, data, **given), force)
     with _torch_threads(settings), _shown(progress) as tell:
-        return _compress(model, settings, output, data, tell)
+        return _compress(path_of(model), settings, output, data, tell)
 
 
 def _shown(progress: Progress | None) -> AbstractContextManager[Progress | None]:
@@ -293,7 +337,7 @@ def _searched(
     report = replace(report, wall_s=round(time.perf_counter() - start, 3))
     result = Result(compressed, plan, report, checked)
     if output is not None:
-        write_result(result, output)
+        write_files(result.model, result._texts(), output)
     if journal is not None:
         journal.end(finished=not found.interrupted)
     tell("done", report)
@@ -350,7 +394,8 @@ def _torch_threads(settings: CompressOptions) -> AbstractContextManager[None]:
     return torch_threads(settings.execution.threads)
 
 
-def apply(model: str | Path, plan: str | Path, output: str | Path | None = None, *, force: bool = False) -> Applied:
+@on_files
+def apply(model: Given, plan: str | Path, output: str | Path | None = None, *, force: bool = False) -> Applied:
     """Rebuild the compressed model of a plan, without data or search.
 
     Args:
@@ -362,6 +407,7 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None,
     Raises:
         ModelError, PlanError, VerificationError: As `compress`.
     """
+    model = path_of(model)
     in_place = output is not None and is_same(output_files(output)["plan"], plan)  # then it is left as it is
     if output is not None:
         settle(output)
@@ -393,9 +439,10 @@ def apply(model: str | Path, plan: str | Path, output: str | Path | None = None,
     return Applied(pruned, made, report, checked)
 
 
+@on_files
 def verify_files(
-    model: str | Path,
-    compressed: str | Path,
+    model: Given,
+    compressed: Given,
     plan: str | Path | None = None,
     data: str | Path | None = None,
     input_shape: Sequence[str] = (),
@@ -412,6 +459,7 @@ def verify_files(
     Raises:
         VerificationError: If it does not hold.
     """
+    model, compressed = path_of(model), path_of(compressed)
     analysis = analyse_model(model, (), data, input_shape)
     settle(compressed)
     beside = output_files(compressed)["plan"]
@@ -471,18 +519,6 @@ def _smallest(model: onnx.ModelProto, plan: Plan, feeds: Sequence[dict[str, np.n
         return model
     same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*answers, strict=True) if isinstance(a, np.ndarray))
     return stored if same else model
-
-
-def write_result(result: Result, output: str | Path) -> None:
-    """Write the model, plan and reports, all or none."""
-    from agmc_onnx.reporting.html import render
-
-    texts = {
-        "plan": result.plan.to_json(),
-        "report": result.report.to_json(),
-        "html": render(result.report),
-    }
-    write_files(result.model, texts, output)
 
 
 def _weights_kept(original: Graph, pruned: Graph, plan: Plan) -> bool:

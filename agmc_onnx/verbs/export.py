@@ -28,14 +28,16 @@ from agmc_onnx.measuring.session import Run, make_session, model_inputs, run_mod
 from agmc_onnx.options import Execution
 from agmc_onnx.reporting.record import environment_versions
 from agmc_onnx.run.inputs import inputs_of
+from agmc_onnx.verbs.given import Given, on_files, path_of
 
 EXPORT_FORMAT = "agmc-onnx/export@1"
 N_COMPARED = 64  # samples whose outputs are compared number by number
 N_SYNTHETIC = 16
 
 
+@on_files
 def export(
-    model: str | Path,
+    model: Given,
     *,
     to: str,
     output: str | Path | None = None,
@@ -82,6 +84,9 @@ def export(
         check_installed(row)
     settings = Settings(target, calibrate, calibration_samples, batch, threads)
     _check_settings(settings)
+    model = path_of(model)
+    if output is None and "agmc-given-" in str(model):
+        raise UsageError("export: got a model in memory and no output; expected a path for the result. Give output.")
     file = read_model(model)
     path = _output_path(file, row, output)
     inputs = inputs_of(model, data)

@@ -23,6 +23,7 @@ from agmc_onnx.reporting.record import metric_facts
 from agmc_onnx.reporting.schema import Metric
 from agmc_onnx.run.inputs import inputs_of
 from agmc_onnx.schema import Record
+from agmc_onnx.verbs.given import Given, on_files, path_of
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 REWARD_SAMPLES = 4000  # of the reward role, that decide when to stop
@@ -55,10 +56,11 @@ class Tuned:
     report: TunedReport
 
 
+@on_files
 def finetune(
-    model: str | Path,
+    model: Given,
     *,
-    teacher: str | Path,
+    teacher: Given,
     data: str | Path,
     output: str | Path | None = None,
     steps: int = 1000,
@@ -94,6 +96,7 @@ def finetune(
         DataError: If the data cannot be used.
     """
     start = time.perf_counter()
+    model, teacher = path_of(model), path_of(teacher)
     threads = processors() if threads is None else threads
     if not 0 < learning_rate < 1:
         raise UsageError(

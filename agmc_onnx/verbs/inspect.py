@@ -32,12 +32,14 @@ from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.problem import Outcome
 from agmc_onnx.ties.groups import Channels
+from agmc_onnx.verbs.given import Given, on_files, path_of
 
 INSPECT_FORMAT = "agmc-onnx/inspect@1"
 MEASURE_FORMAT = "agmc-onnx/measure@1"
 
 
-def inspect(model: str | Path, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
+@on_files
+def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a model is and what could be pruned of it, ready for JSON (`agmc-onnx/inspect@1`).
 
     Args:
@@ -55,7 +57,7 @@ def inspect(model: str | Path, *, input_shape: Sequence[str] = ()) -> dict[str, 
     Raises:
         ModelError: If it is no ONNX model.
     """
-    analysis = analyse_model(model, input_shape=input_shape)
+    analysis = analyse_model(path_of(model), input_shape=input_shape)
     channels, proto = analysis.channels, analysis.file.proto
     costs = {"macs": macs_cost(channels), "params": params_cost(channels)}
     n_units = np.array([group.n_units for group in channels.groups], np.int64)
@@ -102,8 +104,9 @@ def inspect(model: str | Path, *, input_shape: Sequence[str] = ()) -> dict[str, 
     }
 
 
+@on_files
 def measure(
-    *models: str | Path,
+    *models: Given,
     data: str | Path | None = None,
     threads: int = Execution.threads,
     seconds: float = Execution.latency_seconds,
@@ -131,7 +134,7 @@ def measure(
     """
     if not models:
         raise UsageError("measure: no model given; expected at least one .onnx file. Name the models to measure.")
-    files = [read_model(model) for model in models]
+    files = [read_model(path_of(model)) for model in models]
     inputs = model_inputs(files[0].proto)
     for file in files[1:]:
         _check_same_inputs(files[0], file, inputs)
