@@ -47,9 +47,10 @@ def compressed(
     path: str | Path, data: str | None, target: str, quiet: bool, options: Mapping[str, Any], force: bool = False
 ) -> Said:
     """Compress an ONNX model and return what there is to say; 130 after an interruption that still gave a model."""
+    from agmc_onnx.graph.outputs import output_files
     from agmc_onnx.reporting.progress import Episodes
     from agmc_onnx.reporting.text import summary
-    from agmc_onnx.verbs.compress import compress, output_files
+    from agmc_onnx.verbs.compress import compress
 
     minutes = options.get("minutes")
     with Episodes(quiet, noting()) as episodes:  # on stderr, beside --json too

@@ -37,7 +37,7 @@ def catch_crashes() -> None:
         os.dup2(nothing, 2)
         os.close(nothing)
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)  # type: ignore[untyped-decorator]
     def end(number: int) -> None:
         line = (
             f"{PROGRAM}: error: a library in C++ crashed ({signal.Signals(number).name}), and nothing was written; expected a"

@@ -67,7 +67,7 @@ class Said:
     code: int = 0
 
 
-class Value(click.ParamType):
+class Value(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
     """The value of an option: read from text, and checked as everywhere else."""
 
     def __init__(self, name: str, kind: type, says: Option) -> None:
