@@ -16,6 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from agmc_onnx.graph.fold import evaluate_node
+from agmc_onnx.graph.inference import infer_graph
 from agmc_onnx.graph.registry import Dims, ShapeRule, graph_op, same_as_first
 from agmc_onnx.graph.sizes import (
     InputDims,
@@ -130,7 +131,7 @@ def _infer(
                 opened.append((dim, dim.dim_param))
                 dim.dim_value = size
     try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
+        inferred = infer_graph(skeleton, is_guess=bool(setting))
         found = {value.name: value.type for value in (*inferred.input, *inferred.value_info, *inferred.output)}
     except Exception:  # inference stops at the first contradiction it meets; node by node gets further
         found = {}
@@ -184,11 +185,12 @@ class _Walker:
             del self.data[name]
 
     def learn_type(self, name: str, kind: onnx.TypeProto) -> None:
-        """Learn the type of a value, and its sizes where it says them."""
-        self.types[name] = kind
+        """Learn the type of a value, and its sizes where it says them; nothing is inferred from sizes below zero."""
         dims = _dims(kind)
         if dims is not None:
             self.sizes[name] = dims
+        if dims is None or min(dims, default=0) >= 0:
+            self.types[name] = kind
 
     def type_of(self, name: str) -> onnx.TypeProto:
         """Return the type of a value that is known."""
