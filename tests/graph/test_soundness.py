@@ -126,7 +126,7 @@ BROKEN = {
         calling(3, "t = f.F1(a) b = f.F{next}(t)"),
         "m.onnx: local functions call themselves, got F1; expected no cycle."),
     "many calls": (calling(18, "t = f.F{next}(a) b = f.F{next}(t)"),
-                   "m.onnx: local functions stand for 131,072 nodes; expected at most 100,000. Export the model without nested"
+                   "m.onnx: local functions stand for 131,072 nodes; expected at most 10,000. Export the model without nested"
                    " functions."),
     "deep calls": (calling(102, "b = f.F{next}(a)"),
                    "m.onnx: local functions call one another, got over 100 deep; expected less."),
@@ -246,7 +246,7 @@ def test_a_hostile_file_ends_at_once_with_one_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "agmc-onnx: error: m.onnx: local functions stand for 4,194,304 nodes; expected at most 100,000."
+        "agmc-onnx: error: m.onnx: local functions stand for 4,194,304 nodes; expected at most 10,000."
         " Export the model without nested functions.\n"
     )
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 10
