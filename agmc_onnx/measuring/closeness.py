@@ -153,10 +153,18 @@ def ranks(scores: np.ndarray, label: IntArray) -> IntArray:
 
 
 def thinned(outputs: list[np.ndarray]) -> list[np.ndarray]:
-    """Return outputs with at most `MAX_ENTRIES` entries per sample, at equal distances."""
-    return [
-        o.reshape(len(o), -1)[:, :: -(-o[0].size // MAX_ENTRIES)].copy()
-        if o.ndim > 2 and len(o) and o[0].size > MAX_ENTRIES
-        else o
-        for o in outputs
-    ]
+    """Return outputs with at most about `MAX_ENTRIES` entries per sample, at equal distances along their largest dim.
+
+    They keep their dims, so that a grid (of a detector, a segmentation) stays one: flat, it would be taken for class
+    scores. Class scores, and outputs of one dim beside the samples, are left as they are.
+    """
+    found = []
+    for output in outputs:
+        n = output[0].size if output.ndim > 2 and len(output) else 0
+        if n <= MAX_ENTRIES or class_scores(output) is not None:
+            found.append(output)
+            continue
+        dim = 1 + int(np.argmax(output.shape[1:]))
+        step = min(-(-n // MAX_ENTRIES), output.shape[dim] // 2)
+        found.append(output[(slice(None),) * dim + (slice(None, None, step),)].copy())
+    return found

@@ -1,35 +1,51 @@
-"""Peak memory of one inference, as onnxruntime's own allocator counts it: the same every time."""
+"""Peak memory of one inference, counted from the values that a model really makes: not what an allocator sets aside."""
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
+import onnx
 
-from agmc_onnx.measuring.session import Model, make_session
+from agmc_onnx.errors import AgmcError
+from agmc_onnx.graph.view import captured_names
+from agmc_onnx.measuring.session import make_session, run_model
 
 
-def peak_bytes(model: Model, feed: Mapping[str, np.ndarray], threads: int = 1, provider: str = "cpu") -> int | None:
-    """Return the largest number of bytes in use at once for values between the nodes of a model; weights are not in it.
+def peak_bytes(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> int | None:
+    """Return the largest number of bytes that values between the nodes need at once; weights are not in it.
+
+    The nodes run in their order, a value stays from the node that makes it to the last that reads it, graph inputs and outputs
+    stay to the end. Sizes are those of one run with every value as an output. What a runtime sets aside (an arena, copies in
+    other layouts) differs from machine to machine and is not counted.
 
     Args:
-        model: As in `make_session`.
+        model: Any model.
         feed: One batch.
-        threads: Of onnxruntime.
-        provider: As in `make_session`.
 
     Returns:
-        Bytes, or None where this onnxruntime's profiler does not tell.
-
-    Raises:
-        ModelError: If the model cannot be loaded or run.
+        Bytes, or None where onnxruntime cannot give every value of this model.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        session = make_session(model, threads, provider, profile=Path(folder, "profile"))
-        session.run(None, dict(feed))
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    peaks = [int(e["args"]["mem_in_use_peak"]) for e in events if "mem_in_use_peak" in e.get("args", {})]
-    return max(peaks, default=None)
+    nodes = [node for node in model.graph.node if not (node.op_type == "Constant" and not node.domain)]
+    names = [name for node in nodes for name in node.output if name]
+    told = onnx.ModelProto()
+    told.CopyFrom(model)
+    del told.graph.output[:]
+    told.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    try:
+        values = dict(zip(names, run_model(make_session(told, optimise=False), feed), strict=True))
+    except AgmcError:
+        return None
+    size = {name: value.nbytes if isinstance(value, np.ndarray) else 0 for name, value in values.items()}
+    last = {output.name: len(nodes) for output in model.graph.output}
+    for at, node in enumerate(nodes):
+        for name in (*node.input, *captured_names(node)):
+            last[name] = max(at, last.get(name, 0))
+    live = sum(value.nbytes for value in feed.values())
+    peak = live
+    for at, node in enumerate(nodes):
+        live += sum(size[name] for name in node.output if name)
+        peak = max(peak, live)
+        gone = {name for name in (*node.input, *captured_names(node), *node.output) if last.get(name, 0) <= at}
+        live -= sum(size.get(name, 0) for name in gone)
+    return peak

@@ -23,6 +23,7 @@ from agmc_onnx.measuring.memory import peak_bytes
 from agmc_onnx.measuring.session import make_session, provider_of
 from agmc_onnx.measuring.sizes import Sizes, graph_at
 from agmc_onnx.options import CompressOptions
+from agmc_onnx.pruning.bodies import uncounted
 from agmc_onnx.pruning.cost import count_macs, count_params
 from agmc_onnx.pruning.depth import closer_of, layers_gone
 from agmc_onnx.pruning.sparsity import dense
@@ -87,7 +88,7 @@ def compose(
     times = compare(
         [original, compressed], feeds, threads=threads, seconds=seconds, rounds=MORE_ROUNDS, provider=provider
     )
-    peaks = [peak_bytes(model, feeds[0], threads, provider) for model in (original, compressed)]
+    peaks = [peak_bytes(model, feeds[0]) for model in (original, compressed)]
     return Report(
         model=SourceFacts(_name(source.path), source.sha256),
         original=Side(**_side(original, sizes.inputs, before, times[0], peaks[0])),
@@ -109,6 +110,7 @@ def compose(
         groups=_groups(channels, found.kept.tolist()),
         network=network_of(channels.graph, graph_at(compressed, sizes.inputs)),
         sizes=SizesFacts({name: list(dims) for name, dims in sizes.inputs.items()}, sizes.source),
+        uncounted=uncounted(channels.graph),
         gone=_gone(channels, found.kept.tolist()),
         settings=settings.flat(),
         environment=environment_versions(provider_of(make_session(compressed, threads, provider))),

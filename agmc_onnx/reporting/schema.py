@@ -167,6 +167,7 @@ class Report(Record):
     accuracy_measured: Annotated[bool, Meta(description="False without data")] = True
     data: DataFacts | None = None
     sizes: SizesFacts | None = None
+    uncounted: Annotated[list[str], Meta(description="nodes whose MACs are not known")] = field(default_factory=list)
     episodes: Count = 0
     evaluations: Annotated[Count, Meta(description="networks that were measured")] = 0
     interrupted: bool = False

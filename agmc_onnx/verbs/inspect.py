@@ -23,6 +23,7 @@ from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.measuring.sizes import graph_at, samples_at, settle
 from agmc_onnx.motifs import build, describe
 from agmc_onnx.options import Execution
+from agmc_onnx.pruning.bodies import uncounted
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
 from agmc_onnx.pruning.depth import closer_of, layers_that_may_go
 from agmc_onnx.pruning.sparsity import dense
@@ -49,6 +50,7 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
     Returns:
         "model" (path, sha256, bytes, opset), "inputs" and "outputs", "ops" (counts by type, most frequent first), "macs",
         "params", "sizes" (of the inputs, that the MACs are for),
+        "uncounted" (nodes whose MACs are not known),
         "prunable" (shares of the multiply-adds and parameters that some group changes), "smallest" (shares of them
         that remain when every group keeps the least, by --round-to), "groups" (name, units, step, shares it changes,
         nodes that make its channels), "layers" (what may go as a whole: name, groups, nodes, share of the multiply-adds),
@@ -81,6 +83,7 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
         "macs": costs["macs"](n_units),
         "params": costs["params"](n_units),
         "sizes": asdict(analysis.sizes),
+        "uncounted": uncounted(analysis.graph),
         "prunable": {name: cost.prunable_share(n_units) for name, cost in costs.items()},
         "smallest": {str(k): _smallest(channels, k) for k in (1, FINE)},
         "groups": [
@@ -176,7 +179,7 @@ def measure(
                     "provider": latency.provider,
                 },
                 "latency_ratio": asdict(paired),
-                "peak_bytes": peak_bytes(file.path, feeds[0], threads, provider),
+                "peak_bytes": peak_bytes(file.proto, feeds[0]),
             }
         )
     return {

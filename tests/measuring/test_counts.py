@@ -1,0 +1,61 @@
+"""The package's count of MACs against one made by running (tests/independent_counter.py), at two sizes of every open dim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.sizes import input_dims, symbols_of
+from agmc_onnx.measuring.sizes import graph_at, samples_at, second_feeds, settle
+from agmc_onnx.pruning.bodies import uncounted
+from agmc_onnx.pruning.cost import count_macs
+from tests.independent_counter import count
+from tests.nets import model as net
+from tests.pruning.test_equivalence import SMALL_NETS
+
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "graphs"
+UNRUNNABLE = ("02-names", "44-customop", "47b-strings")
+FUSED = ("Attention", "GroupQueryAttention", "MultiHeadAttention")  # the other counter does not know them
+
+
+def compare(model: onnx.ModelProto) -> int:
+    """Compare the counts at the guessed sizes and at others; return at how many."""
+    sizes = settle(model).inputs
+    feeds = [samples_at(model, sizes, 1, 0).feeds(1)[0], *second_feeds(model, sizes, 0)]
+    for feed in feeds:
+        graph = graph_at(normalize(model), {name: x.shape for name, x in feed.items()})
+        assert uncounted(graph) == []
+        assert sum(count_macs(graph).values()) == sum(count(model, feed).values())
+    return len(feeds)
+
+
+@pytest.mark.parametrize("name", SMALL_NETS)
+def test_small_nets_count_as_they_run(name: str) -> None:
+    text, weights = SMALL_NETS[name]
+    model: Any = net(text, weights)
+    if any(node.op_type in FUSED for node in model.graph.node):
+        pytest.skip("fused attention")
+    compare(model)
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="no ../shared")
+@pytest.mark.parametrize(
+    "path", sorted(CASES.glob("*/*.onnx")) if CASES.exists() else [], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_cases_count_as_they_run(path: Path) -> None:
+    if path.parent.name in UNRUNNABLE or path.stem == "broken":
+        pytest.skip("cannot be run by the other counter")
+    model = onnx.load(path)
+    n = compare(model)
+    assert n == 2 or not symbols_of(input_dims(model))
+
+
+def test_a_node_that_cannot_be_counted_is_named() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "far" : 1]>
+        g (float[N, 4] x) => (y) { a = far.Away(x) b = MatMul(a, w) y = Relu(b) }"""
+    graph = graph_at(net(text, {"w": [4, 4]}), {"x": (1, 4)})
+    assert uncounted(graph) == ["Away a (unknown op of far)", "MatMul b (unknown shape)"]
