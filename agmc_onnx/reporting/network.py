@@ -36,7 +36,7 @@ def network_of(original: Graph, compressed: Graph) -> dict[str, Any]:
         record["reads"] = list(dict.fromkeys(number[name] for name in node.inputs if name in number))
         record["makes"] = [number[name] for name in node.outputs if name in number]
         if made in macs[0]:
-            record["macs"] = [macs[0][made], macs[1].get(made, macs[0][made])]
+            record["macs"] = [macs[0][made], macs[1].get(made, 0)]
         ops.append(record)
     boxes = [
         {"motif": data["motif"], "ops": list(dict.fromkeys(place[edge[1]] for edge in data["edges"]))}
