@@ -20,20 +20,22 @@ if TYPE_CHECKING:
     from agmc_onnx.options import CompressOptions
     from agmc_onnx.pruning.verify import Verification
     from agmc_onnx.reporting.schema import Report
+    from agmc_onnx.verbs.apply import Applied, apply
     from agmc_onnx.verbs.batch import batch
     from agmc_onnx.verbs.batch import batch as compress_folder
-    from agmc_onnx.verbs.compress import Applied, Result, apply, compress
-    from agmc_onnx.verbs.compress import verify_files as verify
+    from agmc_onnx.verbs.compress import Result, compress
     from agmc_onnx.verbs.demo import demo
     from agmc_onnx.verbs.doctor import doctor
     from agmc_onnx.verbs.export import export
     from agmc_onnx.verbs.finetune import finetune
     from agmc_onnx.verbs.import_ import Imported, import_
     from agmc_onnx.verbs.import_ import import_ as import_model
-    from agmc_onnx.verbs.inspect import inspect, measure
+    from agmc_onnx.verbs.inspect import inspect
+    from agmc_onnx.verbs.measure import measure
     from agmc_onnx.verbs.report import report
     from agmc_onnx.verbs.report import report as write_report
     from agmc_onnx.verbs.time_ops import time_ops
+    from agmc_onnx.verbs.verify import verify
 
 __version__ = "0.1.0"
 
@@ -48,18 +50,18 @@ _HOMES = {
     "CompressOptions": ("agmc_onnx.options", "CompressOptions"),
     "Result": ("agmc_onnx.verbs.compress", "Result"),
     "Report": ("agmc_onnx.reporting.schema", "Report"),
-    "Applied": ("agmc_onnx.verbs.compress", "Applied"),
+    "Applied": ("agmc_onnx.verbs.apply", "Applied"),
     "Verification": ("agmc_onnx.pruning.verify", "Verification"),
     "Imported": ("agmc_onnx.verbs.import_", "Imported"),
     "import_": ("agmc_onnx.verbs.import_", "import_"),
     "export": ("agmc_onnx.verbs.export", "export"),
     "finetune": ("agmc_onnx.verbs.finetune", "finetune"),
-    "apply": ("agmc_onnx.verbs.compress", "apply"),
+    "apply": ("agmc_onnx.verbs.apply", "apply"),
     "compress": ("agmc_onnx.verbs.compress", "compress"),
     "batch": ("agmc_onnx.verbs.batch", "batch"),
     "inspect": ("agmc_onnx.verbs.inspect", "inspect"),
-    "measure": ("agmc_onnx.verbs.inspect", "measure"),
-    "verify": ("agmc_onnx.verbs.compress", "verify_files"),
+    "measure": ("agmc_onnx.verbs.measure", "measure"),
+    "verify": ("agmc_onnx.verbs.verify", "verify"),
     "demo": ("agmc_onnx.verbs.demo", "demo"),
     "doctor": ("agmc_onnx.verbs.doctor", "doctor"),
     "report": ("agmc_onnx.verbs.report", "report"),

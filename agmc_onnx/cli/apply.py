@@ -14,7 +14,7 @@ from agmc_onnx.cli.words import FORCE
 def command(model: str, plan: str, output: str, force: bool) -> Said:
     """Rebuild a model."""
     from agmc_onnx.reporting.text import applied
-    from agmc_onnx.verbs.compress import apply
+    from agmc_onnx.verbs.apply import apply
 
     report = apply(model, plan, output, force=force).report
     return Said({**report, "output": output}, [*applied(report), f"wrote {output}"])

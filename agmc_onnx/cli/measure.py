@@ -20,7 +20,7 @@ from agmc_onnx.options import Data, Execution
 def command(models: tuple[str, ...], data: str | None, **given: Any) -> Said:
     """Measure models."""
     from agmc_onnx.reporting.text import measurement
-    from agmc_onnx.verbs.inspect import measure
+    from agmc_onnx.verbs.measure import measure
 
     found = measure(*models, data=data, **given)
     return Said(found, [*measurement(found), *no_card(data)])

@@ -17,7 +17,7 @@ from agmc_onnx.options import Data
 def command(model: str, compressed: str, plan: str | None, data: str | None, input_shape: tuple[str, ...]) -> Said:
     """Check a model."""
     from agmc_onnx.reporting.text import verified_line
-    from agmc_onnx.verbs.compress import verify_files
+    from agmc_onnx.verbs.verify import verify
 
-    found = asdict(verify_files(model, compressed, plan, data, input_shape))
+    found = asdict(verify(model, compressed, plan, data, input_shape))
     return Said(found, [verified_line(found)])

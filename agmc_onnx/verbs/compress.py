@@ -10,20 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from agmc_onnx.data.roles import Roles
-from agmc_onnx.data.samples import load_card, open_data
-from agmc_onnx.errors import AgmcError, ModelError, PlanError, UsageError, VerificationError
+from agmc_onnx.errors import AgmcError, ModelError, UsageError, VerificationError
 from agmc_onnx.graph.commit import settle
-from agmc_onnx.graph.files import read_model
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.outputs import check_output, check_set, is_same, output_files, stamped, with_id, write_files
-from agmc_onnx.graph.precision import is_half, to_float32
-from agmc_onnx.graph.view import Graph, view
-from agmc_onnx.measuring.session import make_session, model_inputs, run_model
-from agmc_onnx.measuring.sizes import samples_at, second_feeds
+from agmc_onnx.graph.outputs import check_output, stamped, write_files
+from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.options import (
     Budget,
     CompressOptions,
@@ -36,13 +29,13 @@ from agmc_onnx.options import (
     options_in,
 )
 from agmc_onnx.policies import POLICIES
-from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
-from agmc_onnx.pruning.sparsity import check_zeros, facts, planned, sparse_plan, sparsity_of, store, thin_by_magnitude
+from agmc_onnx.pruning.plan import Plan, make_plan
+from agmc_onnx.pruning.sparsity import facts, sparse_plan, sparsity_of, store
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.pruning.verify import Verification, norms_of, verify
+from agmc_onnx.pruning.verify import Verification
 from agmc_onnx.reporting.progress import Episodes, in_notebook
-from agmc_onnx.reporting.record import compose, environment_versions, sizes_of, verified_facts
-from agmc_onnx.reporting.schema import Report, TargetFacts, VerifiedFacts
+from agmc_onnx.reporting.record import compose, environment_versions
+from agmc_onnx.reporting.schema import Report, TargetFacts
 from agmc_onnx.reporting.text import one_line
 from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.run.candidates import Progress, environment_of, reachable
@@ -53,11 +46,11 @@ from agmc_onnx.run.latency import laid_out, latency_target, measured_share, sett
 from agmc_onnx.run.samples import roles_of, with_recovery
 from agmc_onnx.run.stages import Job, by_stages
 from agmc_onnx.run.target import Target, target_of
-from agmc_onnx.schema import Record
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.joint import JointEnvironment
 from agmc_onnx.search.journal import Journal, run_folder
 from agmc_onnx.verbs.given import Given, on_files, path_of
+from agmc_onnx.verbs.verify import checked
 
 # options that do not change what a search finds, but when or how far
 NOT_IN_JOURNAL = ("resume", "workers", "ray", "minutes", "latency_seconds")
@@ -116,44 +109,6 @@ class Result(Made):
         from agmc_onnx.reporting.html import render
 
         return {"plan": self.plan.to_json(), "report": self.report.to_json(), "html": render(self.report)}
-
-
-@dataclass(frozen=True, eq=False)
-class Sizes(Record):
-    """What a model is, without running it."""
-
-    macs: int
-    params: int
-    file_bytes: int
-
-
-@dataclass(frozen=True, eq=False)
-class AppliedReport(Record):
-    """What `apply` says: sizes before and after, and how the result was verified."""
-
-    original: Sizes
-    compressed: Sizes
-    verified: VerifiedFacts
-
-
-@dataclass(frozen=True, repr=False)
-class Applied(Made):
-    """What `apply` made.
-
-    Attributes:
-        model: The compressed model.
-        plan: What was kept.
-        report: Sizes and verification.
-        verification: How it was checked.
-    """
-
-    model: onnx.ModelProto
-    plan: Plan
-    report: AppliedReport
-    verification: Verification
-
-    def _texts(self) -> dict[str, str]:
-        return {"plan": self.plan.to_json()}
 
 
 @on_files
@@ -294,7 +249,7 @@ def _searched(
     plan = make_plan(analysis.channels, best, analysis.file.sha256)
     plan = plan if sparsity is None else sparse_plan(plan, compressed, sparsity)
     tell("verifying", {})
-    checked = _checked(
+    verification = checked(
         analysis,
         compressed,
         plan,
@@ -317,7 +272,7 @@ def _searched(
         data_of,
         settings,
         found,
-        checked,
+        verification,
         TargetFacts(target.kind, asked, reached, table=target.table),
         result_of.finalists,
         {
@@ -335,7 +290,7 @@ def _searched(
         share = measured_share(reached, times.median if times.cpu is None else times.cpu, target, settings.budget)
         report = replace(report, target=replace(report.target, **share))
     report = replace(report, wall_s=round(time.perf_counter() - start, 3))
-    result = Result(compressed, plan, report, checked)
+    result = Result(compressed, plan, report, verification)
     if output is not None:
         write_files(result.model, result._texts(), output)
     if journal is not None:
@@ -394,120 +349,6 @@ def _torch_threads(settings: CompressOptions) -> AbstractContextManager[None]:
     return torch_threads(settings.execution.threads)
 
 
-@on_files
-def apply(model: Given, plan: str | Path, output: str | Path | None = None, *, force: bool = False) -> Applied:
-    """Rebuild the compressed model of a plan, without data or search.
-
-    Args:
-        model: The original that the plan is of.
-        plan: A plan.json.
-        output: Where to write the model, and its plan beside it; None writes nothing.
-        force: Write over files at the output that are not ours.
-
-    Raises:
-        ModelError, PlanError, VerificationError: As `compress`.
-    """
-    model = path_of(model)
-    in_place = output is not None and is_same(output_files(output)["plan"], plan)  # then it is left as it is
-    if output is not None:
-        settle(output)
-        check_output(output, inputs_of(model, the_plan=None if in_place else plan), force)
-    wanted = read_plan(plan)
-    analysis = analyse_model(model)
-    if wanted.sha256 != analysis.file.sha256:
-        raise PlanError(
-            f"{plan}: is the plan of another model, got sha256 {wanted.sha256[:12]}...; expected"
-            f" {analysis.file.sha256[:12]}... of {analysis.file.path}. Give the file that the plan was made from."
-        )
-    kept = kept_units(analysis.channels, wanted)
-    pruned = Surgeon(analysis.channels).cut(kept)
-    made = make_plan(analysis.channels, kept, analysis.file.sha256)
-    if wanted.sparsity:
-        sparsity = planned(wanted)
-        pruned = thin_by_magnitude(pruned, sparsity)
-        made = sparse_plan(made, pruned, sparsity)
-    pruned, set_id = (with_id(pruned, wanted.set_id), wanted.set_id) if in_place else stamped(pruned, made.to_json())
-    made = replace(made, set_id=set_id)
-    checked = _checked(analysis, pruned, made, recovered=False)
-    report = AppliedReport(
-        Sizes(**sizes_of(analysis.file.proto, analysis.sizes.inputs)),
-        Sizes(**sizes_of(pruned, analysis.sizes.inputs)),
-        verified_facts(checked, False),
-    )
-    if output is not None:
-        write_files(pruned, {} if in_place else {"plan": made.to_json()}, output, ["plan"])
-    return Applied(pruned, made, report, checked)
-
-
-@on_files
-def verify_files(
-    model: Given,
-    compressed: Given,
-    plan: str | Path | None = None,
-    data: str | Path | None = None,
-    input_shape: Sequence[str] = (),
-) -> Verification:
-    """Check a compressed file against its original and plan; weights may have been recovered since.
-
-    Args:
-        model: The original.
-        compressed: What was made of it.
-        plan: Default: `X.plan.json` beside X.onnx.
-        data: A data card, an .npz, a folder, or "digits", whose calibration samples are compared on; None makes random inputs.
-        input_shape: Texts NAME=1,3,H,W: sizes of these.
-
-    Raises:
-        VerificationError: If it does not hold.
-    """
-    model, compressed = path_of(model), path_of(compressed)
-    analysis = analyse_model(model, (), data, input_shape)
-    settle(compressed)
-    beside = output_files(compressed)["plan"]
-    if plan is None:
-        check_set(Path(compressed), beside)
-    wanted = read_plan(plan if plan is not None else beside)
-    pruned = normalize(read_model(compressed).proto, dense=True)
-    recovered = not _weights_kept(analysis.graph, view(pruned), wanted)
-    feeds = None
-    if data is not None:
-        samples = open_data(load_card(data), model_inputs(analysis.file.proto)).role("calibration")
-        feeds = samples.take(3).feeds(1)
-    checked = _checked(analysis, pruned, wanted, recovered, feeds)
-    if not recovered:
-        return checked
-    notes = [
-        text for text in (checked.note, "the weights were refitted, so the original was given the new ones") if text
-    ]
-    return replace(checked, note="; ".join(notes))
-
-
-def _checked(
-    analysis: Analysis,
-    pruned: onnx.ModelProto,
-    plan: Plan,
-    recovered: bool,
-    feeds: Sequence[dict[str, np.ndarray]] | None = None,
-    seed: int = 0,
-) -> Verification:
-    """Verify a compressed model with dense initializers: its zeros are counted, then it is compared.
-
-    Zeros are no part of the structure that the comparison is about, so thinned weights are given to the original, as
-    refitted ones are. Where nothing was refitted, all that is not zero must be the original's.
-    """
-    check_zeros(pruned, plan)
-    if plan.sparsity and not recovered and not _weights_kept(analysis.graph, view(pruned), plan):
-        raise VerificationError("verify: weights differ from the original's although nothing was recovered.")
-    norms = norms_of(analysis.channels, kept_units(analysis.channels, plan))
-    given = recovered or bool(plan.sparsity)
-    sizes = analysis.sizes.inputs
-    if feeds is None:
-        feeds = samples_at(
-            to_float32(analysis.model) if is_half(analysis.model) else analysis.model, sizes, 3, seed
-        ).feeds(1)
-    others = second_feeds(analysis.model, sizes, seed)
-    return verify(analysis.model, pruned, plan, feeds, recovered=given, norms=norms, seed=seed, others=others)
-
-
 def _smallest(model: onnx.ModelProto, plan: Plan, feeds: Sequence[dict[str, np.ndarray]]) -> onnx.ModelProto:
     """Return a model with sparse initializers where that is smaller, onnxruntime loads it, and it answers the same."""
     stored = store(model, plan.sparsity)
@@ -519,24 +360,3 @@ def _smallest(model: onnx.ModelProto, plan: Plan, feeds: Sequence[dict[str, np.n
         return model
     same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*answers, strict=True) if isinstance(a, np.ndarray))
     return stored if same else model
-
-
-def _weights_kept(original: Graph, pruned: Graph, plan: Plan) -> bool:
-    """Whether every floating tensor of a pruned model is the planned part of the original's."""
-    from agmc_onnx.pruning.verify import kept_region
-
-    for name in pruned.tensors:
-        if not pruned.is_float(name):
-            continue
-        if name in original.producer:  # a number that the cut fixed: what computed it is gone
-            continue
-        if name not in original.tensors:
-            return False
-        array: npt.NDArray[Any] = original.array(name)
-        wanted = array[kept_region(array.shape, plan.tensors[name], name)] if name in plan.tensors else array
-        found = pruned.array(name)
-        if name in plan.sparsity and found.shape == wanted.shape:
-            wanted = np.where(found == 0, found, wanted)
-        if not np.array_equal(found, wanted):
-            return False
-    return True

@@ -27,7 +27,7 @@ from agmc_onnx.pruning.importance import choose, l1_norm, l2_norm
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verify import verify
-from agmc_onnx.verbs.compress import apply
+from agmc_onnx.verbs.apply import apply
 
 GROUPED = {0: np.array([1, 1, 0, 0, 1, 1, 0, 0], bool), 1: np.array([[1, 0, 1], [0, 1, 1]], bool)}
 

@@ -20,7 +20,8 @@ from agmc_onnx.graph.view import view
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
-from agmc_onnx.verbs.compress import apply, compress
+from agmc_onnx.verbs.apply import apply
+from agmc_onnx.verbs.compress import compress
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 20, "local" : 1, "com.example.unused" : 3],
