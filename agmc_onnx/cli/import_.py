@@ -66,7 +66,7 @@ def command(source: str, output: str, seed: int, force: bool, **given: Any) -> S
 
 def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of `import_` that were given."""
-    return {name: given[name] or None if name in ("input_shape", "arg") else given[name] for name in NAMES}
+    return {name: given[name] or None if name == "input_shape" else given[name] for name in NAMES}
 
 
 def as_onnx(model: str, output: str | Path, resume: bool, given: Mapping[str, Any]) -> str | Path:

@@ -194,7 +194,7 @@ def test_files_of_the_model_are_never_replaced(tmp_path, monkeypatch):
         path.with_name("net.onnx.data").write_text("not the weights")
 
     monkeypatch.setitem(table.EXPORTERS, "test", a_row(two_files, same))
-    with pytest.raises(UsageError, match=r"net\.onnx\.data: holds the model's weights"):
+    with pytest.raises(UsageError, match=r"net\.onnx\.data: is a file with weights of a model that is read"):
         export(tmp_path / "net.onnx", to="test", output=tmp_path / "net.out", **QUICK)
     assert (tmp_path / "net.onnx.data").read_bytes() == weights and len(list(tmp_path.iterdir())) == 2
 

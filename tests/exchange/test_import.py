@@ -334,7 +334,6 @@ def test_frameworks_can_be_named(files):
         ("net.joblib", "sklearn"),
         ("tests.sources:net", "torch"),
         ("tests.sources:Net", "torch"),
-        ("tests.sources:needs_a_width", "jax"),
         ("numpy:tanh", "jax"),
     ],
 )

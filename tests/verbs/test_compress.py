@@ -123,7 +123,7 @@ def test_public_api(as_cut):
 
 
 def test_the_verb_measure_is_no_module():
-    assert agmc_onnx.measure.__module__ == "agmc_onnx.verbs.inspect"
+    assert agmc_onnx.measure.__module__ == "agmc_onnx.verbs.measure"
 
 
 def test_models_with_other_inputs_are_not_compared(tmp_path):

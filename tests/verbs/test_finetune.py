@@ -8,7 +8,8 @@ import onnx
 import pytest
 
 from agmc_onnx.cli import main
-from agmc_onnx.verbs.compress import compress, output_files
+from agmc_onnx.graph.outputs import output_files
+from agmc_onnx.verbs.compress import compress
 from agmc_onnx.verbs.finetune import finetune
 
 DIGITS = Path(__file__).parents[2] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
@@ -60,4 +61,4 @@ def test_models_that_do_not_belong_together_are_refused(cut, tmp_path, capsys):
 
 def test_no_steps_is_refused(cut, capsys):
     assert main(["finetune", str(cut), "--teacher", str(DIGITS), "--data", "digits", "--steps", "0"]) == 2
-    assert "finetune: steps is too small, got 0; expected at least 1." in capsys.readouterr().err
+    assert "--steps: too small, got 0; expected at least 1." in capsys.readouterr().err
