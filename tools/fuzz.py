@@ -882,7 +882,9 @@ def _judge(
     made = set()
     for row in rows:
         if row["code"] == 0:
-            made |= {"compress": whole, "apply": {"out.onnx"}, "report": {"r.html"}}.get(row["verb"], set())
+            made |= {"compress": whole, "apply": {"out.onnx", "out.plan.json"}, "report": {"r.html"}}.get(
+                row["verb"], set()
+            )
     if new != made and not (new - made <= {"out.onnx.data"}):
         return "partial", f"{verb}: {sorted(new)} where {sorted(made)} was due"
     return "", ""

@@ -237,11 +237,20 @@ def kept_region(shape: tuple[int, ...], axes: Mapping[str, list[Any]], name: str
     """
     index: list = [np.arange(size) for size in shape]
     for text, kept in axes.items():
-        dim = int(text)
+        try:
+            dim, rows = int(text), np.array(kept, np.int64)
+        except (ValueError, TypeError, OverflowError):
+            raise PlanError(
+                f"plan: {name} keeps no indices along dimension {text!r}. Write it again with compress."
+            ) from None
         if not 0 <= dim < len(shape):
             raise PlanError(f"plan: {name} has no dimension {dim}; its shape is {shape}. Is it this model's plan?")
-        index[dim] = np.array(kept, np.int64)
-        if (index[dim] < 0).any() or (index[dim].ndim == 1 and (index[dim] >= shape[dim]).any()):
+        if rows.ndim != 1 and (rows.ndim != 2 or dim != 1 or not len(rows) or shape[0] % len(rows)):
+            raise PlanError(
+                f"plan: {name} keeps {list(rows.shape)} indices along dimension {dim}; expected one list of them."
+            )
+        index[dim] = rows
+        if ((rows < 0) | (rows >= shape[dim])).any():
             raise PlanError(f"plan: {name} keeps indices outside of 0..{shape[dim] - 1} along dimension {dim}.")
     if len(shape) > 1 and index[1].ndim == 2:
         per_group = shape[0] // index[1].shape[0]

@@ -45,7 +45,14 @@ def render_runs(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         return _comparison(runs)
     run = runs[0]
-    return render(run.report) if run.report is not None else _running(run)
+    if run.report is None:
+        return _running(run)
+    try:
+        return render(run.report)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UsageError(
+            f"{run.path}: cannot be drawn, got {type(error).__name__}: {error}; expected what compress wrote. Compress again."
+        ) from None
 
 
 def _default(runs: Sequence[Run]) -> Path:

@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
-from agmc_onnx.errors import VerificationError
+from agmc_onnx.errors import PlanError, VerificationError
 from agmc_onnx.graph.view import view
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.masked_norms import norms_of
 from agmc_onnx.pruning.plan import Plan, make_plan
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.pruning.verify import verify
+from agmc_onnx.pruning.verify import kept_region, verify
 from agmc_onnx.reporting.record import verified_facts
 from agmc_onnx.reporting.text import verified_line
 from tests.nets import model as net
@@ -175,3 +175,21 @@ def test_a_result_must_run_at_every_size_that_its_original_runs_at() -> None:
     assert verify(only_at(16)(model), broken, plan, feeds[:1], others=feeds[1:]).sizes == (
         "x 1x16x8",
     )  # neither does it
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ({"x": [0]}, "plan: w keeps no indices along dimension 'x'. Write it again with compress."),
+        ({"0": ["2024-01-01"]}, "plan: w keeps no indices along dimension '0'. Write it again with compress."),
+        ({"0": [[0, 1], [0]]}, "plan: w keeps no indices along dimension '0'. Write it again with compress."),
+        ({"0": [2**70]}, "plan: w keeps no indices along dimension '0'. Write it again with compress."),
+        ({"0": [[[0]]]}, "plan: w keeps [1, 1, 1] indices along dimension 0; expected one list of them."),
+        ({"0": 3}, "plan: w keeps [] indices along dimension 0; expected one list of them."),
+        ({"1": [[0], [9]]}, "plan: w keeps indices outside of 0..2 along dimension 1."),
+    ],
+)
+def test_indices_of_a_plan_that_are_none(axes: dict, said: str) -> None:
+    with pytest.raises(PlanError) as error:
+        kept_region((4, 3), axes, "w")
+    assert str(error.value) == said
