@@ -704,17 +704,11 @@ def table_input(folder: Path, rng: random.Random, made: Path) -> tuple[str, list
     """A mutated table of op times, or a config file."""
     shutil.copy(made / "m.onnx", folder)
     if rng.random() < 0.3:
-        config = {
-            "compress": {
-                "flops": 0.7,
-                "policy": "uniform",
-                "episodes": 1,
-                "latency-seconds": 0,
-                "seed": 1,
-                "round-to": 4,
-            }
-        }
-        (folder / "c.toml").write_text(to_toml(mutate_json(config, rng)))
+        asked = {"flops": 0.7, "policy": "uniform", "seed": 1, "round-to": 4, "recover": "none"}
+        changed = mutate_json({"compress": asked}, rng)
+        if isinstance(changed.get("compress"), dict):  # how long a run may take is no mutation
+            changed["compress"] |= {"episodes": 1, "latency-seconds": 0}
+        (folder / "c.toml").write_text(to_toml(changed))
         return "config", [["compress", "m.onnx", "--config", "c.toml", "-o", "out.onnx"]]
     text = (made / "table.json").read_text()
     raw = mutate_text(text, rng) if rng.random() < 0.15 else json.dumps(mutate_json(json.loads(text), rng)).encode()
