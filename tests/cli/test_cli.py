@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -241,12 +242,15 @@ def test_completion_prints_a_script(capsys, shell):
         (["completion", ""], "bash zsh fish"),
     ],
 )
-def test_bash_completes(capsys, typed, wanted):
+def test_bash_completes(capsys, tmp_path, monkeypatch, typed, wanted):
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
     words = " ".join(f'"{word}"' for word in ["agmc-onnx", *typed])
-    program = f"agmc-onnx() {{ {sys.executable} -m agmc_onnx; }}; "  # the script asks the program itself
-    ask = f"{program}{script.replace('$1)', 'agmc-onnx)')}\nCOMP_WORDS=({words}); COMP_CWORD={len(typed)}; "
+    program = tmp_path / "agmc-onnx"  # the script asks the program itself, through env: a file, not a function
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m agmc_onnx "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    ask = f"{script}\nCOMP_WORDS=({words}); COMP_CWORD={len(typed)}; "
     ask += '_agmc_onnx_completion agmc-onnx; echo "${COMPREPLY[@]}"'
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == wanted
