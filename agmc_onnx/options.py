@@ -142,9 +142,7 @@ ONE_OF = (*BUDGETS, "latency", "max_drop")  # the fields of which exactly one is
 class Budget:
     """What the result may cost, or lose: one of the first four."""
 
-    flops: float | None = option(
-        None, "keep at most this share of the multiply-adds, 0 < R < 1", "R", is_common=True, **SHARE
-    )
+    flops: float | None = option(None, "keep at most this share of the MACs, 0 < R < 1", "R", is_common=True, **SHARE)
     params: float | None = option(
         None, "keep at most this share of the parameters, 0 < R < 1", "R", is_common=True, **SHARE
     )
@@ -277,7 +275,7 @@ class Search:
         extra="auto",
         more="auto: the channels that convolutions take at once on this machine, half or a quarter of them in small groups,"
         " at least 4 (ours: onnxruntime leaves its fast layout for widths that are no multiple of 4; 17 channels took 1.9"
-        " times as long as 16, and 20 as long as 32). At half the multiply-adds ResNet-20 keeps 87.6 % in fours, 83.4 % in"
+        " times as long as 16, and 20 as long as 32). At half the MACs ResNet-20 keeps 87.6 % in fours, 83.4 % in"
         " whole blocks.",
         **AT_LEAST_1,
     )

@@ -13,6 +13,6 @@ if __name__ == "__main__":
         options = {"policy": "greedy", "latency_seconds": 0.5}
         report = agmc_onnx.compress(MODEL, flops=keep, data="digits", output=output, **options).report
         metric = report["compressed"]["metric"]
-        print(f"keep {keep:.2f}: {report['compressed']['macs']:,} multiply-adds, top-1 {metric['value']:.2f} %")
+        print(f"keep {keep:.2f}: {report['compressed']['macs']:,} MACs, top-1 {metric['value']:.2f} %")
         outputs.append(output)
     print(f"wrote {agmc_onnx.report(*outputs, output='budgets.html')}")

@@ -11,7 +11,7 @@ MODEL = Path(__file__).parents[1] / "agmc_onnx" / "data" / "digits" / "digits_re
 if __name__ == "__main__":
     path = sys.argv[1] if len(sys.argv) > 1 else MODEL
     found = agmc_onnx.inspect(path)
-    print(f"{found['macs']:,} multiply-adds, {100 * found['prunable']['macs']:.0f} % of them can shrink")
+    print(f"{found['macs']:,} MACs, {100 * found['prunable']['macs']:.0f} % of them can shrink")
     for group in found["groups"]:
         print(f"  {group['name']}: {group['units']} units, in steps of {group['step']}")
     for group in found["frozen"]:

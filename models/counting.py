@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of a PyTorch module."""
+"""MACs and parameters of a PyTorch module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Return the multiply-adds of all convolutions and linear layers for one image.
+    """Return the MACs of all convolutions and linear layers for one image.
 
     Shapes are those of a real forward pass on the meta device, so nothing is computed. Biases, BatchNorm, pooling and
     activations count nothing.

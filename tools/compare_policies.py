@@ -108,7 +108,7 @@ def add_variants() -> None:
 
 @contextmanager
 def as_found() -> Iterator[None]:
-    """Let `compress` keep what a search found under a budget on multiply-adds, fast or not.
+    """Let `compress` keep what a search found under a budget on MACs, fast or not.
 
     Otherwise a result that is measured to be slower than its original gives way to another candidate: what a user wants, but then
     the accuracy is not that of the policy, and depends on the machine.

@@ -72,7 +72,7 @@ def main() -> None:
             x, rows = steps + 1, rows[:, steps]
             ax.plot(x, rows.mean(0), color=colour, lw=1.4, label=policy, drawstyle="steps-post")
             ax.fill_between(x, rows.min(0), rows.max(0), color=colour, alpha=0.12, lw=0, step="post")
-        ax.set_title(f"{model.removesuffix('.onnx')}, {share:g} of the multiply-adds", fontsize=9)
+        ax.set_title(f"{model.removesuffix('.onnx')}, {share:g} of the MACs", fontsize=9)
         ax.set_xlabel("evaluations")
         ax.set_ylabel("best reward so far")
         if np.isfinite(low):

@@ -126,7 +126,7 @@ def flatten(hierarchy: Hierarchy) -> nx.MultiDiGraph:
 
 
 def describe(hierarchy: Hierarchy) -> list[str]:
-    """Return one line for every motif, those with the most multiply-adds first, and one for the rest."""
+    """Return one line for every motif, those with the most MACs first, and one for the rest."""
     graph = hierarchy.graph
     macs = {node.index: node_macs(graph, node) for node in graph.nodes}
     total = max(1, sum(macs.values()))

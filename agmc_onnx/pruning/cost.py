@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters as exact functions of kept counts, without cutting anything.
+"""MACs and parameters as exact functions of kept counts, without cutting anything.
 
 The size of an axis is linear in the kept counts of its groups; a cost is a sum of products of sizes. Both are numpy
 arrays, so that thousands of candidates can be costed in a second.
@@ -210,7 +210,7 @@ def params_cost(channels: Channels) -> Cost:
 
 
 def count_macs(graph: Graph) -> dict[str, int]:
-    """Return the multiply-adds of every node of a graph that has some, by the name of its first output."""
+    """Return the MACs of every node of a graph that has some, by the name of its first output."""
     counted: dict[str, int] = {}
     for node in graph.nodes:
         n_macs = node_macs(graph, node) + body_macs(graph, node)

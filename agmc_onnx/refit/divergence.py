@@ -28,7 +28,7 @@ from agmc_onnx.ties.groups import Channels
 
 SHARES = (0.25, 0.5, 0.75, 0.875)  # widths that are measured
 JUDGES = 100  # samples that judge networks without some layers
-MOST, LEAST, MOST_MACS = 64, 8, 1e12  # samples per candidate; multiply-adds of all candidates together, about a minute
+MOST, LEAST, MOST_MACS = 64, 8, 1e12  # samples per candidate; MACs of all candidates together, about a minute
 
 
 def divergence_curves(

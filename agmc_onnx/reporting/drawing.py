@@ -29,7 +29,7 @@ class Box:
         title, note: What is written in it, and below.
         says: All of it, for a pointer that rests there.
         hue: 0..N_HUES - 1 of its motif; None for ops outside of motifs.
-        kept: Share of its multiply-adds that is kept, 0..1; None where it has none.
+        kept: Share of its MACs that is kept, 0..1; None where it has none.
         x, y: Upper left corner.
     """
 
@@ -166,7 +166,7 @@ def _size(dims: Sequence[int] | None) -> str:
 
 
 def _widths(network: Network, ops: Sequence[Mapping[str, Any]], members: Sequence[int]) -> str:
-    """Return the channels behind each op with multiply-adds, or else behind the whole box, before and after."""
+    """Return the channels behind each op with MACs, or else behind the whole box, before and after."""
     heavy = [op for op in members if "macs" in ops[op] and not ops[op]["type"].endswith("-depthwise")] or members[-1:]
     for some in (heavy if len(heavy) <= MOST_WIDTHS else heavy[-1:], heavy[-1:]):
         pairs = [pair for op in some if (pair := _width(network, ops[op]))]

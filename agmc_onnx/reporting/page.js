@@ -59,7 +59,7 @@
         return;
       }
       const [type, name, before, after, full, kept] = op;
-      svg("title", {}, place, `${name}: ${before} \u2192 ${after}` + (full ? `, ${count(full)} \u2192 ${count(kept)} multiply-adds` : ""));
+      svg("title", {}, place, `${name}: ${before} \u2192 ${after}` + (full ? `, ${count(full)} \u2192 ${count(kept)} MACs` : ""));
       svg("text", { x: 10, y: 16 }, place, type);
       svg("text", { x: W - 10, y: 16, "text-anchor": "end", class: "sub" }, place, where(name, 21));
       svg("text", { x: 10, y: 31, class: "sub" }, place, before === after ? before : `${before} \u2192 ${after}`);
@@ -76,7 +76,7 @@
     boxes.forEach((b, i) => b.classList.toggle("on", i === index));
     const full = box.ops.reduce((sum, op) => sum + (op[4] || 0), 0);
     const kept = box.ops.reduce((sum, op) => sum + (op[5] || 0), 0);
-    const cost = full ? `, ${count(full)} \u2192 ${count(kept)} multiply-adds` : "";
+    const cost = full ? `, ${count(full)} \u2192 ${count(kept)} MACs` : "";
     $("about").textContent = `${box.title}, ${box.ops.length} op${box.ops.length > 1 ? "s" : ""}${cost}`;
     $("level1").replaceChildren(level1(box));
     if (center) {

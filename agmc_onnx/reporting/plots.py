@@ -86,7 +86,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Runs by the multiply-adds they keep and their metric."""
+    """Runs by the MACs they keep and their metric."""
 
     dots: tuple[Dot, ...]
     x: tuple[Tick, ...]
@@ -197,7 +197,7 @@ def latency_scale(times: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[
 
 
 def scatter(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Scatter:
-    """Return runs (name, report) and their original by the share of multiply-adds kept and the metric."""
+    """Return runs (name, report) and their original by the share of MACs kept and the metric."""
     base = runs[0][1]["original"]
     points = [("original", 100.0, base["metric"])]
     for name, report in runs:
@@ -215,6 +215,6 @@ def scatter(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Scatter:
     dots = []
     for name, share, metric in points:
         low, high = metric.get("interval") or (metric["value"], metric["value"])
-        says = f"{name}: {share:.1f} % of the multiply-adds, {text.metric_text(metric)}"
+        says = f"{name}: {share:.1f} % of the MACs, {text.metric_text(metric)}"
         dots.append(Dot(name, says, x(share), y(metric["value"]), y(low), y(high)))
     return Scatter(tuple(dots), tuple(Tick(x(t), f"{t:g} %") for t in xs), tuple(Tick(y(t), f"{t:g}") for t in ys))

@@ -143,7 +143,7 @@ class Episodes(Line):
 
     def _analysed(self, facts: Mapping[str, Any]) -> None:
         self.update(f"{facts['groups']} groups; measuring what the search needs, then candidates")
-        self.note(f"analysed: {facts['groups']} groups, {facts['macs']:,} multiply-adds")
+        self.note(f"analysed: {facts['groups']} groups, {facts['macs']:,} MACs")
 
     def _planned(self, facts: Mapping[str, Any]) -> None:
         self._stages = {name: [n, seconds] for name, (n, seconds) in facts["stages"].items()}

@@ -10,7 +10,7 @@ from typing import Any
 from agmc_onnx.graph.sizes import sizes_text
 from agmc_onnx.options import known_options
 
-KINDS = {"flops": "multiply-adds", "params": "parameters", "latency": "latency"}
+KINDS = {"flops": "MACs", "params": "parameters", "latency": "latency"}
 PERCENT_METRICS = ("top1", "top5", "agreement")
 NOT_MEASURED = (
     "Accuracy was not measured: without --data the policy worked on synthetic inputs, and 'agreement' says only how often"
@@ -89,7 +89,7 @@ def rows(report: Report) -> list[Row]:
     before, after = report["original"], report["compressed"]
     found = [
         Row(what, f"{before[key]:,}", f"{after[key]:,}", ratio(after[key], before[key]), _less(after[key], before[key]))
-        for what, key in (("multiply-adds", "macs"), ("parameters", "params"), ("file bytes", "file_bytes"))
+        for what, key in (("MACs", "macs"), ("parameters", "params"), ("file bytes", "file_bytes"))
     ]
     one, other = before["metric"], after["metric"]
     unit = " points" if one["name"] in PERCENT_METRICS else ""
@@ -294,7 +294,7 @@ def applied(report: Report) -> list[str]:
     """Return what `apply` prints: sizes before and after."""
     before, after = report["original"], report["compressed"]
     table = [("", "original", "compressed", "ratio")]
-    for what, key in (("multiply-adds", "macs"), ("parameters", "params"), ("file bytes", "file_bytes")):
+    for what, key in (("MACs", "macs"), ("parameters", "params"), ("file bytes", "file_bytes")):
         table.append((what, f"{before[key]:,}", f"{after[key]:,}", ratio(after[key], before[key])))
     return [*aligned(table), verified_line(report["verified"])]
 
@@ -315,7 +315,7 @@ def measurement(found: Report) -> list[str]:
     first = models[0]
     metric = first["metric"]
     names = [f"{i} {shortened(model['path'], 26)}" for i, model in enumerate(models, 1)]
-    sizes = [["model", "multiply-adds", "parameters", "file bytes", "peak bytes"]]
+    sizes = [["model", "MACs", "parameters", "file bytes", "peak bytes"]]
     times = [["latency", "median ms", "95 % interval", "min", "CPU", "ratio", "95 % interval"]]
     for i, model in enumerate(models):
         latency, paired = model["latency_ms"], model["latency_ratio"]
@@ -358,14 +358,14 @@ def inspection(found: Report, n_named: int = 4) -> list[str]:
     for what in ("inputs", "outputs"):
         lines.append(f"  {what}: " + ", ".join(value_text(value) for value in found[what]))
     lines.append("  ops: " + ", ".join(f"{n} {op}" for op, n in found["ops"].items()))
-    lines.append(f"  {found['macs']:,} multiply-adds, {found['params']:,} parameters")
+    lines.append(f"  {found['macs']:,} MACs, {found['params']:,} parameters")
     lines += [f"  {line}" for line in sizes_lines(found)]
     groups, prunable = found["groups"], found["prunable"]
-    lines += ["", f"can be pruned: {_groups(len(groups))} that change {_share(prunable['macs'])} of the multiply-adds"
+    lines += ["", f"can be pruned: {_groups(len(groups))} that change {_share(prunable['macs'])} of the MACs"
               f" and {_share(prunable['params'])} of the parameters"]  # fmt: skip
     least = [f"{_share(s['macs'])} with --round-to {k}" for k, s in found["smallest"].items()]
     if groups:
-        lines.append(f"smallest reachable share of the multiply-adds: {', '.join(least)}")
+        lines.append(f"smallest reachable share of the MACs: {', '.join(least)}")
         table = [["  group", "units", "step", "of MACs", "of parameters"]]
         for g in groups:
             counts = [str(g["units"]), str(g["step"])]

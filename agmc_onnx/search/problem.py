@@ -100,7 +100,7 @@ class Problem:
         cost: True coupled integer cost (MACs or parameters) of a kept vector; never falls when a count grows.
         cost_full: Cost of `n_units`.
         budget: Largest cost allowed.
-        macs: Multiply-adds of a kept vector.
+        macs: MACs of a kept vector.
         params: Parameters of a kept vector.
         graph: The graph.
         features: float32 (n_groups, n_features), static hand-made features of every group (as AMC's).

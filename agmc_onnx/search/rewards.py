@@ -15,7 +15,7 @@ def err(metric: float, macs: int, params: int) -> float:
 
     Args:
         metric: 0..100, higher is better.
-        macs: Multiply-adds of the candidate; not used.
+        macs: MACs of the candidate; not used.
         params: Parameters of the candidate; not used.
 
     Returns:

@@ -36,9 +36,9 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
         "model" (path, sha256, bytes, opset), "inputs" and "outputs", "ops" (counts by type, most frequent first), "macs",
         "params", "sizes" (of the inputs, that the MACs are for),
         "uncounted" (nodes whose MACs are not known),
-        "prunable" (shares of the multiply-adds and parameters that some group changes), "smallest" (shares of them
+        "prunable" (shares of the MACs and parameters that some group changes), "smallest" (shares of them
         that remain when every group keeps the least, by --round-to), "groups" (name, units, step, shares it changes,
-        nodes that make its channels), "layers" (what may go as a whole: name, groups, nodes, share of the multiply-adds),
+        nodes that make its channels), "layers" (what may go as a whole: name, groups, nodes, share of the MACs),
         "layers_stay" (why the first layer of others may not, by group), "frozen" (name, units, why) and "motifs" (lines).
 
     Raises:
@@ -115,7 +115,7 @@ def _values(values: Sequence[onnx.ValueInfoProto], skip: set[str]) -> list[dict[
 
 
 def _smallest(channels: Channels, round_to: int) -> dict[str, float]:
-    """Return the share of multiply-adds and parameters that remains when every group keeps the least it may."""
+    """Return the share of MACs and parameters that remains when every group keeps the least it may."""
     if not channels.groups:
         return {"macs": 1.0, "params": 1.0}
     bare = Environment(channels, np.zeros(channels.n_units), lambda _: Outcome(0.0), None, round_to, 0.0)

@@ -157,7 +157,7 @@ def _row(name: str, run: Run) -> dict[str, Any]:
     metric = report["compressed"]["metric"]
     return {
         **row,
-        "macs": shown["multiply-adds"].change,
+        "macs": shown["MACs"].change,
         "params": shown["parameters"].change,
         "metric": f"{metric['name']} {text.metric_text(metric)} {text.interval_text(metric)}".strip(),
         "change": shown[metric["name"]].change if report.get("accuracy_measured", True) else "not measured",

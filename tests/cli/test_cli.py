@@ -86,7 +86,7 @@ def test_compress_says_the_budget_both_ways_first(compressed, capsys):
     argv = ["compress", str(DIGITS), "--flops", "0.3", "-o", str(compressed.with_name("other.onnx")), *QUICK]
     assert main(argv) == 0
     said = capsys.readouterr()
-    assert said.out.splitlines()[0] == "keep at most 30.0 % of the multiply-adds, remove at least 70.0 %"
+    assert said.out.splitlines()[0] == "keep at most 30.0 % of the MACs, remove at least 70.0 %"
     assert all(line.startswith("agmc-onnx: ") for line in said.err.splitlines()), "no more than progress"
     assert "Accuracy was not measured" in said.out
 
@@ -96,7 +96,7 @@ def test_compress_prints_table_check_and_files(tmp_path, capsys):
     assert main(["compress", str(DIGITS), "--params", "0.5", "--data", "digits", "-o", str(output), *QUICK]) == 0
     text = capsys.readouterr().out
     for wanted in (
-        "multiply-adds", "parameters", "file bytes", "top1 (n = 350, 95 % interval)", "latency, median ms (batch 1, 1 thread)",
+        "MACs", "parameters", "file bytes", "top1 (n = 350, 95 % interval)", "latency, median ms (batch 1, 1 thread)",
         "budget: at most 50.0 % of the parameters; reached 4",
         "equals the original with its removed channels set to zero and the refitted weights",
         "recovery: top1 ",
@@ -312,7 +312,7 @@ def test_inspect(capsys):
     assert main(["inspect", str(DIGITS)]) == 0
     text = capsys.readouterr().out
     for wanted in (
-        "opset 17", "input float32 [batch, 1, 8, 8]", "13 Conv", "can be pruned: 8 groups", "of the multiply-adds", "motifs",
+        "opset 17", "input float32 [batch, 1, 8, 8]", "13 Conv", "can be pruned: 8 groups", "of the MACs", "motifs",
         "smallest reachable share", "stays whole: 1 group", "graph output output: fc.weight (10)",
     ):  # fmt: skip
         assert wanted in text

@@ -129,9 +129,7 @@ def test_page_without_data_curve_interval_or_comparison(report):
 
 
 def test_headline(report):
-    assert re.fullmatch(
-        r"\d+\.\d % of the multiply-adds kept; top1 98\.86 % before, \d+\.\d\d % after", headline(report)
-    )
+    assert re.fullmatch(r"\d+\.\d % of the MACs kept; top1 98\.86 % before, \d+\.\d\d % after", headline(report))
     assert headline(report | {"accuracy_measured": False}).endswith("accuracy not measured")
 
 
@@ -249,7 +247,7 @@ def test_ticks_are_round_and_enclose(low, high, wanted):
 )
 def test_budget_line_says_both_numbers(keep, said):
     kept, removed = said.split("|")
-    assert text.budget_line("flops", keep) == f"keep at most {kept} of the multiply-adds, remove at least {removed}"
+    assert text.budget_line("flops", keep) == f"keep at most {kept} of the MACs, remove at least {removed}"
 
 
 def test_command_makes_the_same_options_again(report):
@@ -308,7 +306,7 @@ def test_page_of_a_run_that_lasts(runs):
     assert path == runs / "c.running.html"
     words = " ".join(" ".join(parse(path.read_text()).words).split())
     assert "3 of at most 9 candidates measured" in words
-    assert "keep at most 50.0 % of the multiply-adds" in words
+    assert "keep at most 50.0 % of the MACs" in words
     assert "nothing has been verified" in words
     assert write_report(runs / "c.onnx") == path, "X.onnx names the run while there is no report"
 
@@ -371,7 +369,7 @@ def test_page_in_a_browser(runs, tmp_path, width):
     assert title, done.stderr[-300:]
     assert int(title[1]) > 1
     assert int(title[2]) <= width
-    assert "multiply-adds" in title[3]
+    assert "MACs" in title[3]
 
 
 def test_a_recovery_that_changed_nothing_is_said(report):

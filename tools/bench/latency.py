@@ -2,7 +2,7 @@
 
     python -m tools.bench.latency predict MODEL.onnx ...           # 50 random candidates of each
     python -m tools.bench.latency speed MODEL.onnx OUT.onnx ...    # threads 1 and 2, batch 1 and 32, against the first
-    python -m tools.bench.latency aware MODEL.onnx                 # at the same multiply-adds: widths by latency, and not
+    python -m tools.bench.latency aware MODEL.onnx                 # at the same MACs: widths by latency, and not
 
 Models are timed in turns. Beside the fastest wall time stands the fastest processor time, which other work on the machine
 disturbs less.
@@ -113,10 +113,10 @@ def speed(paths: list[str], seconds: float) -> list[dict[str, Any]]:
 
 
 def aware(path: str, shares: list[float], seconds: float) -> list[dict[str, Any]]:
-    """Return the latency of candidates with the same multiply-adds, widths as many as four at a time or by latency.
+    """Return the latency of candidates with the same MACs, widths as many as four at a time or by latency.
 
     Among 300 random proposals, each brought to the same budget, one is the median of its kind in predicted latency (what a
-    search that sees multiply-adds alone takes is any of them), and one the fastest.
+    search that sees MACs alone takes is any of them), and one the fastest.
     """
     rows = []
     analysis, environment, data, settings = opened(path, "auto")
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=50, help="random candidates; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing, for each model; default: %(default)s")
     parser.add_argument("--round-to", default="auto", help="widths of the candidates; default: %(default)s")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.5], help="of the multiply-adds, for aware")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.5], help="of the MACs, for aware")
     arguments = parser.parse_args()
     rows: Iterable[dict[str, Any]]
     if arguments.what == "speed":

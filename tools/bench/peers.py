@@ -44,7 +44,7 @@ def macs_of(model: onnx.ModelProto) -> int:
 
 
 def judged(original: onnx.ModelProto, pruned: onnx.ModelProto, seconds: float) -> Row:
-    """Return whether a pruned model is valid, and its share of the multiply-adds."""
+    """Return whether a pruned model is valid, and its share of the MACs."""
     row: Row = {"seconds": round(seconds, 3)}
     onnx.checker.check_model(pruned, full_check=True)
     feed = runnable(original, 1, 0).feeds(1)[0]

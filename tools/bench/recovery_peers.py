@@ -1,4 +1,4 @@
-"""Recovery beside peers, without fine-tuning: one network, one budget of true multiply-adds, the same calibration images.
+"""Recovery beside peers, without fine-tuning: one network, one budget of true MACs, the same calibration images.
 
     python -m tools.bench.recovery_peers cifar10_resnet56_bn.onnx --data cifar10.toml --out recovery.jsonl [--only NAME ...]
 
@@ -13,7 +13,7 @@ Torch-Pruning gets it as a module of `models.resnet` with the model's weights, c
   sparsity bisected likewise; then `recover_batch_norm` towards the original. Wanda ranks on the first 100 images.
 - `ours *`: `agmc_onnx.compress` with that policy.
 
-Columns: multiply-adds kept, top-1 on the first images of the test role as cut and recovered, processor seconds.
+Columns: MACs kept, top-1 on the first images of the test role as cut and recovered, processor seconds.
 """
 
 from __future__ import annotations
@@ -225,9 +225,7 @@ def main() -> None:
     bench = Bench(args.model, args.data, args.flops, args.n_test)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     base = bench.test(bench.model).score.value
-    print(
-        f"{args.model.name}: {base} on {args.n_test} test images, budget {args.flops} of {bench.full:,} multiply-adds"
-    )
+    print(f"{args.model.name}: {base} on {args.n_test} test images, budget {args.flops} of {bench.full:,} MACs")
     for name in args.only:
         row = {"model": args.model.name, "tool": name, "base": base, **TOOLS[name](bench)}
         with args.out.open("a") as lines:

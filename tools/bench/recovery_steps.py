@@ -65,7 +65,7 @@ def main() -> None:
     kept = choose(channels, scores, widths)
     as_cut = Surgeon(channels).cut(kept)
     print(f"{args.model.name}: {dataset.metric} {judge(analysis.file.proto).score.value:.2f}, {test.n} test samples;")
-    print(f"{cost(widths) / cost(full):.4f} of the multiply-adds, {calibration.n} calibration samples")
+    print(f"{cost(widths) / cost(full):.4f} of the MACs, {calibration.n} calibration samples")
     steps: dict[str, Callable[[], onnx.ModelProto]] = {
         "as cut": lambda: as_cut,
         "statistics": lambda: Restatement(channels, calibration)(kept, as_cut),

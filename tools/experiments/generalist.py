@@ -104,7 +104,7 @@ def make_zoo(folder: Path, n: int, seed: int) -> None:
 
 
 def problems_of(model: Path, data: str, shares: Sequence[float]) -> Iterator[tuple[float, Problem]]:
-    """Return the problem of every share of the multiply-adds; their error curves are made once."""
+    """Return the problem of every share of the MACs; their error curves are made once."""
     settings = CompressOptions.of(flops=shares[0]).with_data(True)
     analysis = analyse_model(model)
     roles = Roles(analysis.file.proto, data, settings.data, settings.execution)
@@ -160,7 +160,7 @@ class Lesson:
 
     Attributes:
         network: Its file's stem.
-        share: Of the multiply-adds.
+        share: Of the MACs.
         sight: What the generalist sees.
         errors: float32 (n, N_KINDS, n_groups), of the candidates.
         plain: float32 (n,), minus the sum of their refit errors: what is known without a generalist.

@@ -81,7 +81,7 @@ class Row:
         """What is asked for, in words."""
         if self.kind == "nodes":
             return f"{100 * self.options['labelled']:g} % of the nodes labelled"
-        told = [f"{self.options['flops']:g} of the multiply-adds"]
+        told = [f"{self.options['flops']:g} of the MACs"]
         if "sparsity" in self.options:
             what = "weights" if self.options.get("sparse_layers") == "all" else "dense weights"
             told.append(f"{self.options['sparsity']:g} of the {what} zero")

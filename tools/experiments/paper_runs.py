@@ -186,7 +186,7 @@ def _measured(paths: tuple[Path, Path], batch: int, seconds: float) -> list[dict
 
 
 def weights_of(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the multiply-adds, those of convolutions alone, and the weights: how many, how many not zero, in bytes."""
+    """Return the MACs, those of convolutions alone, and the weights: how many, how many not zero, in bytes."""
     graph = view(dense(model))
     macs = count_macs(graph)
     convolutions = {node.outputs[0] for node in graph.nodes if node.op_type == "Conv"}
