@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 
 import onnx
 
-# A size below zero fails an assertion in the first, and too small an input gives one behind the others
+from agmc_onnx.graph.registry import graph_op
+
+# A size below zero fails an assertion here, and too small an input gives one behind ops that shrink what they get
 _ABORTING = frozenset(("Slice",))
-_SHRINKING = frozenset(
-    ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "Pad", "Split", "Expand", "Col2Im")
-)
 _SECONDS = 20.0
 
 
@@ -28,7 +27,7 @@ def infer_graph(model: onnx.ModelProto, is_guess: bool) -> onnx.GraphProto:
     Raises:
         Exception: What onnx raises at the first contradiction; RuntimeError where it crashes, or takes over 20 s.
     """
-    if not (is_guess and hasattr(os, "fork") and all(_has(model.graph.node, ops) for ops in (_ABORTING, _SHRINKING))):
+    if not (is_guess and hasattr(os, "fork") and _may_abort(model.graph.node)):
         return onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     reading, writing = os.pipe()
     child = os.fork()
@@ -72,5 +71,6 @@ def _read(reading: int) -> bytes:
     return b"".join(parts)
 
 
-def _has(nodes: Iterable[onnx.NodeProto], ops: frozenset[str]) -> bool:
-    return any(node.op_type in ops for node in nodes)
+def _may_abort(nodes: Sequence[onnx.NodeProto]) -> bool:
+    known = [graph_op(node.domain, node.op_type) for node in nodes]
+    return any(op is not None and op.shrinks for op in known) and any(node.op_type in _ABORTING for node in nodes)

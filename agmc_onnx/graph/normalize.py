@@ -15,6 +15,7 @@ from agmc_onnx.graph.edit import LAST_IR_WITH_INPUTS, rewire
 from agmc_onnx.graph.fold import evaluate_node
 from agmc_onnx.graph.inline import unwrapped
 from agmc_onnx.graph.protobuf import copy_fields
+from agmc_onnx.graph.registry import graph_op
 from agmc_onnx.graph.view import captured_names, constant_tensor
 
 _STATISTICS = frozenset(
@@ -22,9 +23,6 @@ _STATISTICS = frozenset(
 )
 _FLOATS = frozenset(
     (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
-)
-_RANDOM = frozenset(
-    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 )
 _NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
 
@@ -94,7 +92,7 @@ def _with_known_statistics(model: onnx.ModelProto, overridable: set[str], output
             tensors[node.output[0]] = constant_tensor(node)
         elif (
             _is_default(node.domain)
-            and node.op_type not in _RANDOM
+            and not ((known := graph_op(node.domain, node.op_type)) and known.is_random)
             and not any(captured_names(node))
             and len(node.output) == 1
         ):

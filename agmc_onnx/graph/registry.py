@@ -29,6 +29,16 @@ class GraphOp(Protocol):
     def begins_with(self) -> tuple[str, int] | None: ...  # noqa: D102
     @property
     def type_input(self) -> int: ...  # noqa: D102
+    @property
+    def in_channels(self) -> Callable[[Sequence[int], int], int] | None: ...  # noqa: D102
+    @property
+    def arranges(self) -> bool: ...  # noqa: D102
+    @property
+    def linear_in(self) -> str: ...  # noqa: D102
+    @property
+    def shrinks(self) -> bool: ...  # noqa: D102
+    @property
+    def is_random(self) -> bool: ...  # noqa: D102
 
 
 _tables: list[Mapping[Key, GraphOp]] = []

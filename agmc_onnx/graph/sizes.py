@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import onnx
 
+from agmc_onnx.graph.registry import graph_op
+
 InputDims = tuple[int | str, ...]  # an open dim by its symbol, or by what it is computed from
 Setting = dict[str, int]  # sizes by symbol
 InputSizes = dict[str, tuple[int, ...]]  # by input
@@ -45,14 +47,13 @@ def input_dims(model: onnx.ModelProto) -> dict[str, InputDims]:
     graph = model.graph
     tensors = {t.name: t for t in graph.initializer}
     has_value = tensors.keys() | {t.values.name for t in graph.sparse_initializer}
-    channels = {
-        node.input[0]: tensors[node.input[1]].dims[1] * next((a.i for a in node.attribute if a.name == "group"), 1)
-        for node in graph.node
-        if node.op_type == "Conv"
-        and len(node.input) > 1
-        and node.input[1] in tensors
-        and len(tensors[node.input[1]].dims) > 1
-    }
+    channels: dict[str, int] = {}
+    for node in graph.node:
+        op = graph_op(node.domain, node.op_type)
+        weight = tensors.get(node.input[1]) if op is not None and op.in_channels and len(node.input) > 1 else None
+        if op is not None and op.in_channels and weight is not None and len(weight.dims) > 1:
+            n_groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            channels[node.input[0]] = op.in_channels(weight.dims, n_groups)
     found: dict[str, InputDims] = {}
     for value in graph.input:
         kind = value.type.tensor_type

@@ -15,23 +15,14 @@ import onnx
 from onnx import numpy_helper
 
 from agmc_onnx.graph.files import read_array
+from agmc_onnx.graph.registry import graph_op
 from agmc_onnx.graph.shapes import Shape, evaluate_node, infer_shapes
 
 _T = onnx.TensorProto
 FLOATS = frozenset({_T.FLOAT, _T.FLOAT16, _T.BFLOAT16, _T.DOUBLE})
 _FOLDED_SIZE = 4096  # larger constants are weights, never shape arithmetic
 _MAY_HOLD_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS, onnx.AttributeProto.UNDEFINED)
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
-)
-# These only pick and arrange numbers, so what is equal for two sizes of an input is equal for all of them.
-_SELECTING = frozenset(
-    {"Cast", "Concat", "Gather", "GatherElements", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"}
-)
-
-
-_PICKING = frozenset({"Gather", "GatherElements", "Slice", "Split"})  # what they take must not depend on open sizes
-_LINEAR = _SELECTING | {"Add", "Mul", "Range", "Sub", "Transpose"}
+_LINEAR_IN = {"each": slice(None), "any one": slice(None), "first": slice(1), "second": slice(1, 2)}
 _LONGEST_CHAIN = 100  # nodes
 _Pair = tuple[np.ndarray, np.ndarray]  # a value at the two settings of the open dimensions, see shapes.Shape
 
@@ -196,7 +187,10 @@ class Graph:
                 continue
             node = self.producer.get(current)
             self._values[current] = None
-            if node is None or node.domain or _has_subgraph(node.proto) or node.op_type in _RANDOM:
+            if node is None or node.domain or _has_subgraph(node.proto):
+                continue
+            known = graph_op(node.domain, node.op_type)
+            if known is not None and known.is_random:
                 continue
             if node.op_type in ("Shape", "Size"):
                 shape = self.shape(node.inputs[0])
@@ -214,7 +208,7 @@ class Graph:
             if node.op_type == "ConstantOfShape" and np.prod(feeds[node.inputs[0]][0]) > _FOLDED_SIZE:
                 continue  # a weight
             settled = all(_is_settled(pair) for pair in feeds.values())
-            if settled or node.op_type in _SELECTING:
+            if settled or (known is not None and known.arranges):
                 first = evaluate_node(node.proto, {i: pair[0] for i, pair in feeds.items()}, self.opset)
                 other = first
                 if not settled:
@@ -241,7 +235,8 @@ class Graph:
             if current in found:
                 pending.pop()
                 continue
-            if node is None or node.domain or node.op_type not in _LINEAR or len(found) > _LONGEST_CHAIN:
+            op = graph_op(node.domain, node.op_type) if node is not None else None
+            if node is None or op is None or not op.linear_in or len(found) > _LONGEST_CHAIN:
                 return None
             missing = [used for used in node.inputs if used and used not in found]
             if missing:
@@ -249,9 +244,8 @@ class Graph:
                 continue
             pairs = {used: found[used] for used in node.inputs if used}
             free = {used for used, pair in pairs.items() if not _is_settled(pair)}
-            may_be_free = {"Mul": node.inputs[: 2 if len(free) < 2 else 0], "Range": node.inputs[1:2]}
-            if not free.issubset(
-                may_be_free.get(node.op_type, node.inputs[:1] if node.op_type in _PICKING else node.inputs)
+            if (op.linear_in == "any one" and len(free) > 1) or not free.issubset(
+                node.inputs[_LINEAR_IN[op.linear_in]]
             ):
                 return None
             settings = [{used: pair[i] for used, pair in pairs.items()} for i in (0, 1)]

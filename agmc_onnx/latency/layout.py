@@ -12,9 +12,8 @@ import onnx
 
 from agmc_onnx.graph.edit import Change, Input, Made, edited
 from agmc_onnx.graph.view import view
+from agmc_onnx.ops.table import op_of
 
-LEAVES = ("Pad", "Slice")  # ops that onnxruntime has only in the ordinary layout
-STAYS = ("Conv", "BatchNormalization")
 SUFFIX = "/blocked"
 
 
@@ -37,7 +36,7 @@ def keep_layout(model: onnx.ModelProto, block: int) -> onnx.ModelProto:
         known = [one for one in makers if one is not None]
         for position, (one, other) in enumerate(zip(known, reversed(known), strict=True)):
             shape = graph.shape(node.inputs[position])
-            if one.op_type not in LEAVES or other.op_type not in STAYS or shape is None:
+            if op_of(one).layout != "plain" or op_of(other).layout != "blocked" or shape is None:
                 continue
             weight = graph.tensors.get(other.inputs[1])
             is_float = weight is not None and weight.data_type == onnx.TensorProto.FLOAT

@@ -18,6 +18,7 @@ from scipy.optimize import nnls
 
 from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ops.table import op_of
 from agmc_onnx.pruning.cost import Sizes, axis_sizes
 from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.ties.groups import Channels
@@ -187,12 +188,9 @@ class _Places:
         first = at = self._maker.get(owner)
         while at is not None and self._nodes[at].op_type != op_type:
             at = next((self._maker[name] for name in self._nodes[at].inputs if name in self._maker), None)
-            if at is not None and self._nodes[at].op_type in _LAYERS and self._nodes[at].op_type != op_type:
+            if at is not None and op_of(self._nodes[at]).macs is not None and self._nodes[at].op_type != op_type:
                 return first
         return first if at is None else at
-
-
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"})
 
 
 def _owned(sample: Sample, place: _Places) -> dict[int, list[str]]:

@@ -15,14 +15,11 @@ from agmc_onnx.motifs.level1 import EDGE_TYPES, SINK, SOURCE, edge_type, feature
 from agmc_onnx.motifs.motifs import Hierarchy
 from agmc_onnx.motifs.regions import immediate_dominators
 from agmc_onnx.ops.conv import is_conv, kernel_shape
-from agmc_onnx.ops.table import node_macs
+from agmc_onnx.ops.table import node_macs, op_of
 from agmc_onnx.search.problem import GraphArrays
 
 N_HASHED = 8  # columns of `x` that a motif's key is hashed to
 
-_CHANNELS_FIRST = frozenset(
-    ("Conv", "ConvTranspose", "BatchNormalization", "MaxPool", "AveragePool", "Reshape", "Transpose")
-)
 _SHORTCUT_OPS = frozenset(("batchnorm", "pad", "split", "identity", "average-pool", "max-pool"))
 
 
@@ -156,10 +153,8 @@ def _channel_dim(graph: Graph, node: Node | None, rank: int, known: dict[str, in
     """Return the dimension that features count as channels: 1, but the last one behind a dense op or LayerNorm."""
     if rank < 3 or node is None:
         return 1
-    if node.op_type in ("MatMul", "LayerNormalization"):
-        return rank - 1
-    if node.op_type in _CHANNELS_FIRST:
-        return 1
+    if op_of(node).channels:
+        return 1 if op_of(node).channels == "first" else rank - 1
     return next((known[name] for name in node.inputs if name in known and known[name] < rank), 1)
 
 

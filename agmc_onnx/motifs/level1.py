@@ -9,7 +9,7 @@ import numpy as np
 
 from agmc_onnx.graph.view import Graph, Node, captured_names
 from agmc_onnx.ops.conv import KERNELS, kernel_shape
-from agmc_onnx.ops.table import op_of
+from agmc_onnx.ops.table import TABLE, op_of
 
 SOURCE, SINK = "<source>", "<sink>"  # single ends of a network with several inputs or outputs
 
@@ -20,7 +20,6 @@ _OTHERS = """
 """
 EDGE_TYPES: dict[str, int] = {name: i for i, name in enumerate((*_CONVS, *_OTHERS.split()))}
 WEIGHTED = frozenset((*_CONVS, "conv-transpose", "matmul", "recurrent"))  # they multiply by learned matrices
-COMMUTATIVE = frozenset(("Add", "Mul", "Sum", "Mean", "Max", "Min"))
 _SHAPE_OPS = frozenset(("Shape", "Size"))
 # Attributes that say what an op does and not how wide it is; all others (group, split, hidden_size) are left out.
 _STRUCTURE = ("kernel_shape", "strides", "dilations", "auto_pad", "ceil_mode", "axis", "axes", "perm", "mode")
@@ -49,6 +48,12 @@ def signature(graph: Graph, node: Node) -> str:
         if kind in _PADDED and any(pads := node.attribute("pads") or ()):
             parts.append(f"pads={','.join(map(str, pads))}")
     return " ".join(parts)
+
+
+def commutes(text: str) -> bool:
+    """Return whether the order of the inputs changes nothing in the op of a signature."""
+    op = TABLE.get(("", text.split(" ", maxsplit=1)[0]))
+    return op is not None and op.commutes
 
 
 def used_values(node: Node) -> tuple[str, ...]:

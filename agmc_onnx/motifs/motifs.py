@@ -17,7 +17,7 @@ from typing import Any
 import networkx as nx
 
 from agmc_onnx.graph.view import Graph
-from agmc_onnx.motifs.level1 import COMMUTATIVE, SINK, SOURCE, WEIGHTED, end_points, feature_graph
+from agmc_onnx.motifs.level1 import SINK, SOURCE, WEIGHTED, commutes, end_points, feature_graph
 from agmc_onnx.motifs.regions import Regions, canonical_form, decompose, digest
 from agmc_onnx.ops.table import node_macs
 
@@ -188,7 +188,7 @@ class _Network:
             self.labels.append("")
             return
         text = data["signature"]
-        slot = "" if text.split(" ")[0] in COMMUTATIVE else data["input"]
+        slot = "" if commutes(text) else data["input"]
         self.labels.append(f"{text}|{slot}|{data['output']}")
 
 

@@ -208,6 +208,7 @@ def conv_edge(graph: Graph, node: Node) -> str:
 
 CONV = Op(
     "Conv", conv, contracts=True, out_dim=lambda node, rank: 0, refit=True, kernel=True, repair=conv_repair,
+    in_channels=lambda dims, groups: dims[1] * groups, shrinks=True, channels="first", layout="blocked",
     macs=conv_macs, keeps_zero=from_weight(1, 0), when_empty=Vanishing("product", ((2,),)), edge=conv_edge,
 )  # fmt: skip
 
@@ -221,6 +222,7 @@ OPS = table(
     CONV,
     Op(
         "ConvTranspose", conv_transpose, out_dim=lambda node, rank: 1, refit=True, kernel=True, repair=group_repair,
+        in_channels=lambda dims, groups: dims[0], shrinks=True, channels="first",
         macs=conv_transpose_macs, keeps_zero=from_weight(1, 1), when_empty=Vanishing("product", ((2,),)), edge="conv-transpose",
     ),
     Op("DeformConv", deformable, repair=conv_repair, macs=conv_macs),

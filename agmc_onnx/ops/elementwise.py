@@ -11,7 +11,7 @@ import onnx
 from agmc_onnx.graph.registry import Attributes, Dims, Evaluate, same_as_first
 from agmc_onnx.graph.view import Node
 from agmc_onnx.ops.passing import broadcast
-from agmc_onnx.ops.table import MICROSOFT, Op, Vanishing, table
+from agmc_onnx.ops.table import ARRANGES, MICROSOFT, Op, Vanishing, table
 from agmc_onnx.ops.zeros import Removed, where_all_are, where_any_is, where_first_is
 from agmc_onnx.ties.ledger import Ledger, tie_or_freeze
 
@@ -127,32 +127,39 @@ def _pointwise(names: str, domain: str = "", **facts: Any) -> list[Op]:
     return [Op(name, elementwise, domain, **facts) for name in names.split()]
 
 
+_RANDOM = "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
 _SIZES: dict[str, Any] = {"computes_sizes": True}
 _KEEPS: dict[str, Any] = {"keeps_zero": where_first_is}
 _SAME: dict[str, Any] = {"shape": same_as_first}
 OPS = table(
-    Op("Add", elementwise, joins=True, evaluate=_binary(np.add), keeps_zero=where_all_are, edge="add", **_SIZES),
     Op(
-        "Sub", elementwise, joins=True, evaluate=_binary(np.subtract), keeps_zero=where_all_are,
+        "Add", elementwise, joins=True, commutes=True, linear_in="each", evaluate=_binary(np.add), keeps_zero=where_all_are,
+        edge="add", **_SIZES,
+    ),
+    Op(
+        "Sub", elementwise, joins=True, linear_in="each", evaluate=_binary(np.subtract), keeps_zero=where_all_are,
         when_empty=Vanishing("difference"), edge="add", **_SIZES,
     ),
-    Op("Sum", elementwise, joins=True, keeps_zero=where_all_are, edge="add"),
-    Op("Mean", elementwise, edge="add"),
-    Op("Mul", elementwise, evaluate=_binary(np.multiply), keeps_zero=where_any_is, edge="mul", **_SIZES),
+    Op("Sum", elementwise, joins=True, commutes=True, keeps_zero=where_all_are, edge="add"),
+    Op("Mean", elementwise, commutes=True, edge="add"),
     Op(
-        "Div", elementwise, evaluate=_divide, keeps_zero=quotient_zero, when_empty=Vanishing("quotient"), edge="mul",
-        **_SIZES,
+        "Mul", elementwise, commutes=True, linear_in="any one", evaluate=_binary(np.multiply), keeps_zero=where_any_is,
+        edge="mul", **_SIZES,
+    ),
+    Op(
+        "Div", elementwise, evaluate=_divide, keeps_zero=quotient_zero, when_empty=Vanishing("quotient"), divisors=(1,),
+        edge="mul", **_SIZES,
     ),
     Op("Mod", elementwise, evaluate=_modulo, **_SIZES),
-    Op("Max", elementwise, evaluate=_extreme(np.maximum), edge="activation", **_SIZES),
-    Op("Min", elementwise, evaluate=_extreme(np.minimum), edge="activation", **_SIZES),
+    Op("Max", elementwise, commutes=True, evaluate=_extreme(np.maximum), edge="activation", **_SIZES),
+    Op("Min", elementwise, commutes=True, evaluate=_extreme(np.minimum), edge="activation", **_SIZES),
     Op("Neg", elementwise, evaluate=_unary(np.negative), edge="activation", **_SIZES, **_KEEPS, **_SAME),
     Op("Floor", elementwise, evaluate=_unary(np.floor), edge="activation", **_SIZES, **_KEEPS, **_SAME),
     Op("Ceil", elementwise, evaluate=_unary(np.ceil), edge="activation", **_SAME),
-    Op("Sqrt", elementwise, evaluate=_unary(np.sqrt), edge="activation", **_KEEPS, **_SAME),
-    Op("Cast", elementwise, evaluate=_cast, edge="identity", **_SIZES, **_KEEPS),
+    Op("Sqrt", elementwise, divisors=(0,), evaluate=_unary(np.sqrt), edge="activation", **_KEEPS, **_SAME),
+    Op("Cast", elementwise, evaluate=_cast, edge="identity", **ARRANGES, **_KEEPS),
     Op("CastLike", edge="identity"),
-    Op("Identity", elementwise, evaluate=_unary(np.asarray), edge="identity", **_SIZES, **_KEEPS, **_SAME),
+    Op("Identity", elementwise, evaluate=_unary(np.asarray), edge="identity", **ARRANGES, **_KEEPS, **_SAME),
     Op("Dropout", elementwise, edge="identity", **_KEEPS),
     Op("Clip", elementwise, idempotent=True, keeps_zero=clip_zero, edge="relu", **_SAME),
     Op("PRelu", elementwise, edge="relu", **_KEEPS),
@@ -169,11 +176,13 @@ OPS = table(
     Op("Abs", elementwise, idempotent=True, edge="activation", **_KEEPS, **_SAME),
     *_pointwise("Elu Erf Gelu HardSwish Round Selu Sin Tanh", edge="activation", **_KEEPS, **_SAME),
     *_pointwise("Celu Mish Sign Softsign Swish", edge="activation", **_KEEPS),
-    *_pointwise("Cos Exp HardSigmoid Log Reciprocal Sigmoid Softplus", edge="activation", **_SAME),
+    *_pointwise("Cos Exp HardSigmoid Sigmoid Softplus", edge="activation", **_SAME),
+    *_pointwise("Log Reciprocal", divisors=(0,), edge="activation", **_SAME),
     Op("Pow", elementwise, edge="activation"),
     *_pointwise("Acos Acosh Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cosh"),
     *_pointwise("GreaterOrEqual IsInf IsNaN LessOrEqual Shrink Sinh SwiGLU Tan Xor"),
     *_pointwise("BiasGelu FastGelu Gelu QuickGelu", MICROSOFT, **_SAME),
+    *(Op(name, is_random=True) for name in _RANDOM.split()),
     Op("BiasSplitGelu", split_gelu, MICROSOFT, shape=split_gelu_shape),
     Op("BiasAdd", domain=MICROSOFT, shape=same_as_first),
     Op("BiasSoftmax", domain=MICROSOFT, shape=same_as_first),

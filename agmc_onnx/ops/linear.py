@@ -194,7 +194,7 @@ OPS = table(
     ),
     Op(
         "MatMul", matmul, contracts=True, out_dim=lambda node, rank: rank - 1, refit=True, macs=product_macs,
-        keeps_zero=matmul_zero, when_empty=Vanishing("product"), edge="matmul",
+        keeps_zero=matmul_zero, when_empty=Vanishing("product"), edge="matmul", channels="last",
     ),
     Op("Einsum", einsum, macs=einsum_macs, when_empty=Vanishing("product"), edge="matmul"),
     Op("FusedGemm", gemm, MICROSOFT, macs=product_macs, begins_with=("Gemm", 3)),

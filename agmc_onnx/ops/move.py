@@ -14,7 +14,7 @@ from agmc_onnx.graph.registry import Attributes
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.passing import carry, pick_rows
-from agmc_onnx.ops.table import Op, Vanishing, table
+from agmc_onnx.ops.table import ARRANGES, PICKS, Op, Vanishing, table
 from agmc_onnx.ops.zeros import Removed, where_all_are, where_first_is
 from agmc_onnx.ties.ledger import Ledger
 
@@ -382,28 +382,33 @@ def _slice(inputs: list[Any], attributes: Attributes) -> np.ndarray:
 
 OPS = table(
     Op(
-        "Transpose", transpose, computes_sizes=True, keeps_zero=where_first_is, edge="reshape",
+        "Transpose", transpose, computes_sizes=True, linear_in="each", channels="first", keeps_zero=where_first_is,
+        edge="reshape",
         evaluate=lambda inputs, attributes: np.transpose(inputs[0], attributes.get("perm")),
     ),
     Op(
-        "Concat", concat, computes_sizes=True, keeps_zero=concat_zero, when_empty=Vanishing("join"), edge="concat",
+        "Concat", concat, **ARRANGES, keeps_zero=concat_zero, when_empty=Vanishing("join"), edge="concat",
         evaluate=lambda inputs, attributes: np.concatenate(inputs, axis=attributes["axis"]),
     ),
     Op(
-        "Split", split, repair=split_repair, shape_inputs=(1,), computes_sizes=True, when_empty=Vanishing("split"), edge="split",
+        "Split", split, repair=split_repair, shape_inputs=(1,), **PICKS,
+        shrinks=True, when_empty=Vanishing("split"), edge="split",
     ),
     Op("SplitToSequence", edge="split"),
     Op(
-        "Slice", slice_, repair=slice_repair, shape_inputs=(1, 2, 3, 4), computes_sizes=True, evaluate=_slice,
-        keeps_zero=where_first_is, edge="split",
+        "Slice", slice_, repair=slice_repair, shape_inputs=(1, 2, 3, 4), **PICKS,
+        evaluate=_slice, keeps_zero=where_first_is, edge="split", layout="plain",
     ),
     Op(
-        "Gather", gather, repair=gather_repair, computes_sizes=True, keeps_zero=where_first_is, edge="split",
+        "Gather", gather, repair=gather_repair, **PICKS,
+        keeps_zero=where_first_is, edge="split",
         evaluate=lambda inputs, attributes: np.take(inputs[0], inputs[1], axis=attributes.get("axis", 0)),
     ),
+    Op("GatherElements", arranges=True, linear_in="first"),
     Op("GatherND", gather_nd, keeps_zero=where_first_is, edge="split"),
+    Op("Col2Im", shrinks=True),
     Op("ScatterND", computes_sizes=True),
-    Op("Pad", pad, repair=pad_repair, shape_inputs=(1,), when_empty=pad_empty, edge="pad"),
+    Op("Pad", pad, repair=pad_repair, shape_inputs=(1,), shrinks=True, when_empty=pad_empty, edge="pad", layout="plain"),
     Op("Tile", tile, shape_inputs=(1,), keeps_zero=where_first_is, edge="reshape"),
     Op("Resize", resize, repair=resize_repair, shape_inputs=(2, 3), keeps_zero=where_first_is, edge="resize"),
     Op("Upsample", resize, shape_inputs=(1,), keeps_zero=where_first_is, edge="resize"),

@@ -188,6 +188,7 @@ _OF_GROUPS = Statistics(lambda graph, node: {1}, masked="write out", always=True
 OPS = table(
     Op(
         "BatchNormalization", batch_norm, keeps_zero=from_weight(1, 0), when_empty=batch_norm_empty, edge="batchnorm",
+        divisors=(4,), channels="first", layout="blocked",
         statistics=Statistics(_rows, outputs=(0,), follow=False),
     ),
     Op(
@@ -195,7 +196,10 @@ OPS = table(
         shape=same_as_first, statistics=Statistics(_rows, masked="write out", always=True),
     ),
     Op("GroupNormalization", group_norm, when_empty=_BIASED, edge="norm", shape=same_as_first, statistics=_OF_GROUPS),
-    Op("LayerNormalization", layer_norm, when_empty=_BIASED, edge="norm", shape=same_as_first, statistics=_OF_LAST_DIM),
+    Op(
+        "LayerNormalization", layer_norm, when_empty=_BIASED, edge="norm", channels="last", shape=same_as_first,
+        statistics=_OF_LAST_DIM,
+    ),
     Op("RMSNormalization", layer_norm, when_empty=Vanishing("keep"), edge="norm", statistics=_OF_LAST_DIM),
     Op(
         "SimplifiedLayerNormalization", layer_norm, when_empty=Vanishing("keep"), edge="norm", shape=same_as_first,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.passing import carry
-from agmc_onnx.ops.table import MICROSOFT, Op, Product, sizes_of, table
+from agmc_onnx.ops.table import MICROSOFT, Macs, Op, Product, sizes_of, table
 from agmc_onnx.ties.ledger import Ledger
 
 _ADVICE = "compress the float model, then quantise the result"
@@ -55,12 +55,15 @@ def _label(ledger: Ledger, node: Node, value: str) -> None:
             ledger.axis(node, value, dim, is_weight=True)
 
 
-def quantised_macs(graph: Graph, node: Node) -> list[Product]:
-    """As of a Conv or MatMul; nothing here is cut."""
-    w = node.inputs[3 if node.op_type.startswith("QLinear") else 1]
-    first, weight, out = sizes_of(graph, node.inputs[0], w, node.outputs[0])
-    dims = (*out, *(weight[1:] if "Conv" in node.op_type else first[-1:]))
-    return [(dims, [None] * len(dims))]
+def quantised_macs(weight: int, is_kernel: bool = False) -> Macs:
+    """As of a convolution or product with the weight at a position; nothing here is cut."""
+
+    def macs(graph: Graph, node: Node) -> list[Product]:
+        first, kernel, out = sizes_of(graph, node.inputs[0], node.inputs[weight], node.outputs[0])
+        dims = (*out, *(kernel[1:] if is_kernel else first[-1:]))
+        return [(dims, [None] * len(dims))]
+
+    return macs
 
 
 def blocks_macs(graph: Graph, node: Node) -> list[Product]:
@@ -70,10 +73,12 @@ def blocks_macs(graph: Graph, node: Node) -> list[Product]:
 
 
 OPS = table(
-    Op("QuantizeLinear", linear, edge="identity"),
+    Op("QuantizeLinear", linear, divisors=(1,), edge="identity"),
     Op("DequantizeLinear", linear, edge="identity"),
-    Op("ConvInteger", quantised, kernel=True, macs=quantised_macs),
     Op("DynamicQuantizeLinear", quantised),
-    *(Op(name, quantised, macs=quantised_macs) for name in ("MatMulInteger", "QLinearConv", "QLinearMatMul")),
+    Op("ConvInteger", quantised, kernel=True, macs=quantised_macs(1, is_kernel=True)),
+    Op("QLinearConv", quantised, macs=quantised_macs(3, is_kernel=True)),
+    Op("MatMulInteger", quantised, macs=quantised_macs(1)),
+    Op("QLinearMatMul", quantised, macs=quantised_macs(3)),
     Op("MatMulNBits", domain=MICROSOFT, macs=blocks_macs),
 )

@@ -95,6 +95,7 @@ def _reductions(names: str, masked: str = "", **facts: Any) -> list[Op]:
     ]
 
 
+_SLIDES: dict[str, Any] = {"shrinks": True, "channels": "first"}
 OPS = table(
     *_reductions("ReduceL1 ReduceL2 ReduceMean ReduceSum ReduceSumSquare", masked="weigh", keeps_zero=where_first_is),
     *_reductions("ReduceMax ReduceMin", keeps_zero=where_first_is),
@@ -105,9 +106,9 @@ OPS = table(
     Op("CumProd", running),
     Op("CumSum", running),
     Op("Trilu", triangle, keeps_zero=where_first_is),
-    Op("MaxPool", pool, keeps_zero=where_first_is, edge="max-pool"),
-    Op("AveragePool", pool, keeps_zero=where_first_is, edge="average-pool"),
-    Op("LpPool", pool, keeps_zero=where_first_is, edge="average-pool"),
+    Op("MaxPool", pool, keeps_zero=where_first_is, edge="max-pool", **_SLIDES),
+    Op("AveragePool", pool, keeps_zero=where_first_is, edge="average-pool", **_SLIDES),
+    Op("LpPool", pool, keeps_zero=where_first_is, edge="average-pool", shrinks=True),
     Op("GlobalAveragePool", pool, keeps_zero=where_first_is, edge="global-pool"),
     Op("GlobalMaxPool", pool, keeps_zero=where_first_is, edge="global-pool"),
     Op("GlobalLpPool", pool, keeps_zero=where_first_is, edge="global-pool"),

@@ -16,7 +16,7 @@ from agmc_onnx.graph.view import Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.heads import normed_heads
 from agmc_onnx.ops.passing import only_user
-from agmc_onnx.ops.table import Op, op_of, table
+from agmc_onnx.ops.table import ARRANGES, Op, op_of, table
 from agmc_onnx.ops.zeros import where_first_is
 from agmc_onnx.ties.ledger import Entries, Ledger, Shuffle
 
@@ -430,8 +430,8 @@ def _moves(op_type: str, **facts: Any) -> Op:
 
 
 OPS = table(
-    _moves("Reshape", repair=reshape_repair, shape_inputs=(1,), computes_sizes=True, evaluate=_reshape),
-    _moves("Squeeze", computes_sizes=True, evaluate=_squeeze),
-    _moves("Unsqueeze", computes_sizes=True, evaluate=_unsqueeze),
+    _moves("Reshape", repair=reshape_repair, shape_inputs=(1,), evaluate=_reshape, channels="first", **ARRANGES),
+    _moves("Squeeze", evaluate=_squeeze, **ARRANGES),
+    _moves("Unsqueeze", evaluate=_unsqueeze, **ARRANGES),
     _moves("Flatten"),
 )

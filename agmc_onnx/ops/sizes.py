@@ -211,13 +211,13 @@ OPS = table(
     Op("Shape", shape_of, when_empty=Vanishing("size")),
     Op("Size", shape_of, when_empty=Vanishing("size")),
     Op("Constant", evaluate=_constant),
-    Op("Range", shape_inputs=(0, 1, 2), evaluate=_range),
+    Op("Range", linear_in="second", shape_inputs=(0, 1, 2), evaluate=_range),
     Op(
         "ConstantOfShape", constant_of_shape, repair=constant_of_shape_repair, shape_inputs=(0,),
         evaluate=_constant_of_shape,
     ),
     Op(
-        "Expand", expand, repair=expand_repair, shape_inputs=(1,), evaluate=_expand, keeps_zero=where_first_is,
+        "Expand", expand, repair=expand_repair, shape_inputs=(1,), shrinks=True, evaluate=_expand, keeps_zero=where_first_is,
         edge="reshape",
     ),
 )  # fmt: skip

@@ -7,9 +7,9 @@ repair leaves the node as it is. So an op that is missing is safe, and one that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx
 
@@ -76,6 +76,7 @@ class Op:
         out_dim: Returns the dim of its weight (the second input, of a rank) that makes the channels of its output.
         refit: Whether it is linear in that weight, so that a refit can compute it anew.
         kernel: Whether that weight is (channels, channels, *places).
+        in_channels: Returns the channels of its input, for the sizes of that weight and the number of groups.
         repair: Makes attributes and shape constants true after a cut.
         macs: Returns the products of sizes whose sum counts its MACs.
         shape: Returns the shapes of its outputs for those of its inputs, where onnx's inference does not know them.
@@ -83,13 +84,21 @@ class Op:
         type_input: Position of the input whose type the outputs have, for `shape`.
         shape_inputs: Positions of inputs that are sizes, bounds or counts.
         computes_sizes: Whether numbers read from a shape may pass through it on their way to a shape input.
+        arranges: Whether it only picks and arranges numbers: what is equal for two sizes of an input is so for all of them.
+        linear_in: Inputs that its output is linear in: "each", "any one", "first", "second", or "" for none.
+        shrinks: Whether a small size may come out of it as none, or less.
+        is_random: Whether it draws its output.
         evaluate: Returns its output for constant inputs, None where onnx's reference shall say it.
         keeps_zero: Whether its output is 0 where entries were removed; see `agmc_onnx.ops.zeros`.
+        divisors: Positions of inputs that a removed entry of is 1 and not 0, which it would divide by.
         when_empty: What it makes of operands that are gone, or a function that tells; None is what the generic rules of
             `keeps_zero` say, and else not sure.
         idempotent: Whether it changes nothing behind itself.
         statistics: What it takes over whole dims.
         edge: Type of its edge in the papers' graph, a row of `agmc_onnx.motifs.level1.EDGE_TYPES`; None is "unknown".
+        commutes: Whether the order of its inputs changes nothing.
+        channels: The dim of its output that holds them: "first" behind the batch, "last", or "" for that of its input.
+        layout: Where onnxruntime runs it: in channel blocks ("blocked"), never so ("plain"), or "" where that depends.
     """
 
     op_type: str
@@ -100,6 +109,7 @@ class Op:
     out_dim: Callable[[Node, int], int] | None = None
     refit: bool = False
     kernel: bool = False
+    in_channels: Callable[[Sequence[int], int], int] | None = None
     repair: Repair | None = None
     macs: Macs | None = None
     shape: ShapeRule | None = None
@@ -107,12 +117,20 @@ class Op:
     type_input: int = 0
     shape_inputs: tuple[int, ...] = ()
     computes_sizes: bool = False
+    arranges: bool = False
+    linear_in: str = ""
+    shrinks: bool = False
+    is_random: bool = False
     evaluate: Evaluate | None = None
     keeps_zero: Callable[[Removed], bool] | None = None
+    divisors: tuple[int, ...] = ()
     when_empty: Vanishing | Callable[[Node], Vanishing | None] | None = None
     idempotent: bool = False
     statistics: Statistics | None = None
     edge: str | Callable[[Graph, Node], str] | None = None
+    commutes: bool = False
+    channels: str = ""
+    layout: str = ""
 
     @property
     def key(self) -> Key:
@@ -152,6 +170,10 @@ def table(*ops: Op) -> tuple[Op, ...]:
         TABLE[op.key] = op
     return ops
 
+
+# Facts of ops that only arrange the numbers of all their inputs, and of those that pick some of the first
+ARRANGES: dict[str, Any] = {"computes_sizes": True, "arranges": True, "linear_in": "each"}
+PICKS: dict[str, Any] = {**ARRANGES, "linear_in": "first"}
 
 _NOTHING = Op("")
 

@@ -187,7 +187,8 @@ def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None
         model.graph.initializer.add().CopyFrom(onnx.TensorProto(name=tensor.name) if tensor.name in changed else tensor)
     constants = {p.output[0]: p for p in model.graph.node if p.op_type == "Constant"}
     initializers = {t.name: t for t in model.graph.initializer}
-    ones, zeros = _divisors(graph), _zero_points(graph)
+    ones = {node.inputs[at] for node in graph.nodes for at in op_of(node).divisors}
+    zeros = _zero_points(graph)
 
     def put(name: str, array: np.ndarray) -> None:
         if name in initializers:
@@ -290,18 +291,6 @@ def _with_biases(model: onnx.ModelProto, graph: Graph, other: Graph, plan: Plan)
         bias[kept] = other.array(node.inputs[2])
         biases[Input(proto.output[0], 2, f"{proto.output[0]}__masked_bias")] = bias
     return edited(model, biases, {change.value: bias for change, bias in biases.items()})
-
-
-def _divisors(graph: Graph) -> set[str]:
-    found = set()
-    for node in graph.nodes:
-        if node.op_type == "BatchNormalization":
-            found.add(node.inputs[4])
-        elif node.op_type in ("Div", "QuantizeLinear"):
-            found.add(node.inputs[1])
-        elif node.op_type in ("Reciprocal", "Log", "Sqrt"):
-            found.add(node.inputs[0])
-    return found
 
 
 def _zero_points(graph: Graph) -> dict[str, np.ndarray]:

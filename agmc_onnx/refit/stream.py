@@ -12,6 +12,8 @@ from torch import Tensor
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ops.conv import is_conv
+from agmc_onnx.ops.norm import is_stored
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.torch_view.foreign import Foreign
 from agmc_onnx.torch_view.math_ops import Call
@@ -112,12 +114,11 @@ class Stream:
     def _find_scales(self) -> dict[int, int]:
         found = {}
         for index, call in enumerate(self._calls):
-            users = self.graph.consumers.get(call.outputs[0], []) if call.op_type == "Conv" else []
-            if len(users) != 1 or users[0][1] != 0 or users[0][0].op_type != "BatchNormalization":
+            users = self.graph.consumers.get(call.outputs[0], []) if is_conv(self.graph.nodes[index]) else []
+            if len(users) != 1 or users[0][1] != 0 or not is_stored(users[0][0]):
                 continue
             after = self._calls[users[0][0].index]
-            is_plain = not after.get("training_mode", 0) and after.get("spatial", 1) == 1
-            if is_plain and all(name in self.constants for name in (*call.inputs[1:], *after.inputs[1:])):
+            if all(name in self.constants for name in (*call.inputs[1:], *after.inputs[1:])):
                 found[index] = users[0][0].index
         return found
 
