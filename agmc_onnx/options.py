@@ -299,7 +299,7 @@ class Search:
     keep_layers: bool = option(
         False,
         "make layers narrower, but let none go",
-        more="Layers stay, too, where there is no data to refit on, with --stages, and where a policy decides on zeros.",
+        more="Layers stay, too, where there is no data. With --stages they go in the last one.",
     )
     batch: int | None = option(
         None,

@@ -3,6 +3,8 @@
     python -m tools.compare_searches MODEL.onnx --data CARD --flops 0.5 --policies agmc bare:agmc solver --seeds 0 1 \
         --episodes 40 --out runs/searches.jsonl
 
+With `--latency R` the budget is time, by this machine's table of op times, which is made once and then read.
+
 Nothing but the search is run: no finalists, no test role. A candidate's reward depends on model, data and seed alone, so all
 policies of a seed share the outcomes, which lie beside `--out` and outlast a kill. Runs that are in the file already are not
 repeated. `--table` prints what is there.
@@ -28,7 +30,8 @@ from agmc_onnx.data.roles import Roles
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies import make_policy
 from agmc_onnx.run.analysis import analyse_model
-from agmc_onnx.run.candidates import environment_of
+from agmc_onnx.run.candidates import environment_of, reachable
+from agmc_onnx.run.latency import latency_target
 from agmc_onnx.run.target import target_of
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.loop import search
@@ -37,6 +40,7 @@ from agmc_onnx.search.problem import Outcome, Problem
 from agmc_onnx.search.rewards import err
 
 AFTER = (10, 20, 40)  # evaluations
+BUDGETS = ("flops", "latency")
 
 
 class Outcomes:
@@ -85,17 +89,21 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the best rewards after so many evaluations, means over the seeds, as lines of Markdown."""
     groups = defaultdict(list)
     for row in rows:
-        groups[row["model"], row["flops"], row["policy"]].append(row)
+        groups[row["model"], _budget(row), row["policy"]].append(row)
     lines = [f"| network | budget | policy | {' | '.join(map(str, AFTER))} | thinking, s | seeds |", "|---" * 8 + "|"]
-    for (model, flops, policy), runs in sorted(groups.items()):
+    for (model, budget, policy), runs in sorted(groups.items()):
         best = [statistics.mean(max(row["rewards"][:n]) for row in runs) for n in AFTER]
         told = [
             f"{value:.2f}" if len(runs[0]["rewards"]) >= n else f"({value:.2f})"
             for value, n in zip(best, AFTER, strict=True)
         ]
         seconds = statistics.mean(row["thinking_s"] for row in runs)
-        lines.append(f"| {model} | {flops} | {policy} | {' | '.join(told)} | {seconds:.0f} | {len(runs)} |")
+        lines.append(f"| {model} | {budget} | {policy} | {' | '.join(told)} | {seconds:.0f} | {len(runs)} |")
     return "\n".join(lines) + "\n"
+
+
+def _budget(row: Mapping[str, Any]) -> str:
+    return next(f"{kind} {row[kind]}" for kind in BUDGETS if kind in row)
 
 
 def main() -> None:
@@ -103,7 +111,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--flops", type=float, default=0.5)
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--flops", type=float, default=0.5)
+    budget.add_argument("--latency", type=float)
     parser.add_argument("--policies", nargs="+", default=["agmc"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--episodes", type=int, default=40)
@@ -114,15 +124,16 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = read_rows(args.out)
     for seed in [] if args.table else args.seeds:
+        asked = {"flops": args.flops} if args.latency is None else {"latency": args.latency}
         keys = [
-            {"model": args.model.name, "flops": args.flops, "policy": policy, "seed": seed, "episodes": args.episodes}
+            {"model": args.model.name, **asked, "policy": policy, "seed": seed, "episodes": args.episodes}
             for policy in args.policies
         ]
         missing = [key for key in keys if not any(key.items() <= row.items() for row in rows)]
         if not missing:
             continue
         outcomes = Outcomes(args.out.with_suffix(".outcomes.jsonl"), args.model.name, seed)
-        problem = problem_of(args, seed, outcomes)
+        problem = problem_of(args, asked, seed, outcomes)
         for key in missing:
             rows.append(run(problem, outcomes, key))
             with args.out.open("a") as file:
@@ -130,14 +141,17 @@ def main() -> None:
     sys.stdout.write(table(rows))
 
 
-def problem_of(args: argparse.Namespace, seed: int, outcomes: Outcomes) -> Problem:
+def problem_of(args: argparse.Namespace, asked: Mapping[str, Any], seed: int, outcomes: Outcomes) -> Problem:
     """Return the problem of one seed, as `compress` makes it."""
-    options = {"flops": args.flops, "seed": seed, "reward_samples": args.reward_samples}
-    settings = CompressOptions.of(**options).with_data(True)
+    settings = CompressOptions.of(**asked, seed=seed, reward_samples=args.reward_samples).with_data(True)
     analysis = analyse_model(args.model)
     roles = Roles(analysis.file.proto, args.data, settings.data, settings.execution)
     environment = environment_of(analysis, roles, settings)
-    target = target_of(settings.budget, analysis.channels)
+    if args.latency is None:
+        target = target_of(settings.budget, analysis.channels)
+    else:
+        target = latency_target(analysis, environment, roles, settings, lambda *_: None)
+    environment = reachable(environment, target, analysis, roles, settings)
     problem = environment.problem(target.cost, target.budget)
     return replace(problem, evaluate=lambda kept: outcomes.of(environment, kept))
 

@@ -143,10 +143,8 @@ class _Refit:
         self.owner, self.options, self.n_rows = owner, owner.options, owner.n_rows
         self.pruned = pruned
         self.cut = Cut(owner.channels, kept)
-        nothing = [i for i, positions in enumerate(kept) if not len(positions)]
-        closed = closer_of(owner.channels)(nothing)
-        self.is_shallower = bool(closed.gone)
-        self.now_for = now_for(owner.channels.graph, closed, repeats) if nothing else {}
+        self.is_shallower = any(not len(positions) for positions in kept)
+        self.now_for = aims(owner.channels, kept)
         self.graph = view(pruned, owner.channels.graph.folder)
         self._old: Stream | None = None
         self.new = Stream(self.graph, owner.batches, self.options.memory_bytes)
@@ -300,6 +298,12 @@ class _Refit:
             output = site.node.outputs[0]
             self.added[output] = fresh.numpy()
             self.new.give_bias(site.node.index, f"{output}__agmc_bias", fresh)
+
+
+def aims(channels: Channels, kept: Sequence[IntArray]) -> dict[str, str]:
+    """Return, for values that have the place of others now, the value of the original that they should be near to."""
+    nothing = [i for i, positions in enumerate(kept) if not len(positions)]
+    return now_for(channels.graph, closer_of(channels)(nothing), repeats) if nothing else {}
 
 
 def choose_ridge(halves: Halves, ridges: Sequence[float], has_bias: bool) -> float:

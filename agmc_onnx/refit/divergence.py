@@ -19,13 +19,13 @@ from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.pruning.cost import macs_cost
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.refit.compensate import Compensator
 from agmc_onnx.refit.curves import Curves
 from agmc_onnx.refit.goals import output_goals
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.quick import QuickRefit
 from agmc_onnx.ties.groups import Channels
 
+Recover = Callable[[list[IntArray], onnx.ModelProto], onnx.ModelProto]
 SHARES = (0.25, 0.5, 0.75, 0.875)  # widths that are measured
 JUDGES = 100  # samples that judge networks without some layers
 MOST, LEAST, MOST_MACS = 64, 8, 1e12  # samples per candidate; MACs of all candidates together, about a minute
@@ -81,22 +81,28 @@ def divergence_curves(
 
 
 def losses(
-    channels: Channels, samples: Samples, options: RecoverOptions, threads: int = 1
+    channels: Channels, samples: Samples, recovery: Callable[[Samples], Recover] | None, threads: int, original: Graph
 ) -> Callable[[list[IntArray]], float]:
     """Return what measures what the answers lose at kept positions of every group, in the unit of `divergence_curves`.
 
-    Each is refitted as a candidate is: what earlier layers can make up for where a layer is gone, they do.
+    Each is recovered as a candidate is: what earlier layers can make up for where a layer is gone, they do.
 
     Args:
-        channels: Analysis of the original.
+        channels: Analysis of what is cut.
         samples: Calibration samples, without labels: the last quarter, or fewer, judges what the others refit.
-        options: Of the refit.
+        recovery: Makes, from samples, what a freshly cut model goes through; None: nothing.
         threads: Of onnxruntime.
+        original: Whose answers count.
     """
-    n_judges = max(1, min(JUDGES, samples.n // 4))
-    refit = Compensator(channels, samples.take(max(1, samples.n - n_judges)), options)
-    surgeon, judge = Surgeon(channels), _Judge(channels.graph, _last(samples, n_judges), threads)
-    return lambda kept: judge(refit(kept, surgeon.cut(kept)))
+    n_judges = max(1, min(JUDGES, samples.n if recovery is None else samples.n // 4))
+    recover = None if recovery is None else recovery(samples.take(max(1, samples.n - n_judges)))
+    surgeon, judge = Surgeon(channels), _Judge(original, _last(samples, n_judges), threads)
+
+    def loss(kept: list[IntArray]) -> float:
+        model = surgeon.cut(kept)
+        return judge(model if recover is None else recover(kept, model))
+
+    return loss
 
 
 def _last(samples: Samples, n: int) -> list[Feed]:

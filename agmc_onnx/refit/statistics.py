@@ -7,7 +7,7 @@ original's (Nagel et al. 2019, arXiv:1906.04721, sec. 4.2). Both in graph order,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.graph.view import Graph, Node, view
 from agmc_onnx.ops.norm import is_stored
-from agmc_onnx.refit.compensate import write_back
+from agmc_onnx.refit.compensate import aims, write_back
 from agmc_onnx.refit.moments import to_rows
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.sites import Site, find_sites
@@ -57,14 +57,14 @@ class Restatement:
             ModelError: If the model has an op without a counterpart in torch.
         """
         with torch.no_grad():
-            return self._restated(Cut(self.channels, kept), pruned)
+            return self._restated(Cut(self.channels, kept), pruned, aims(self.channels, kept))
 
-    def _restated(self, cut: Cut, pruned: onnx.ModelProto) -> onnx.ModelProto:
+    def _restated(self, cut: Cut, pruned: onnx.ModelProto, aim: Mapping[str, str]) -> onnx.ModelProto:
         graph = view(pruned, self.channels.graph.folder)
         new = Stream(graph, self._batches, self.options.memory_bytes)
         old = Stream(self.channels.graph, self._batches, self.options.memory_bytes)
         sites = {site.node.index: site for site in find_sites(graph) if _has_place(graph, site)}
-        old.pinned = {site.target for site in sites.values()}
+        old.pinned = {aim.get(site.target, site.target) for site in sites.values()}
         changed: dict[str, np.ndarray] = {}
         added: dict[str, np.ndarray] = {}
         for node in graph.nodes:
@@ -75,23 +75,27 @@ class Restatement:
                     changed[name] = new.constants[name].numpy()
             elif node.index in sites:
                 site = sites[node.index]
-                lacking = self._lacking(site, cut, old, new)
+                wanted = aim.get(site.target, site.target)
+                lacking = self._lacking(site, wanted, cut, old, new)
                 if lacking is not None:
                     _shift(site, lacking, new, changed, added)
-                old.release(site.target)
+                old.release(wanted)
         return write_back(pruned, changed, added)
 
-    def _lacking(self, site: Site, cut: Cut, old: Stream, new: Stream) -> Tensor | None:
-        """Return by how much the mean of a site's target is too small, float64 (channels,); None where they do not match."""
+    def _lacking(self, site: Site, aim: str, cut: Cut, old: Stream, new: Stream) -> Tensor | None:
+        """Return by how much the mean of a site's target is below that of the original's value `aim`, float64 (channels,).
+
+        None where they do not match.
+        """
         shape = cut.graph.shape(site.target)
         if site.target not in cut.graph.producer or shape is None:
             return None
         mask = cut.mask(site.target, site.channel_dim % shape.rank)
         if mask is not None and mask.ndim != 1:
             return None
-        old.advance(old.graph.producer[site.target].index + 1)
+        old.advance(old.graph.producer[aim].index + 1)
         new.advance(site.node.index)
-        wanted, found = _mean(old, site.target, site.channel_dim), _mean(new, site.target, site.channel_dim)
+        wanted, found = _mean(old, aim, site.channel_dim), _mean(new, site.target, site.channel_dim)
         return (wanted if mask is None else wanted[torch.from_numpy(np.flatnonzero(mask))]) - found
 
 

@@ -51,11 +51,13 @@ class Base:
         model: The original with other weights, and neutral ones where channels are gone.
         kept: For each prunable group the positions that are left.
         shapes: Of its values: the original's.
+        is_last: Whether it is the last stage that starts from here.
     """
 
     model: onnx.ModelProto
     kept: list[IntArray]
     shapes: dict[str, Shape] | None = None
+    is_last: bool = False
 
     @property
     def n_units(self) -> IntArray:

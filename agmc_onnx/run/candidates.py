@@ -14,6 +14,7 @@ import onnx
 
 from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.data.roles import Roles
+from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import BudgetError, ModelError, UsageError
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies import POLICIES, make_policy
@@ -86,8 +87,10 @@ def environment_of(
     recover = _recovery(analysis, data, settings)
     sparsity = sparsity_of(settings.sparsity, analysis.graph, settings.recovery.is_refit)
     losses = None
-    if not settings.search.keep_layers and data.real and base is None and settings.recovery.recover != "none":
-        losses = None if settings.budget.stages > 1 else _losses(channels, data, settings)
+    # made-up inputs mislead (docs/decisions/depth.md); a stage takes up widths that are left, and what is gone has none
+    may_go = data.real and not settings.search.keep_layers
+    if may_go and (settings.budget.stages == 1 if base is None else base.is_last):
+        losses = _losses(channels, analysis, data, settings)
     curves = None if measured is None else lambda: measured().curves(scores, least=1 if losses is None else 0)
     limit = None if base is None else base.n_units
     rounds = rounding(channels, settings.search.round_to, settings.execution.provider)
@@ -96,21 +99,30 @@ def environment_of(
         divergence = partial(_divergence, channels, scores, data, settings)
     if sparsity is not None and settings.sparsity.sparse_decide == "policy" and len(sparsity.names) > 1:
         thin = _thinning(analysis, data, settings, sparsity)
-        curves = None if measured is None else lambda: measured().curves(scores)
-        given = (scores, evaluate, None, rounds, least, curves, limit, divergence)
+        given = (scores, evaluate, None, rounds, least, curves, limit, divergence, losses)
         return JointEnvironment(channels, *given, names=sparsity.names, share=sparsity.share, thin=thin)
     return Environment(channels, scores, evaluate, recover, rounds, least, curves, limit, divergence, losses)
 
 
-def _losses(channels: Channels, data: Roles, settings: CompressOptions) -> Callable[[list[IntArray]], float]:
-    """Return what measures what the answers lose at kept positions, after the refit of candidates."""
+def _losses(
+    channels: Channels, analysis: Analysis, data: Roles, settings: CompressOptions
+) -> Callable[[list[IntArray]], float]:
+    """Return what measures what the answers lose at kept positions, recovered as candidates are."""
+
+    def refit(samples: Samples) -> Recover:
+        from agmc_onnx.refit.compensate import Compensator
+        from agmc_onnx.refit.statistics import Restatement
+
+        few = replace(_quick(settings), n_samples=LOSS_SAMPLES, n_positions=LOSS_POSITIONS)
+        kind = Restatement if settings.recovery.recover == "statistics" else Compensator
+        return kind(analysis.channels, samples, few)
 
     @cache
     def make() -> Callable[[list[IntArray]], float]:
         from agmc_onnx.refit.divergence import losses
 
-        few = replace(_quick(settings), n_samples=LOSS_SAMPLES, n_positions=LOSS_POSITIONS)
-        return losses(channels, data.role("calibration"), few, settings.execution.threads)
+        recovery = None if settings.recovery.recover == "none" else refit
+        return losses(channels, data.role("calibration"), recovery, settings.execution.threads, analysis.graph)
 
     def loss(kept: list[IntArray]) -> float:
         return make()(kept)
@@ -259,6 +271,8 @@ def search_candidates(
     def reward_of(kept: IntArray, outcome: Outcome) -> float:
         return float(reward(outcome.judged, int(environment.macs(kept)), int(environment.params(kept))))
 
+    if environment.depth is not None and journal is not None:
+        environment.depth.loss.kept_in(journal)
     with _evaluators(analysis, environment, data, settings, base) as evaluate_all:
         recorder = Recorder(evaluate_all, reward_of, journal)
         problem = replace(environment.problem(target.cost, target.budget), evaluate=recorder)

@@ -118,7 +118,8 @@ def by_stages(job: Job, environment: Environment, target: Target) -> Found:
         _note(job, stage, found)
         told.append({"stage": stage, "keep": aim.share, "reached": aim.cost(found.search.kept) / aim.full})
         plan = make_plan(job.analysis.channels, found.kept, job.analysis.file.sha256)
-        base = Base(masked(job.analysis.model, plan, found.model), found.kept, job.analysis.graph.shapes)
+        whole = masked(job.analysis.model, plan, found.model)
+        base = Base(whole, found.kept, job.analysis.graph.shapes, is_last=stage + 1 == n)
     return replace(done[-1], search=joined([one.search for one in done], "stage"), facts={"stages": told})
 
 

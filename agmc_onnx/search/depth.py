@@ -9,11 +9,46 @@ import numpy as np
 
 from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.search.budget import ManyCosts, Rescaled, meet_target
+from agmc_onnx.search.journal import Journal, Section
 from agmc_onnx.search.problem import Curves, KnownCurves, Problem
 from agmc_onnx.ties.closed import Closer
 
 GONE = 0.1  # a branch goes where less than this share of every group of it is proposed; half the usual floor
+_NOTE = "loss without "  # before the numbers of branches, in a journal
 LOOKED_AT = 2  # branches whose loss together with those that are gone is measured before one of them goes
+
+
+Measure = Callable[[frozenset[int]], float]
+
+
+@dataclass(eq=False)
+class Losses:
+    """What the answers lose without some branches, all else whole; each set is measured once in the life of a run.
+
+    Attributes:
+        measure: Measures a set that is not empty.
+        known: What was measured.
+        on_new: Called with what is measured from now on.
+    """
+
+    measure: Measure
+    known: dict[frozenset[int], float] = field(default_factory=lambda: {frozenset(): 0.0})
+    on_new: Callable[[frozenset[int], float], None] | None = None
+
+    def __call__(self, branches: frozenset[int]) -> float:
+        """Return the loss without some branches, by number."""
+        if branches not in self.known:
+            self.known[branches] = self.measure(branches)
+            if self.on_new is not None:
+                self.on_new(branches, self.known[branches])
+        return self.known[branches]
+
+    def kept_in(self, journal: Journal | Section) -> None:
+        """Take from a journal what an interrupted run has measured, and write down there what is measured from now on."""
+        for name, value in journal.notes.items():
+            if name.startswith(_NOTE):
+                self.known[frozenset(map(int, name.removeprefix(_NOTE).split(",")))] = float(value)
+        self.on_new = lambda branches, loss: journal.note(_NOTE + ",".join(map(str, sorted(branches))), loss)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +58,13 @@ class Depth:
     Attributes:
         closer: Closes choices; knows the branches.
         worth: Of every branch, what is saved without it, (n_branches,).
-        loss: What the answers lose without some branches, all else whole and refitted: nats of the Kullback-Leibler divergence,
-            or squared error over the variance. None where nothing is refitted. Each costs a refit once, and is kept.
+        loss: What the answers lose without some branches, all else whole and recovered as candidates are: nats of the
+            Kullback-Leibler divergence, or squared error over the variance.
     """
 
     closer: Closer
     worth: FloatArray
-    loss: Callable[[frozenset[int]], float] | None = None
+    loss: Losses
     _chains: dict[int, list[frozenset[int]]] = field(default_factory=dict)
 
     @property
@@ -79,8 +114,6 @@ class Depth:
 
     def _chain(self, problem: Problem) -> list[frozenset[int]]:
         loss = self.loss
-        if loss is None:
-            return [frozenset()]
         sets, gone, now = [frozenset[int]()], frozenset[int](), problem.cost_full
         while now > problem.budget:
             saved = {}
@@ -128,13 +161,12 @@ class Depth:
     def with_losses(self, curves: Curves) -> KnownCurves:
         """Return curves of what the answers lose with the measured loss of every branch at 0."""
         counts, errors = list(curves.counts), list(curves.errors)
-        if self.loss is not None:
-            for b, groups in enumerate(self.groups):
-                loss = self.loss(frozenset({b})) / len(groups)
-                for g in groups:
-                    if counts[g][0] != 0:
-                        counts[g] = np.concatenate([[0], counts[g]])
-                        errors[g] = np.concatenate([[loss], np.minimum(errors[g], loss)])
+        for b, groups in enumerate(self.groups):
+            loss = self.loss(frozenset({b})) / len(groups)
+            for g in groups:
+                if counts[g][0] != 0:
+                    counts[g] = np.concatenate([[0], counts[g]])
+                    errors[g] = np.concatenate([[loss], np.minimum(errors[g], loss)])
         return KnownCurves(tuple(counts), tuple(errors))
 
 

@@ -20,7 +20,7 @@ from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.search.budget import meet_target, met
-from agmc_onnx.search.depth import Depth
+from agmc_onnx.search.depth import Depth, Losses
 from agmc_onnx.search.journal import Errors
 from agmc_onnx.search.problem import Curves, Outcome, Problem
 from agmc_onnx.ties.groups import Channels
@@ -100,13 +100,9 @@ class Environment:
             kept[sorted(closer.of(branches).groups)] = 0
             return kept
 
-        @cache
-        def loss(branches: frozenset[int]) -> float:
-            return losses(self.kept(whole_but(branches))) if branches else 0.0
-
         full = self.macs(self.n_units)
         worth = np.array([full - self.macs(whole_but([b])) for b in range(len(closer.branches))], np.float64)
-        found = Depth(closer, worth, loss)
+        found = Depth(closer, worth, Losses(lambda branches: losses(self.kept(whole_but(branches)))))
         plain, outputs = self.curves, self.divergence
         self.curves = None if plain is None else cache(lambda: found.with_nothing(plain()))
         self.divergence = None if outputs is None else cache(lambda: found.with_losses(outputs()))

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.motifs import arrays, build
 from agmc_onnx.pruning.cost import Cost
-from agmc_onnx.search.budget import Rescaled, meet_target
+from agmc_onnx.search.budget import Rescaled, meet_target, met
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.problem import Curves, Problem
 from agmc_onnx.ties.groups import Channels
@@ -117,7 +117,7 @@ class JointEnvironment(Environment):
         features[:, 0], features[:, 1], features[:, 3] = 1.0, np.log2(LEVELS) / 12, size / all_params
         features[:, 4] = 1 / LEVELS
         is_density = np.repeat([0.0, 1.0], [self.n_groups, n]).astype(np.float32)
-        curves, divergence = base.curves, base.divergence
+        curves, divergence = self.curves, self.divergence
         return replace(
             base,
             n_units=self.n_units,
@@ -134,14 +134,15 @@ class JointEnvironment(Environment):
             scores=None if base.scores is None else [*base.scores, *(np.sqrt(p) for p in power)],
             curves=None if curves is None else lambda: _joined_curves(curves(), power),
             divergence=None if divergence is None else lambda: _joined_curves(divergence(), power),
-            meet=lambda ratio: self._met(ratio, base.cost, budget),
+            meet=lambda ratio: self._met(ratio, base),
+            depth=self.depth,
             density_weight=size.astype(np.float64),
         )
 
-    def _met(self, ratio: FloatArray, cost: Callable[[IntArray], int], budget: int) -> Rescaled:
+    def _met(self, ratio: FloatArray, base: Problem) -> Rescaled:
         """Bring the groups to their budget, then the densities to theirs in the model that is left."""
         n = self.n_groups
-        groups = meet_target(ratio[:n], cost, self.n_units[:n], self.step[:n], self.min_keep[:n], budget)
+        groups = met(base, ratio[:n])
         full = np.concatenate([groups.kept, self.n_units[n:]])
         size = self.sizes(full)
         most = int((1 - self.share) * LEVELS * size.sum() + 1e-6)

@@ -142,8 +142,8 @@ class Journal:
                 self.n_resumed = len(self.known)
                 self._file.truncate(n_bytes)
             else:
+                self.n_set_aside = sum("note" not in row for row in found[1:])
                 if len(found) > 1:
-                    self.n_set_aside = len(found) - 1
                     write_atomically(self.old_path, self.path.read_bytes())
                 self._drop_models()
                 self._file.truncate(0)
@@ -198,13 +198,14 @@ class Journal:
     def hint(self) -> str:
         """Return how an interrupted or failed run goes on; "" where nothing was measured."""
         n = len(self.known)
-        what = "1 evaluation is" if n == 1 else f"{n} evaluations are"
-        return f"{what} kept in {self.path.parent}; the same command with --resume goes on." if n else ""
+        what = "1 evaluation is" if n == 1 else f"{n} evaluations are" if n else "What was measured is"
+        is_empty = not (self.known or self.notes)
+        return "" if is_empty else f"{what} kept in {self.path.parent}; the same command with --resume goes on."
 
     def end(self, finished: bool) -> None:
         """Close the journal, and remove it where the run is finished or nothing was measured."""
         self._close()
-        if not finished and self.known:
+        if not finished and (self.known or self.notes):
             return
         self._drop_models()
         with suppress(OSError):
@@ -250,17 +251,29 @@ class Section:
 
     Attributes:
         known: Outcomes of this search by kept counts.
+        notes: What was written down of this search, by name.
     """
 
     def __init__(self, journal: Journal, number: int) -> None:
         """Take the rows whose counts begin with -number; counts themselves are never negative."""
         self._journal, self._number = journal, number
         self.known = {key[1:]: outcome for key, outcome in journal.known.items() if key[0] == -number}
+        self._prefix = f"{number}: "
+        self.notes = {
+            name.removeprefix(self._prefix): value
+            for name, value in journal.notes.items()
+            if name.startswith(self._prefix)
+        }
 
     def add(self, kept: IntArray, outcome: Outcome, reward: float) -> None:
         """Write one evaluation, as `Journal.add`."""
         self._journal.add(np.concatenate([[-self._number], kept]), outcome, reward)
         self.known[tuple(kept.tolist())] = outcome
+
+    def note(self, name: str, value: Any) -> None:
+        """Write something down, as `Journal.note`."""
+        self._journal.note(self._prefix + name, value)
+        self.notes[name] = value
 
 
 class Recorder:

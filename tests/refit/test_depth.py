@@ -8,7 +8,7 @@ from agmc_onnx.graph.view import view
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.refit.compensate import compensate
+from agmc_onnx.refit.compensate import Compensator, compensate
 from agmc_onnx.refit.divergence import losses
 from tests.nets import model as net
 from tests.refit.test_compensate import OPTIONS, draw, error
@@ -52,7 +52,9 @@ def test_what_is_left_takes_over_what_a_branch_gave() -> None:
 
 def test_a_loss_is_of_the_refitted_network() -> None:
     channels = analyse(view(MODEL))
-    loss = losses(channels, draw(MODEL, 200), OPTIONS)
+    loss = losses(
+        channels, draw(MODEL, 200), lambda samples: Compensator(channels, samples, OPTIONS), 1, channels.graph
+    )
     whole = [np.arange(g.n_units) for g in channels.groups]
     found = []
     for branch in closer_of(channels).branches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from agmc_onnx.policies.greedy import DeepGreedy
 from agmc_onnx.search.budget import met
 from agmc_onnx.search.depth import rest_of
 from agmc_onnx.search.environment import Environment
+from agmc_onnx.search.journal import Journal, Section
 from agmc_onnx.search.problem import KnownCurves, Outcome, Problem
 from tests.ties.test_closed import INCEPTION, RESIDUAL
 
@@ -114,7 +116,30 @@ def test_a_loss_is_measured_once(n: int) -> None:
         return 1.0
 
     found = environment(losses)
-    assert found.depth is not None and found.depth.loss is not None
+    assert found.depth is not None
     for _ in range(n):
         found.depth.loss(frozenset({0}))
     assert asked == [1]
+
+
+@pytest.mark.parametrize("of", [lambda journal: journal, lambda journal: Section(journal, 2)], ids=["run", "stage"])
+def test_a_resumed_run_takes_losses_from_the_journal(
+    tmp_path: Path, of: Callable[[Journal], Journal | Section]
+) -> None:
+    asked: list[int] = []
+
+    def losses(kept: list[IntArray]) -> float:
+        asked.append(sum(not len(k) for k in kept))
+        return 0.1 * sum(not len(k) for k in kept)
+
+    chains = []
+    for _ in range(2):
+        journal = Journal(tmp_path / "x.run", {"model": "a"}, resume=True)
+        found = environment(losses)
+        problem = found.problem(found.macs, int(0.05 * found.macs(found.n_units)))
+        assert found.depth is not None
+        found.depth.loss.kept_in(of(journal))
+        chains.append(found.depth.chain(problem))
+        journal.end(finished=False)
+    assert chains[0] == chains[1] and len(asked) == 3  # each branch alone, and both; once
+    assert journal.hint().startswith("What was measured is kept in")

@@ -49,3 +49,28 @@ def test_its_files_are_verified_and_its_plan_is_applied(made: tuple[agmc_onnx.Re
 def test_layers_are_kept_where_that_is_asked() -> None:
     report = agmc_onnx.compress(DIGITS, keep_layers=True, **OPTIONS).report
     assert report.get("gone") is None and all(group["kept"] for group in report["groups"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"recover": "none"},
+        {"recover": "statistics"},
+        {"stages": 2},
+        {"sparsity": 0.5, "sparse_layers": "all"},
+        {"sparsity": 0.5, "sparse_layers": "all", "sparse_decide": "policy"},
+    ],
+    ids=["no recovery", "statistics", "stages", "sparse", "sparse by policy"],
+)
+def test_layers_may_go_whatever_else_is_asked(options: dict[str, Any], tmp_path: Path) -> None:
+    asked = {**OPTIONS, "flops": 0.06, "policy": "greedy", "episodes": 6, "floor": 0.5, **options}
+    output = tmp_path / "small.onnx"
+    result = agmc_onnx.compress(DIGITS, output=output, **asked)
+    assert any(0 in record["kept"] for record in result.report["history"])
+    assert result.report["verified"]["masked_equivalence"]
+    assert agmc_onnx.verify(DIGITS, output).masked_equivalence
+
+
+def test_layers_stay_where_made_up_inputs_would_judge() -> None:
+    report = agmc_onnx.compress(DIGITS, **{**OPTIONS, "data": None, "policy": "uniform"}).report
+    assert report.get("gone") is None

@@ -69,7 +69,7 @@ def share_of_inference(args: argparse.Namespace) -> dict[str, Any]:
     )
     analysis = analyse_model(args.model)
     data = Roles(analysis.file.proto, args.data, settings.data, settings.execution)
-    environment, target = environment_of(analysis, data, settings), target_of(settings, analysis.channels)
+    environment, target = environment_of(analysis, data, settings), target_of(settings.budget, analysis.channels)
     cpu: list[float] = []
     found = search_candidates(
         analysis, environment, target, data, settings, None, lambda *_: cpu.append(time.process_time())
@@ -103,7 +103,7 @@ def main() -> None:
     analysis = analyse_model(args.model)
     data = Roles(analysis.file.proto, args.data, settings.data, settings.execution)
     environment = environment_of(analysis, data, settings)
-    target = target_of(settings, analysis.channels)
+    target = target_of(settings.budget, analysis.channels)
     evaluator = data.evaluator("reward")
     feeds = data.role("reward").feeds(evaluator.batch_size)
     rng = np.random.default_rng(0)
