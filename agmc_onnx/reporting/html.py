@@ -123,7 +123,10 @@ def bars_of(groups: Sequence[Mapping[str, Any]]) -> list[Bar]:
     """Return the bars of a report's groups."""
     widest = math.log(1 + max((group["units"] for group in groups), default=1))
     return [
-        Bar(g["name"], g["units"], g["kept"], g["why_frozen"], 100 * math.log(1 + g["units"]) / widest) for g in groups
+        Bar(
+            g.get("layer") or g["name"], g["units"], g["kept"], g["why_frozen"], 100 * math.log(1 + g["units"]) / widest
+        )
+        for g in groups
     ]
 
 
@@ -161,7 +164,7 @@ def _by_reason(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for group in groups:
         if group["why_frozen"] is not None:
-            found.setdefault(group["why_frozen"], []).append(group["name"])
+            found.setdefault(group["why_frozen"], []).append(group.get("layer") or group["name"])
     return found
 
 

@@ -14,6 +14,7 @@ import onnx
 
 from agmc_onnx.data.roles import Roles
 from agmc_onnx.graph.files import ModelFile, model_bytes
+from agmc_onnx.graph.naming import layer_name
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.sizes import InputSizes
 from agmc_onnx.graph.view import Graph, view
@@ -195,7 +196,10 @@ def _groups(channels: Channels, kept: list[int]) -> list[GroupFacts]:
     ordered = sorted(
         (*channels.groups, *channels.frozen), key=lambda group: min(first[unit] for unit in group.units.tolist())
     )
-    return [GroupFacts(g.name, g.n_units, counts.get(id(g), g.n_units), g.why_frozen) for g in ordered]
+    return [
+        GroupFacts(g.name, g.n_units, counts.get(id(g), g.n_units), g.why_frozen, layer_name(channels.graph, g.name))
+        for g in ordered
+    ]
 
 
 def verified_facts(checked: Verification, recovered: bool) -> VerifiedFacts:

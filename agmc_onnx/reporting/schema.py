@@ -143,6 +143,7 @@ class GroupFacts(Record):
     units: Count
     kept: Count
     why_frozen: Annotated[str | None, Meta(description="why it stays whole")] = None
+    layer: Annotated[str, Meta(description="what the network's author called it, or its place in the network")] = ""
 
 
 @dataclass(frozen=True, eq=False)

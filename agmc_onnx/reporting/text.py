@@ -370,10 +370,10 @@ def inspection(found: Report, n_named: int = 4) -> list[str]:
         for g in groups:
             counts = [str(g["units"]), str(g["step"])]
             table.append([f"  {shortened(g['name'], 30)}", *counts, _share(g["macs_share"]), _share(g["params_share"])])
-        made_by = ["made by", *(next(iter(filter(None, g["nodes"])), "") for g in groups)]
+        layers = ["layer", *("" if g["name"].startswith(g["layer"]) else g["layer"] for g in groups)]
         left = aligned(table, "")
         room = max(12, WIDTH - 2 - len(left[0]))
-        lines += [f"{line}  {shortened(node, room)}".rstrip() for line, node in zip(left, made_by, strict=True)]
+        lines += [f"{line}  {shortened(layer, room)}".rstrip() for line, layer in zip(left, layers, strict=True)]
     if found["layers"]:
         lines += ["", "may go as a whole (unless --keep-layers), judged together:"]
         table = [["  branch", "nodes", "of MACs"]]
@@ -382,7 +382,7 @@ def inspection(found: Report, n_named: int = 4) -> list[str]:
         lines += [f"{line}  {names}".rstrip() for line, names in zip(aligned(table, ""), beside, strict=True)]
     by_reason: dict[str, list[str]] = {}
     for group in found["frozen"]:
-        by_reason.setdefault(group["why"], []).append(f"{group['name']} ({group['units']})")
+        by_reason.setdefault(group["why"], []).append(f"{group['layer']} ({group['units']})")
     lines += ["", f"stays whole: {_groups(len(found['frozen']))}"]
     for why, names in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         more = f" and {len(names) - n_named} more" if len(names) > n_named else ""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from agmc_onnx.graph.naming import layer_name
 from agmc_onnx.motifs import build, describe
 from agmc_onnx.pruning.bodies import uncounted
 from agmc_onnx.pruning.cost import macs_cost, params_cost
@@ -37,7 +38,7 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
         "params", "sizes" (of the inputs, that the MACs are for),
         "uncounted" (nodes whose MACs are not known),
         "prunable" (shares of the MACs and parameters that some group changes), "smallest" (shares of them
-        that remain when every group keeps the least, by --round-to), "groups" (name, units, step, shares it changes,
+        that remain when every group keeps the least, by --round-to), "groups" (name, layer, units, step, shares it changes,
         nodes that make its channels), "layers" (what may go as a whole: name, groups, nodes, share of the MACs),
         "layers_stay" (why the first layer of others may not, by group), "frozen" (name, units, why) and "motifs" (lines).
 
@@ -74,6 +75,7 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
         "groups": [
             {
                 "name": group.name,
+                "layer": layer_name(channels.graph, group.name),
                 "units": group.n_units,
                 "step": group.step,
                 "macs_share": float(shares["macs"][i]),
@@ -87,7 +89,15 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
         ],
         "layers": layers_that_may_go(channels, costs["macs"]),
         "layers_stay": closer_of(channels).why_not,
-        "frozen": [{"name": group.name, "units": group.n_units, "why": group.why_frozen} for group in channels.frozen],
+        "frozen": [
+            {
+                "name": group.name,
+                "layer": layer_name(channels.graph, group.name),
+                "units": group.n_units,
+                "why": group.why_frozen,
+            }
+            for group in channels.frozen
+        ],
         "motifs": describe(build(analysis.graph)),
     }
 

@@ -313,14 +313,14 @@ def test_inspect(capsys):
     text = capsys.readouterr().out
     for wanted in (
         "opset 17", "input float32 [batch, 1, 8, 8]", "13 Conv", "can be pruned: 8 groups", "of the MACs", "motifs",
-        "smallest reachable share", "stays whole: 1 group", "graph output output: fc.weight (10)",
+        "smallest reachable share", "stays whole: 1 group", "graph output output: fc (10)",
     ):  # fmt: skip
         assert wanted in text
     assert main(["inspect", str(DIGITS), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["format"] == "agmc-onnx/inspect@1"
     assert (found["macs"], len(found["groups"]), found["ops"]["Conv"]) == (3_614_336, 8, 13)
-    assert found["frozen"] == [{"name": "fc.weight", "units": 10, "why": "graph output output"}]
+    assert found["frozen"] == [{"name": "fc.weight", "layer": "fc", "units": 10, "why": "graph output output"}]
     assert 0 < found["smallest"]["1"]["macs"] < found["smallest"]["4"]["macs"] < found["prunable"]["macs"] <= 1
 
 
