@@ -17,10 +17,10 @@ import numpy as np
 import onnx
 import torch
 
-from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.errors import AgmcError
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
+from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.torch_view.module import TorchGraph, to_tensor
 from models.export import to_onnx

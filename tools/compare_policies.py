@@ -33,10 +33,10 @@ import numpy as np
 import onnx
 
 from agmc_onnx.arrays import IntArray
-from agmc_onnx.data.roles import Roles
 from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.graph.files import read_model
 from agmc_onnx.measuring.accuracy import Evaluation, Evaluator
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.options import CompressOptions, Search
 from agmc_onnx.policies import POLICIES, Policy, PolicyFactory, Row, make_policy

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from agmc_onnx.arrays import IntArray
-from agmc_onnx.data.roles import Roles
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies import make_policy
 from agmc_onnx.run.analysis import analyse_model

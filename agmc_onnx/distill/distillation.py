@@ -9,7 +9,7 @@ import hashlib
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -345,17 +345,6 @@ class _Teacher:
             self.session, self.wanted = session, names
         arrays = {name: value.contiguous().numpy() for name, value in feed.items()}
         return dict(zip(names, map(torch.from_numpy, run_model(self.session, arrays)), strict=True))
-
-
-@contextlib.contextmanager
-def torch_threads(n: int) -> Iterator[None]:
-    """Let torch use n threads meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> None:

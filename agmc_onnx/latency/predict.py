@@ -19,9 +19,9 @@ from scipy.optimize import nnls
 from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.table import op_of
-from agmc_onnx.pruning.cost import Sizes, axis_sizes
-from agmc_onnx.pruning.depth import closer_of
+from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.ties.groups import Channels
+from agmc_onnx.ties.sizes import Sizes, axis_sizes
 
 BLOCKS = (8, 16)  # channels that vector kernels take at once: AVX2 and NEON, AVX-512
 NS = 1_000_000  # in a millisecond

@@ -52,9 +52,9 @@ def main(arguments: Sequence[str]) -> int:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     import onnx
 
-    from agmc_onnx.data.random_inputs import runnable
     from agmc_onnx.errors import AgmcError
     from agmc_onnx.graph.files import read_model
+    from agmc_onnx.measuring.random_inputs import runnable
     from agmc_onnx.measuring.session import make_session, model_inputs, one_line
 
     try:

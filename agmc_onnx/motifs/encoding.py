@@ -9,14 +9,13 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
-from agmc_onnx.arrays import IntArray, Mask
+from agmc_onnx.arrays import GraphArrays, IntArray, Mask
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.motifs.level1 import EDGE_TYPES, SINK, SOURCE, edge_type, feature_maps, op_params
 from agmc_onnx.motifs.motifs import Hierarchy
 from agmc_onnx.motifs.regions import immediate_dominators
 from agmc_onnx.ops.conv import is_conv, kernel_shape
 from agmc_onnx.ops.table import node_macs, op_of
-from agmc_onnx.search.problem import GraphArrays
 
 N_HASHED = 8  # columns of `x` that a motif's key is hashed to
 

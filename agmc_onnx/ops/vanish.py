@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from agmc_onnx.graph.view import Node
 from agmc_onnx.ops.table import Vanishing, op_of
 from agmc_onnx.ops.zeros import Removed, where_all_are, where_any_is, where_first_is
+from agmc_onnx.ties.closed import Closer
+from agmc_onnx.ties.groups import Channels
 
 _BY_ZEROS: dict[Callable[[Removed], bool], Vanishing] = {
     where_first_is: Vanishing("keep"),
@@ -32,3 +35,9 @@ def repeats(node: Node, before: Node | None) -> bool:
         and [a.SerializeToString() for a in node.proto.attribute]
         == [a.SerializeToString() for a in before.proto.attribute]
     )
+
+
+@lru_cache(maxsize=8)
+def closer_of(channels: Channels) -> Closer:
+    """Return what closes choices for an analysis; always the same for the same one."""
+    return Closer(channels, when_empty, repeats)

@@ -184,13 +184,9 @@ def _decided(
     """Return what a policy takes without an evaluation: the prior's first candidates if guided, else its own first one."""
     if not row.guided:
         return [make(problem, options, rng).propose(rng)]
-    import torch
+    from agmc_onnx.policies.guide.guided import unmeasured
 
-    from agmc_onnx.policies.guide.guide import Guide
-    from agmc_onnx.policies.guide.prior import unchecked_candidates
-
-    guide = Guide(problem, 0, torch.Generator(), options.guide is None or options.guide.generalist)
-    return guide.preferred(unchecked_candidates(problem), 0, options.n_decided)[: options.n_decided]
+    return unmeasured(problem, options)
 
 
 def _check(row: Row, options: SearchOptions) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +17,11 @@ from scipy.sparse import csr_array
 from agmc_onnx.arrays import FloatArray, IntArray, Mask
 from agmc_onnx.graph.view import Graph
 from agmc_onnx.ops.table import macs_of, node_macs
+from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.bodies import body_macs
-from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.ties.ledger import Axis
+from agmc_onnx.ties.sizes import SizeBook
 
 _LARGEST = 1 << 20  # sizes looked up at once
 
@@ -100,45 +100,16 @@ class Cost:
         return float(terms[changed].sum() / max(int(terms.sum()), 1))
 
 
-class _Size(NamedTuple):
-    base: int
-    rows: int
-    slope: tuple[tuple[int, int], ...]  # (group, entries per unit)
-
-
-class _Builder:
+class _Builder(SizeBook):
     """Collects the terms of a cost and the distinct sizes they are made of."""
 
     def __init__(self, channels: Channels) -> None:
-        self.channels = channels
-        self.group_of = np.full(channels.n_units, -1, np.int64)
-        for index, group in enumerate(channels.groups):
-            self.group_of[group.units] = index
-        self.sizes = {_Size(1, 1, ()): 0}
-        self.known: dict[Axis, int | None] = {}
+        super().__init__(channels)
         self.terms: list[tuple[int, list[int], str]] = []
-
-    def size(self, axis: Axis) -> int | None:
-        """Return the number of a size that some group changes, or None for a constant one."""
-        if axis not in self.known:
-            self.known[axis] = None
-            found = self.channels.axes.get(axis)
-            if found is not None:
-                groups, counts = np.unique(self.group_of[found.units], return_counts=True)
-                pairs = [(g, n) for g, n in zip(groups.tolist(), counts.tolist(), strict=True) if g >= 0]
-                if pairs:
-                    # A group of several blocks of unlike units may have a fraction of an entry per unit here.
-                    sizes = [self.channels.groups[g].n_units for g, _ in pairs]
-                    whole = math.lcm(*(size // math.gcd(size, n) for size, (_, n) in zip(sizes, pairs, strict=True)))
-                    slope = tuple((g, n * whole // size) for size, (g, n) in zip(sizes, pairs, strict=True))
-                    base = int(counts[groups == -1].sum()) * whole
-                    rows = (found.units.shape[0] if found.units.ndim == 2 else 1) * whole
-                    self.known[axis] = self.sizes.setdefault(_Size(base, rows, slope), len(self.sizes))
-        return self.known[axis]
 
     def add(self, owner: str, dims: tuple[int, ...], axes: Sequence[Axis | None]) -> None:
         """Add a product of sizes; each dim comes with the axis that may change it."""
-        numbers = [None if axis is None else self.size(axis) for axis in axes]
+        numbers = [None if axis is None else self.number(axis) for axis in axes]
         constant = math.prod(size for size, number in zip(dims, numbers, strict=True) if number is None)
         self.terms.append((constant, [number for number in numbers if number is not None], owner))
 
@@ -147,41 +118,16 @@ class _Builder:
         factors = np.zeros((len(self.terms), width), np.int64)
         for i, (_, numbers, _) in enumerate(self.terms):
             factors[i, : len(numbers)] = numbers
-        slopes = [(number, *pair) for key, number in self.sizes.items() for pair in key.slope]
-        size, group, entries = np.array(slopes, np.int64).reshape(-1, 3).T
+        sizes = self.sizes()
         return Cost(
-            base=np.array([key.base for key in self.sizes], np.int64),
-            slope=csr_array((entries, (size, group)), shape=(len(self.sizes), len(self.channels.groups))),
-            rows=np.array([key.rows for key in self.sizes], np.int64),
+            base=sizes.base,
+            slope=sizes.slope,
+            rows=sizes.rows,
             coefficient=np.array([t[0] for t in self.terms], np.int64),
             factors=factors,
             owner=tuple(t[2] for t in self.terms),
             channels=self.channels,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Sizes:
-    """Sizes of axes as functions of kept counts; attributes as of `Cost`."""
-
-    base: IntArray
-    slope: csr_array
-    rows: IntArray
-
-    def __call__(self, kept: npt.ArrayLike) -> IntArray:
-        """Return every size at kept counts (n_groups,), (n_sizes,)."""
-        return np.asarray((self.base + self.slope @ np.asarray(kept, np.int64)) // self.rows)
-
-
-def axis_sizes(channels: Channels, axes: Sequence[Sequence[Axis]]) -> tuple[Sizes, tuple[IntArray, ...]]:
-    """Return the sizes that groups change, and for every list of axes which of them stand there, each once, in order."""
-    builder = _Builder(channels)
-    numbers = []
-    for some in axes:
-        found = [number for number in map(builder.size, some) if number is not None]
-        numbers.append(np.array(list(dict.fromkeys(found)), np.int64))
-    cost = builder.build()
-    return Sizes(cost.base, cost.slope, cost.rows), tuple(numbers)
 
 
 def macs_cost(channels: Channels) -> Cost:

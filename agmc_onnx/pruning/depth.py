@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,9 @@ import onnx_graphsurgeon as gs
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.edit import rewire
 from agmc_onnx.graph.view import Graph, Node, view
-from agmc_onnx.ops.vanish import repeats, when_empty
-from agmc_onnx.ties.closed import Closed, Closer
+from agmc_onnx.ops.vanish import closer_of
+from agmc_onnx.ties.closed import Closed
 from agmc_onnx.ties.groups import Channels
-
-
-@lru_cache(maxsize=8)
-def closer_of(channels: Channels) -> Closer:
-    """Return what closes choices for an analysis; always the same for the same one."""
-    return Closer(channels, when_empty, repeats)
 
 
 def shallower(channels: Channels, closed: Closed) -> Channels:

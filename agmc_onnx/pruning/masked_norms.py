@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.graph.view import Node
 from agmc_onnx.ops.table import TABLE, Statistics, op_of
-from agmc_onnx.pruning.depth import closer_of
+from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 

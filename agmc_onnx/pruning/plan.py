@@ -14,7 +14,7 @@ from msgspec import Meta
 from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.errors import PlanError
 from agmc_onnx.graph.commit import settle
-from agmc_onnx.pruning.depth import closer_of
+from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.schema import Count, checked, parse
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels

@@ -12,7 +12,8 @@ from agmc_onnx.graph.external import is_external, part_of, take
 from agmc_onnx.graph.files import write_array
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.table import op_of
-from agmc_onnx.pruning.depth import closer_of, shallower
+from agmc_onnx.ops.vanish import closer_of
+from agmc_onnx.pruning.depth import shallower
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 

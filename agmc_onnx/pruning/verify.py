@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 
 from agmc_onnx.arrays import Mask
-from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.errors import AgmcError, PlanError, VerificationError
 from agmc_onnx.graph.edit import Input, edited
 from agmc_onnx.graph.external import is_external, part_of
@@ -22,6 +21,7 @@ from agmc_onnx.graph.files import external_tensors, without_external, write_arra
 from agmc_onnx.graph.precision import as_fed, is_half, to_float32
 from agmc_onnx.graph.protobuf import without_initializers
 from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.ops.table import op_of
 from agmc_onnx.pruning.comparing import differences, held_still, varies

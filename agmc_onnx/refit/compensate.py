@@ -27,8 +27,7 @@ from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.edit import Input, edited
 from agmc_onnx.graph.view import view
-from agmc_onnx.ops.vanish import repeats
-from agmc_onnx.pruning.depth import closer_of
+from agmc_onnx.ops.vanish import closer_of, repeats
 from agmc_onnx.refit.moments import Line, Moments, Patches, Places, Waiting, sample_positions, to_rows
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.rectified import Bounds, Rows, aim_again, visible_range

@@ -100,7 +100,8 @@ class Line:
 
     def _write(self, text: str) -> None:
         try:
-            print(f"agmc-onnx: {text}", file=self._stream, flush=True)
+            self._stream.write(f"agmc-onnx: {text}\n")
+            self._stream.flush()
         except (OSError, ValueError):  # nobody is left to read it
             self._stop.set()
 

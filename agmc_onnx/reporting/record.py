@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from agmc_onnx.data.roles import Roles
 from agmc_onnx.graph.files import ModelFile, model_bytes
 from agmc_onnx.graph.naming import layer_name
 from agmc_onnx.graph.normalize import normalize
@@ -21,12 +20,15 @@ from agmc_onnx.graph.view import Graph, view
 from agmc_onnx.latency.timing import MORE_ROUNDS, Latency, compare, ratio
 from agmc_onnx.measuring.accuracy import Score
 from agmc_onnx.measuring.memory import peak_bytes
+from agmc_onnx.measuring.processor import cpu_name
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import make_session, provider_of
 from agmc_onnx.measuring.sizes import Sizes, graph_at
+from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.bodies import uncounted
 from agmc_onnx.pruning.cost import count_macs, count_params
-from agmc_onnx.pruning.depth import closer_of, layers_gone
+from agmc_onnx.pruning.depth import layers_gone
 from agmc_onnx.pruning.sparsity import dense
 from agmc_onnx.pruning.verify import Verification
 from agmc_onnx.reporting.network import network_of
@@ -46,7 +48,6 @@ from agmc_onnx.reporting.schema import (
 )
 from agmc_onnx.search.loop import SearchResult
 from agmc_onnx.ties.groups import Channels
-from agmc_onnx.verbs.doctor import cpu_name
 
 
 def compose(

@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 
 from agmc_onnx.arrays import FloatArray, IntArray
-from agmc_onnx.data.roles import Roles
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import BudgetError, ModelError, UsageError
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies import POLICIES, make_policy
 from agmc_onnx.pruning.importance import NEED_DATA, importance_of
@@ -334,9 +334,9 @@ def _worker_evaluator(
 ) -> Callable[[IntArray], Outcome]:
     """Return the evaluator of candidates in a worker process, the same as that of the process which asks."""
     if settings.recovery.recover != "none":
-        import torch
+        from agmc_onnx.torch_view.threads import use_threads
 
-        torch.set_num_threads(settings.execution.threads)
+        use_threads(settings.execution.threads)
     analysis = analyse_model(path, settings.search.excluded, data, settings.data.input_shape)
     if analysis.file.sha256 != sha256:
         raise ModelError(f"{path}: changed while it was being compressed. Start again.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agmc_onnx.arrays import IntArray
-from agmc_onnx.data.roles import Roles
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.search.problem import Outcome
 

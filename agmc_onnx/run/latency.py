@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 
 from agmc_onnx.arrays import IntArray
-from agmc_onnx.data.roles import Roles
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.files import write_atomically
 from agmc_onnx.latency import op_times as time_ops
@@ -20,6 +19,7 @@ from agmc_onnx.latency.layout import keep_layout
 from agmc_onnx.latency.predict import latency_cost, sample_counts
 from agmc_onnx.latency.tables import LatencyTable, cache_path, cached_table, layout_block, read_table, time_sample
 from agmc_onnx.latency.timing import MORE_ROUNDS, Ratio, compare, ratio
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import make_session, provider_of
 from agmc_onnx.options import Budget, CompressOptions
 from agmc_onnx.pruning.widths import AUTO, FINE

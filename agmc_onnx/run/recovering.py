@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from agmc_onnx.arrays import IntArray
-from agmc_onnx.data.roles import Roles
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import processors
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agmc_onnx.data.roles import Roles
 from agmc_onnx.graph.view import Graph
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.ops.conv import is_conv
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.run.analysis import Analysis

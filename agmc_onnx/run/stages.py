@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 
 from agmc_onnx.arrays import IntArray
-from agmc_onnx.data.roles import Roles
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.files import read_model, write_model
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.verify import masked

@@ -15,8 +15,8 @@ from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.motifs import arrays, build
 from agmc_onnx.ops.conv import kernel_shape
 from agmc_onnx.ops.table import node_macs, op_of
+from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.cost import macs_cost, params_cost
-from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.search.budget import meet_target, met

@@ -9,27 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from agmc_onnx.arrays import FloatArray, IntArray, Mask
+from agmc_onnx.arrays import FloatArray, GraphArrays, IntArray, Mask
 
 if TYPE_CHECKING:
     from agmc_onnx.search.depth import Depth
-
-
-@dataclass(frozen=True)
-class GraphArrays:
-    """The graph of the network, as the encoder reads it.
-
-    Attributes:
-        x: float32 (n_nodes, n_features), features of the nodes (feature maps).
-        edge_index: int64 (2, n_edges), source and target node of every edge.
-        edge_type: int64 (n_edges,), the operation an edge stands for, in 0..n_edge_types-1.
-        n_edge_types: Size of the vocabulary of operations.
-    """
-
-    x: npt.NDArray[np.float32]
-    edge_index: IntArray
-    edge_type: IntArray
-    n_edge_types: int
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from agmc_onnx.data.roles import Roles
 from agmc_onnx.errors import AgmcError, ModelError, UsageError, VerificationError
 from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.outputs import check_output, stamped, write_files
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.options import (
     Budget,
@@ -344,7 +344,7 @@ def _torch_threads(settings: CompressOptions) -> AbstractContextManager[None]:
     """Let torch use as many threads as onnxruntime: more than there are free cores make small steps many times slower."""
     if settings.recovery.recover == "none" and not POLICIES[settings.search.policy].uses_torch:
         return nullcontext()
-    from agmc_onnx.distill.distillation import torch_threads
+    from agmc_onnx.torch_view.threads import torch_threads
 
     return torch_threads(settings.execution.threads)
 

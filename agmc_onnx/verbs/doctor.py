@@ -15,6 +15,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from agmc_onnx.measuring.processor import cpu_name
+
 DOCTOR_FORMAT = "agmc-onnx/doctor@1"
 PACKAGE = "agmc-onnx"
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-silicon")
@@ -174,15 +176,6 @@ def _overheard(said: list[str]) -> Iterator[None]:
 def _line(text: str) -> str:
     words = " ".join(text.split())
     return words if len(words) <= 160 else f"{words[:159]}\u2026"
-
-
-def cpu_name() -> str:
-    """Return what the processor is called."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _cpu() -> dict[str, Any]:

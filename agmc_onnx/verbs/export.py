@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.data.samples import Dataset, Feed, Samples, load_card, open_data
 from agmc_onnx.errors import UsageError, VerificationError
 from agmc_onnx.exchange.exporters.plain import converting, write_plain
@@ -24,6 +23,7 @@ from agmc_onnx.graph.outputs import check_output, stamp_file
 from agmc_onnx.latency.timing import Latency, compare, ratio
 from agmc_onnx.measuring.accuracy import Evaluator, Score
 from agmc_onnx.measuring.closeness import class_scores
+from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import Run, make_session, model_inputs, run_model
 from agmc_onnx.options import Execution
 from agmc_onnx.reporting.record import environment_versions

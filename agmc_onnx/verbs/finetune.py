@@ -123,8 +123,9 @@ def finetune(
         name: Evaluator(dataset.role(name).take(n), dataset.metric, reference=reference, threads=threads)
         for name, n in (("reward", REWARD_SAMPLES), ("test", dataset.role("test").n))
     }
-    from agmc_onnx.distill.distillation import distill, torch_threads
+    from agmc_onnx.distill.distillation import distill
     from agmc_onnx.search.journal import run_folder
+    from agmc_onnx.torch_view.threads import torch_threads
 
     options = RecoverOptions(
         n_steps=steps, learning_rate=learning_rate, label_weight=label_weight, seed=seed,

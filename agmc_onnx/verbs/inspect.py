@@ -12,9 +12,10 @@ import onnx
 
 from agmc_onnx.graph.naming import layer_name
 from agmc_onnx.motifs import build, describe
+from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.bodies import uncounted
 from agmc_onnx.pruning.cost import macs_cost, params_cost
-from agmc_onnx.pruning.depth import closer_of, layers_that_may_go
+from agmc_onnx.pruning.depth import layers_that_may_go
 from agmc_onnx.pruning.widths import FINE
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.search.environment import Environment

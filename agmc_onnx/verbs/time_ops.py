@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from agmc_onnx.data.roles import Roles
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.files import check_writable, write_atomically, write_model
 from agmc_onnx.latency import op_times
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import CompressOptions, Execution
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from agmc_onnx import hierarchy
+from agmc_onnx.arrays import GraphArrays
 from agmc_onnx.graph.view import Graph, view
 from agmc_onnx.motifs import EDGE_TYPES, SINK, SOURCE, Hierarchy, canonical_key
 from agmc_onnx.motifs.regions import decompose, immediate_dominators
-from agmc_onnx.search.problem import GraphArrays
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

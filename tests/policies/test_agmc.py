@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from agmc_onnx.arrays import GraphArrays
 from agmc_onnx.errors import UsageError
 from agmc_onnx.policies import make_policy
 from agmc_onnx.policies.agmc.options import AgmcOptions
@@ -10,7 +11,7 @@ from agmc_onnx.policies.agmc.policy import AgmcPolicy
 from agmc_onnx.policies.guide.informed import InformedAgmcOptions
 from agmc_onnx.search.loop import search
 from agmc_onnx.search.options import SearchOptions
-from agmc_onnx.search.problem import GraphArrays, Outcome, Problem
+from agmc_onnx.search.problem import Outcome, Problem
 from agmc_onnx.search.rewards import err
 
 FAST = InformedAgmcOptions(hidden_size=64, n_updates=2)

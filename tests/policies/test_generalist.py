@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from agmc_onnx.data.roles import Roles
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies import make_policy
 from agmc_onnx.policies.guide import generalist

@@ -6,7 +6,7 @@ import numpy as np
 
 from agmc_onnx.graph.view import view
 from agmc_onnx.ops import analyse
-from agmc_onnx.pruning.depth import closer_of
+from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.refit.compensate import Compensator, compensate
 from agmc_onnx.refit.divergence import losses

@@ -5,11 +5,12 @@ import sys
 import numpy as np
 import pytest
 
+from agmc_onnx.arrays import GraphArrays
 from agmc_onnx.errors import BudgetError, UsageError
 from agmc_onnx.policies import POLICIES, make_policy
 from agmc_onnx.search.loop import search
 from agmc_onnx.search.options import SearchOptions
-from agmc_onnx.search.problem import GraphArrays, Outcome, Problem
+from agmc_onnx.search.problem import Outcome, Problem
 from agmc_onnx.search.rewards import err
 
 

@@ -13,8 +13,8 @@ import pytest
 
 import agmc_onnx
 from agmc_onnx.cli import main
-from agmc_onnx.data.roles import digest
 from agmc_onnx.errors import UsageError
+from agmc_onnx.measuring.roles import digest
 from agmc_onnx.search import journal as journals
 from agmc_onnx.search.journal import Journal, Recorder, run_folder
 from agmc_onnx.search.problem import Outcome

@@ -9,9 +9,8 @@ import pytest
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
 from agmc_onnx.ops import analyse
-from agmc_onnx.ops.vanish import repeats
+from agmc_onnx.ops.vanish import closer_of, repeats
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
-from agmc_onnx.pruning.depth import closer_of
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.masked_norms import norms_of
 from agmc_onnx.pruning.plan import make_plan

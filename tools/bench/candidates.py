@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from agmc_onnx.data.roles import Roles
 from agmc_onnx.graph.view import view
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.verify import masked

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
-from agmc_onnx.data.roles import Roles
 from agmc_onnx.graph.files import read_model
 from agmc_onnx.latency.predict import latency_cost, sample_counts
 from agmc_onnx.latency.timing import compare, ratio
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.run.analysis import analyse_model

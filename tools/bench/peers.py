@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.graph.normalize import normalize
 from agmc_onnx.graph.view import view
+from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.pruning.cost import count_macs
 from tools import zoo

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from agmc_onnx.data.roles import Roles
+from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies.guide import generalist
 from agmc_onnx.policies.guide.error_model import normalised

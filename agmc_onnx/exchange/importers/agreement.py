@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.data.samples import Samples, synthetic
 from agmc_onnx.errors import AgmcError, ModelError
 from agmc_onnx.exchange.importers.source import Conversion, one_line, silence
+from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 
 BATCHES = (1, 2, 5)  # where the batch is open; each also says that the batch really is

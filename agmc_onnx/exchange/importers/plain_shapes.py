@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.data.samples import synthetic
 from agmc_onnx.errors import AgmcError
+from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 
 PROBES = ((2, 0), (3, 1), (5, 5))  # samples, and what is added to the usual size of open dims

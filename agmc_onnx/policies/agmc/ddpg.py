@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,12 @@ from torch import Tensor, nn
 from agmc_onnx.policies.agmc.networks import Actor, Critic
 from agmc_onnx.policies.agmc.options import AgentOptions, DdpgOptions
 from agmc_onnx.policies.agmc.states import States
+from agmc_onnx.torch_view.threads import torch_threads
 
 
-@contextmanager
-def single_thread() -> Iterator[None]:
+def single_thread() -> AbstractContextManager[None]:
     """Run torch on one thread inside: these networks are too small to share, several threads are slower by a factor."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
+    return torch_threads(1)
 
 
 def truncated_normal(mean: Tensor, sigma: Tensor | float, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from agmc_onnx.arrays import FloatArray
 from agmc_onnx.policies.agmc.ddpg import single_thread
 from agmc_onnx.policies.guide.guide import Guide
-from agmc_onnx.policies.guide.prior import prior_candidates
+from agmc_onnx.policies.guide.prior import prior_candidates, unchecked_candidates
 from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.policy import Policy
 from agmc_onnx.search.problem import Outcome, Problem
@@ -103,3 +103,9 @@ class Guided:
         best = self.guide.best[1].expand(N_FROM_BEST, -1)
         centres = self.guide.centres(N_FROM_BEST) if self.options.recombine else best
         return self.guide.favourite(torch.cat([centres.repeat(N_CLIMBS, 1), found]))
+
+
+def unmeasured(problem: Problem, options: SearchOptions) -> list[FloatArray]:
+    """Return the prior's first candidates, as the generalist prefers them: what a search without evaluations takes."""
+    guide = Guide(problem, 0, torch.Generator(), options.guide is None or options.guide.generalist)
+    return guide.preferred(unchecked_candidates(problem), 0, options.n_decided)[: options.n_decided]

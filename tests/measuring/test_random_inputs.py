@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.data.samples import InputSpec, synthetic
 from agmc_onnx.errors import DataError
+from agmc_onnx.measuring.random_inputs import runnable
 from tests.nets import model
 
 

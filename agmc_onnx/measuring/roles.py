@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from agmc_onnx.data.random_inputs import runnable
 from agmc_onnx.data.samples import Dataset, Samples, load_card, open_data
 from agmc_onnx.graph.sizes import InputSizes
 from agmc_onnx.measuring.accuracy import BATCH, Evaluator
 from agmc_onnx.measuring.closeness import MAX_ENTRIES
+from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 from agmc_onnx.options import Data, Execution
 
