@@ -18,7 +18,7 @@ from agmc_onnx.errors import AgmcError, BudgetError, DataError, ModelError, Plan
 
 if TYPE_CHECKING:
     from agmc_onnx.options import CompressOptions
-    from agmc_onnx.pruning.verify import Verification
+    from agmc_onnx.pruning.verification import Verification
     from agmc_onnx.reporting.schema import Report
     from agmc_onnx.verbs.apply import Applied, apply
     from agmc_onnx.verbs.batch import batch
@@ -51,7 +51,7 @@ _HOMES = {
     "Result": ("agmc_onnx.verbs.compress", "Result"),
     "Report": ("agmc_onnx.reporting.schema", "Report"),
     "Applied": ("agmc_onnx.verbs.apply", "Applied"),
-    "Verification": ("agmc_onnx.pruning.verify", "Verification"),
+    "Verification": ("agmc_onnx.pruning.verification", "Verification"),
     "Imported": ("agmc_onnx.verbs.import_", "Imported"),
     "import_": ("agmc_onnx.verbs.import_", "import_"),
     "export": ("agmc_onnx.verbs.export", "export"),

@@ -18,8 +18,8 @@ import onnx
 import torch
 
 from agmc_onnx.errors import AgmcError
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.torch_view.module import TorchGraph, to_tensor
@@ -35,7 +35,7 @@ def difference(model: onnx.ModelProto) -> float:
     Raises:
         ModelError: If the view does not cover the model.
     """
-    graph = view(normalize(model))
+    graph = graph_of(normalize(model))
     module = TorchGraph(graph).eval()
     worst = 0.0
     for feed in runnable(model, 2, 0).feeds(2):

@@ -87,7 +87,7 @@ def add_variants() -> None:
             from agmc_onnx.policies.agmc.options import AgmcOptions
             from agmc_onnx.policies.agmc.policy import AgmcPolicy
             from agmc_onnx.policies.amc import amc_states
-            from agmc_onnx.policies.guide.linear_budget import linear_budget
+            from agmc_onnx.policies.guide.linear_budget import fit_linear_budget
 
             class Seeing(AgmcPolicy):
                 def make_states(self) -> Any:
@@ -95,7 +95,7 @@ def add_variants() -> None:
                         return super().make_states()
                     assert problem.layers is not None
                     seen = replace(problem, layers=problem.layers[:, columns])
-                    return amc_states(seen, linear_budget(problem).weight)
+                    return amc_states(seen, fit_linear_budget(problem).weight)
 
             return Seeing(problem, replace(options, own=AgmcOptions(frozen_encoder=is_frozen)), rng)
 

@@ -23,14 +23,14 @@ import numpy as np
 import onnx
 
 from agmc_onnx.errors import AgmcError
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.cost import count_macs, macs_cost
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.pruning.verify import norms_of, verify
+from agmc_onnx.pruning.verification import norms_of, verify
 from agmc_onnx.search.budget import meet_target
 from agmc_onnx.ties.groups import Channels
 from tools import zoo
@@ -50,7 +50,7 @@ def half_of(channels: Channels, plain_only: bool = False) -> list[int]:
 def graph_and_cut(proto: onnx.ModelProto) -> tuple[Channels, list[np.ndarray], onnx.ModelProto | None, float]:
     """Return the analysis, half of every group, the model cut to it, and the processor time of all that, s."""
     start = time.process_time()
-    channels = analyse(view(normalize(proto)))
+    channels = analyse(graph_of(normalize(proto)))
     surgeon = Surgeon(channels)
     kept = choose(channels, l2_norm(channels), half_of(channels))
     pruned = surgeon.cut(kept) if channels.groups else None
@@ -102,7 +102,7 @@ def try_model(name: str, exporter: str, keep: Path | None) -> Row:
     step = np.array([g.step for g in channels.groups], np.int64)
     total, half = max(cost(full), 1), half_of(channels)
     row["macs"], row["macs_left"] = cost(full), round(cost(half) / total, 4)
-    row["as_predicted"] = sum(count_macs(view(pruned)).values()) == cost(half)
+    row["as_predicted"] = sum(count_macs(graph_of(pruned)).values()) == cost(half)
     met = meet_target(np.full(full.size, 0.7), cost, full, step, step, total // 2)
     row["smallest"], row["budget_reached"] = round(met.best_reachable / total, 4), round(met.reached / total, 5)
     row["budget_met"] = bool(0.495 * total <= met.reached <= 0.5 * total)

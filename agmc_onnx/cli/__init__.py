@@ -72,17 +72,17 @@ def _run(argv: list[str]) -> int:
     from click.exceptions import Exit
 
     from agmc_onnx.cli.parsing import COMPLETE, one_line
-    from agmc_onnx.cli.program import program
+    from agmc_onnx.cli.program import command
 
     if COMPLETE in os.environ:
         from click.shell_completion import shell_complete
 
-        return shell_complete(program, {}, PROGRAM, COMPLETE, os.environ[COMPLETE])
+        return shell_complete(command, {}, PROGRAM, COMPLETE, os.environ[COMPLETE])
     if not argv or argv[0] == "help":
         argv = [*argv[1:], "--help"]
     try:
-        with program.make_context(PROGRAM, argv) as context:  # not main(), which catches what is handled above
-            code: int = program.invoke(context)
+        with command.make_context(PROGRAM, argv) as context:  # not main(), which catches what is handled above
+            code: int = command.invoke(context)
             return code
     except ClickException as error:
         raise one_line(error) from None

@@ -16,9 +16,9 @@ def command(shell: str) -> Said:
     """Make the script; click has one for every shell."""
     from click.shell_completion import get_completion_class
 
-    from agmc_onnx.cli.program import program
+    from agmc_onnx.cli.program import command
 
     of = get_completion_class(shell)
     assert of is not None
-    script = of(program, {}, PROGRAM, COMPLETE).source()
+    script = of(command, {}, PROGRAM, COMPLETE).source()
     return Said({"shell": shell, "script": script}, script.splitlines())

@@ -18,5 +18,5 @@ from agmc_onnx.cli.words import PROGRAM
     " budget cannot be reached; 4 the result failed its own verification (nothing is written); 130 interrupted, 143 by SIGTERM.",
 )
 @click.version_option(__version__, "-V", "--version", message=f"{PROGRAM} {__version__}")
-def program() -> None:
+def command() -> None:
     """Compress any ONNX model to an exact budget by channel pruning with a learned graph policy."""

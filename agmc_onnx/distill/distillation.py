@@ -25,7 +25,7 @@ from agmc_onnx.distill.inserted import Normalised
 from agmc_onnx.errors import ModelError, Notice, UsageError
 from agmc_onnx.graph.edit import with_outputs
 from agmc_onnx.graph.files import write_atomically
-from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.refit.goals import Goal, output_goals
 from agmc_onnx.refit.options import RecoverOptions
@@ -105,11 +105,11 @@ class _Distillation:
         self.folded = Folded(student)
         self.normalised: Normalised | None = None
         self.trained = self.folded.model
-        self._most_rows = max(1, options.train_memory_bytes // _bytes_of_a_sample(view(self.trained)))
+        self._most_rows = max(1, options.train_memory_bytes // _bytes_of_a_sample(graph_of(self.trained)))
         if options.train_statistics and self._batch_rows() >= LEAST_BATCH:
             self.normalised = Normalised(self.trained, self._statistics_batches())
             self.trained = self.normalised.model
-        student_graph, teacher_graph = view(self.trained), view(teacher)
+        student_graph, teacher_graph = graph_of(self.trained), graph_of(teacher)
         self.goals = output_goals(teacher_graph)
         n_block_steps = self._block_steps()
         self.blocks = _block_goals(student_graph, teacher_graph) if n_block_steps else []

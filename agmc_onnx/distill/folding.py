@@ -13,7 +13,7 @@ import onnx
 
 from agmc_onnx.arrays import FloatArray
 from agmc_onnx.graph.edit import Change, Gone, Input, Output, edited, with_arrays
-from agmc_onnx.graph.view import Graph, Node, view
+from agmc_onnx.graph.view import Graph, Node, graph_of
 from agmc_onnx.ops.conv import is_conv
 from agmc_onnx.ops.norm import is_stored
 
@@ -56,7 +56,7 @@ class Folded:
             proto: Not changed.
         """
         self._proto = proto
-        graph = view(proto)
+        graph = graph_of(proto)
         self._pairs = [pair for node in graph.nodes if (pair := _pair(graph, node)) is not None]
         self.model = self._fold(graph) if self._pairs else proto
 
@@ -80,7 +80,7 @@ class Folded:
         """
         if not self._pairs:
             return folded
-        graph = view(folded)
+        graph = graph_of(folded)
         new: dict[str, np.ndarray] = {
             name: graph.array(name) for name in graph.tensors if np.issubdtype(graph.array(name).dtype, np.floating)
         }

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from agmc_onnx.arrays import FloatArray
 from agmc_onnx.graph.edit import Change, Input, Made, Output, edited
-from agmc_onnx.graph.view import Graph, Node, view
+from agmc_onnx.graph.view import Graph, Node, graph_of
 from agmc_onnx.ops.conv import is_conv
 from agmc_onnx.torch_view.module import TorchGraph
 
@@ -68,7 +68,7 @@ class Normalised:
             batches: Feeds that the statistics are taken over.
         """
         self._proto = proto
-        self._graph = graph = view(proto)
+        self._graph = graph = graph_of(proto)
         self._places = [place for node in graph.nodes if (place := _place(graph, node)) is not None]
         self.outputs = frozenset(place.output for place in self._places)
         self.model = self._with_nodes(_statistics(graph, self._places, batches)) if self._places else proto
@@ -102,7 +102,7 @@ class Normalised:
         """
         if not self._places:
             return trained
-        graph = view(trained)
+        graph = graph_of(trained)
         new: dict[str, np.ndarray] = {
             name: graph.array(name) for name in graph.tensors if np.issubdtype(graph.array(name).dtype, np.floating)
         }

@@ -8,7 +8,7 @@ import onnx
 import onnx.inliner
 
 from agmc_onnx.graph.protobuf import copy_fields
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 
 
 def unwrapped(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -28,7 +28,7 @@ def unwrapped(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _with_taken_branches(model: onnx.ModelProto) -> onnx.ModelProto:
-    graph = view(model)
+    graph = graph_of(model)
     taken: dict[str, onnx.GraphProto] = {}
     for node in graph.nodes:
         condition = graph.value(node.inputs[0]) if node.op_type == "If" and not node.domain else None

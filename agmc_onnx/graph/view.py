@@ -264,7 +264,7 @@ class Graph:
         return array, array
 
 
-def view(model: onnx.ModelProto, folder: Path | None = None, shapes: dict[str, Shape] | None = None) -> Graph:
+def graph_of(model: onnx.ModelProto, folder: Path | None = None, shapes: dict[str, Shape] | None = None) -> Graph:
     """Index a model's main graph.
 
     Args:
@@ -300,6 +300,9 @@ def view(model: onnx.ModelProto, folder: Path | None = None, shapes: dict[str, S
     inputs = tuple(i.name for i in graph.input if i.name not in tensors and i.name not in sparse)
     outputs = tuple(o.name for o in graph.output)
     return Graph(model, tuple(nodes), tensors, inputs, outputs, producer, consumers, captured, opset, folder, shapes)
+
+
+view = graph_of  # its name of before
 
 
 def captured_names(proto: onnx.NodeProto) -> Iterator[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx
 
 from agmc_onnx.graph.edit import Change, Input, Made, edited
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops.table import op_of
 
 SUFFIX = "/blocked"
@@ -26,7 +26,7 @@ def keep_layout(model: onnx.ModelProto, block: int) -> onnx.ModelProto:
     """
     if block <= 1:
         return model
-    graph = view(model)
+    graph = graph_of(model)
     maker = {name: node for node in graph.nodes for name in node.outputs}
     found = []
     for node in graph.nodes:

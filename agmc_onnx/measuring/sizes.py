@@ -27,7 +27,7 @@ from agmc_onnx.graph.sizes import (
     sizes_text,
     symbols_of,
 )
-from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 
 Feed = dict[str, np.ndarray]
@@ -153,7 +153,7 @@ def _feed(specs: Sequence[object], sizes: InputSizes, seed: int) -> Feed:
 
 def graph_at(model: onnx.ModelProto, sizes: InputSizes) -> Graph:
     """Return the view of a model whose shapes are those at some sizes; where inference stops, a run tells them."""
-    return view(model, shapes=shapes_of(model, sizes))
+    return graph_of(model, shapes=shapes_of(model, sizes))
 
 
 def shapes_of(model: onnx.ModelProto, sizes: InputSizes) -> dict[str, Shape]:

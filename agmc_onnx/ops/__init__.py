@@ -26,6 +26,6 @@ def analyse(graph: Graph) -> Channels:
     """Find the groups of a graph by what the table of ops says.
 
     Args:
-        graph: A normalised graph (`agmc_onnx.graph.normalize`).
+        graph: A normalised graph (`agmc_onnx.graph.normal_form`).
     """
     return groups.analyse(graph, op_of)

@@ -17,11 +17,11 @@ from agmc_onnx.graph.registry import Attributes, Dims
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.heads import FLAT_RANK, cut_queries, has_past, past_length, stay, tie_heads
-from agmc_onnx.ops.table import MICROSOFT, Op, Product, sizes_of, table
+from agmc_onnx.ops.table import MICROSOFT, Op, Product, register, sizes_of
 from agmc_onnx.ties.ledger import Entries, Ledger
 
 
-def attention(ledger: Ledger, node: Node) -> None:
+def attention_ties(ledger: Ledger, node: Node) -> None:
     """Attention of opset 23: queries, keys and values with heads in a dim of their own, or flat with their number named."""
     q, k, v = node.inputs[:3]
     y = node.outputs[0]
@@ -216,8 +216,8 @@ def multi_head_shape(dims: Sequence[Any], attributes: Attributes) -> list[Dims |
     return [out, *((query[0], heads, length, x[2] // heads) for x in (key, value))]
 
 
-OPS = table(
-    Op("Attention", attention, repair=attention_repair, macs=attention_macs),
+OPS = register(
+    Op("Attention", attention_ties, repair=attention_repair, macs=attention_macs),
     Op(
         "MultiHeadAttention", multi_head, MICROSOFT, repair=multi_head_repair, macs=attention_macs,
         shape=multi_head_shape,

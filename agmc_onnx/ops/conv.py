@@ -8,14 +8,14 @@ import onnx
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
-from agmc_onnx.ops.table import MICROSOFT, Op, Product, Vanishing, op_of, sizes_of, table
+from agmc_onnx.ops.table import MICROSOFT, Op, Product, Vanishing, op_of, register, sizes_of
 from agmc_onnx.ops.zeros import from_weight, removed_are_zero
 from agmc_onnx.ties.ledger import Axis, Entries, Ledger, tie_or_freeze
 
 KERNELS = ("1", "3", "5", "7", "-other")  # square ones with an edge type of their own, and all others
 
 
-def conv(ledger: Ledger, node: Node, bias: int = 2) -> None:
+def conv_ties(ledger: Ledger, node: Node, bias: int = 2) -> None:
     """Conv: input channels are tied to dim 1 of the weight, output channels are dim 0 of the weight and the bias.
 
     Grouped: every group of input, and of output, channels keeps equally many; one input channel a group (depthwise):
@@ -53,12 +53,12 @@ def conv(ledger: Ledger, node: Node, bias: int = 2) -> None:
 def deformable(ledger: Ledger, node: Node) -> None:
     """DeformConv: a Conv whose places are shifted, the same way in all channels; its bias is the fourth input."""
     if node.attribute("offset_group", 1) == 1:
-        conv(ledger, node, bias=3)
+        conv_ties(ledger, node, bias=3)
 
 
 def fused_conv(ledger: Ledger, node: Node) -> None:
     """FusedConv: a Conv, then the sum with another value, then an activation."""
-    conv(ledger, node)
+    conv_ties(ledger, node)
     y = node.outputs[0]
     other = node.inputs[3] if len(node.inputs) > 3 else ""
     if not other:
@@ -207,7 +207,7 @@ def conv_edge(graph: Graph, node: Node) -> str:
 
 
 CONV = Op(
-    "Conv", conv, contracts=True, out_dim=lambda node, rank: 0, refit=True, kernel=True, repair=conv_repair,
+    "Conv", conv_ties, contracts=True, out_dim=lambda node, rank: 0, refit=True, kernel=True, repair=conv_repair,
     in_channels=lambda dims, groups: dims[1] * groups, shrinks=True, channels="first", layout="blocked",
     macs=conv_macs, keeps_zero=from_weight(1, 0), when_empty=Vanishing("product", ((2,),)), edge=conv_edge,
 )  # fmt: skip
@@ -218,7 +218,7 @@ def is_conv(node: Node) -> bool:
     return op_of(node) is CONV
 
 
-OPS = table(
+OPS = register(
     CONV,
     Op(
         "ConvTranspose", conv_transpose, out_dim=lambda node, rank: 1, refit=True, kernel=True, repair=group_repair,

@@ -11,12 +11,12 @@ import onnx
 from agmc_onnx.graph.registry import Attributes, Dims, Evaluate, same_as_first
 from agmc_onnx.graph.view import Node
 from agmc_onnx.ops.passing import broadcast
-from agmc_onnx.ops.table import ARRANGES, MICROSOFT, Op, Vanishing, table
+from agmc_onnx.ops.table import ARRANGES, MICROSOFT, Op, Vanishing, register
 from agmc_onnx.ops.zeros import Removed, where_all_are, where_any_is, where_first_is
 from agmc_onnx.ties.ledger import Ledger, tie_or_freeze
 
 
-def elementwise(ledger: Ledger, node: Node) -> None:
+def elementwise_ties(ledger: Ledger, node: Node) -> None:
     """Tie the operands of an element-by-element op along every dim of its output, with numpy broadcasting."""
     names = [name for name in node.inputs if name]
     if len(names) == 1:
@@ -124,61 +124,61 @@ def _where(inputs: list[Any], _: Attributes) -> np.ndarray:
 
 
 def _pointwise(names: str, domain: str = "", **facts: Any) -> list[Op]:
-    return [Op(name, elementwise, domain, **facts) for name in names.split()]
+    return [Op(name, elementwise_ties, domain, **facts) for name in names.split()]
 
 
 _RANDOM = "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
 _SIZES: dict[str, Any] = {"computes_sizes": True}
 _KEEPS: dict[str, Any] = {"keeps_zero": where_first_is}
 _SAME: dict[str, Any] = {"shape": same_as_first}
-OPS = table(
+OPS = register(
     Op(
-        "Add", elementwise, joins=True, commutes=True, linear_in="each", evaluate=_binary(np.add), keeps_zero=where_all_are,
+        "Add", elementwise_ties, joins=True, commutes=True, linear_in="each", evaluate=_binary(np.add), keeps_zero=where_all_are,
         edge="add", **_SIZES,
     ),
     Op(
-        "Sub", elementwise, joins=True, linear_in="each", evaluate=_binary(np.subtract), keeps_zero=where_all_are,
+        "Sub", elementwise_ties, joins=True, linear_in="each", evaluate=_binary(np.subtract), keeps_zero=where_all_are,
         when_empty=Vanishing("difference"), edge="add", **_SIZES,
     ),
-    Op("Sum", elementwise, joins=True, commutes=True, keeps_zero=where_all_are, edge="add"),
-    Op("Mean", elementwise, commutes=True, edge="add"),
+    Op("Sum", elementwise_ties, joins=True, commutes=True, keeps_zero=where_all_are, edge="add"),
+    Op("Mean", elementwise_ties, commutes=True, edge="add"),
     Op(
-        "Mul", elementwise, commutes=True, linear_in="any one", evaluate=_binary(np.multiply), keeps_zero=where_any_is,
+        "Mul", elementwise_ties, commutes=True, linear_in="any one", evaluate=_binary(np.multiply), keeps_zero=where_any_is,
         edge="mul", **_SIZES,
     ),
     Op(
-        "Div", elementwise, evaluate=_divide, keeps_zero=quotient_zero, when_empty=Vanishing("quotient"), divisors=(1,),
+        "Div", elementwise_ties, evaluate=_divide, keeps_zero=quotient_zero, when_empty=Vanishing("quotient"), divisors=(1,),
         edge="mul", **_SIZES,
     ),
-    Op("Mod", elementwise, evaluate=_modulo, **_SIZES),
-    Op("Max", elementwise, commutes=True, evaluate=_extreme(np.maximum), edge="activation", **_SIZES),
-    Op("Min", elementwise, commutes=True, evaluate=_extreme(np.minimum), edge="activation", **_SIZES),
-    Op("Neg", elementwise, evaluate=_unary(np.negative), edge="activation", **_SIZES, **_KEEPS, **_SAME),
-    Op("Floor", elementwise, evaluate=_unary(np.floor), edge="activation", **_SIZES, **_KEEPS, **_SAME),
-    Op("Ceil", elementwise, evaluate=_unary(np.ceil), edge="activation", **_SAME),
-    Op("Sqrt", elementwise, divisors=(0,), evaluate=_unary(np.sqrt), edge="activation", **_KEEPS, **_SAME),
-    Op("Cast", elementwise, evaluate=_cast, edge="identity", **ARRANGES, **_KEEPS),
+    Op("Mod", elementwise_ties, evaluate=_modulo, **_SIZES),
+    Op("Max", elementwise_ties, commutes=True, evaluate=_extreme(np.maximum), edge="activation", **_SIZES),
+    Op("Min", elementwise_ties, commutes=True, evaluate=_extreme(np.minimum), edge="activation", **_SIZES),
+    Op("Neg", elementwise_ties, evaluate=_unary(np.negative), edge="activation", **_SIZES, **_KEEPS, **_SAME),
+    Op("Floor", elementwise_ties, evaluate=_unary(np.floor), edge="activation", **_SIZES, **_KEEPS, **_SAME),
+    Op("Ceil", elementwise_ties, evaluate=_unary(np.ceil), edge="activation", **_SAME),
+    Op("Sqrt", elementwise_ties, divisors=(0,), evaluate=_unary(np.sqrt), edge="activation", **_KEEPS, **_SAME),
+    Op("Cast", elementwise_ties, evaluate=_cast, edge="identity", **ARRANGES, **_KEEPS),
     Op("CastLike", edge="identity"),
-    Op("Identity", elementwise, evaluate=_unary(np.asarray), edge="identity", **ARRANGES, **_KEEPS, **_SAME),
-    Op("Dropout", elementwise, edge="identity", **_KEEPS),
-    Op("Clip", elementwise, idempotent=True, keeps_zero=clip_zero, edge="relu", **_SAME),
-    Op("PRelu", elementwise, edge="relu", **_KEEPS),
-    Op("ThresholdedRelu", elementwise, edge="relu"),
-    Op("Equal", elementwise, evaluate=_binary(np.equal), **_SIZES),
-    Op("Greater", elementwise, evaluate=_binary(np.greater)),
-    Op("Less", elementwise, evaluate=_binary(np.less)),
-    Op("And", elementwise, evaluate=_binary(np.logical_and)),
-    Op("Or", elementwise, evaluate=_binary(np.logical_or)),
-    Op("Not", elementwise, evaluate=_unary(np.logical_not)),
-    Op("Where", elementwise, evaluate=_where, **_SIZES),
-    Op("Relu", elementwise, idempotent=True, edge="relu", **_KEEPS, **_SAME),
-    Op("LeakyRelu", elementwise, edge="relu", **_KEEPS, **_SAME),
-    Op("Abs", elementwise, idempotent=True, edge="activation", **_KEEPS, **_SAME),
+    Op("Identity", elementwise_ties, evaluate=_unary(np.asarray), edge="identity", **ARRANGES, **_KEEPS, **_SAME),
+    Op("Dropout", elementwise_ties, edge="identity", **_KEEPS),
+    Op("Clip", elementwise_ties, idempotent=True, keeps_zero=clip_zero, edge="relu", **_SAME),
+    Op("PRelu", elementwise_ties, edge="relu", **_KEEPS),
+    Op("ThresholdedRelu", elementwise_ties, edge="relu"),
+    Op("Equal", elementwise_ties, evaluate=_binary(np.equal), **_SIZES),
+    Op("Greater", elementwise_ties, evaluate=_binary(np.greater)),
+    Op("Less", elementwise_ties, evaluate=_binary(np.less)),
+    Op("And", elementwise_ties, evaluate=_binary(np.logical_and)),
+    Op("Or", elementwise_ties, evaluate=_binary(np.logical_or)),
+    Op("Not", elementwise_ties, evaluate=_unary(np.logical_not)),
+    Op("Where", elementwise_ties, evaluate=_where, **_SIZES),
+    Op("Relu", elementwise_ties, idempotent=True, edge="relu", **_KEEPS, **_SAME),
+    Op("LeakyRelu", elementwise_ties, edge="relu", **_KEEPS, **_SAME),
+    Op("Abs", elementwise_ties, idempotent=True, edge="activation", **_KEEPS, **_SAME),
     *_pointwise("Elu Erf Gelu HardSwish Round Selu Sin Tanh", edge="activation", **_KEEPS, **_SAME),
     *_pointwise("Celu Mish Sign Softsign Swish", edge="activation", **_KEEPS),
     *_pointwise("Cos Exp HardSigmoid Sigmoid Softplus", edge="activation", **_SAME),
     *_pointwise("Log Reciprocal", divisors=(0,), edge="activation", **_SAME),
-    Op("Pow", elementwise, edge="activation"),
+    Op("Pow", elementwise_ties, edge="activation"),
     *_pointwise("Acos Acosh Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cosh"),
     *_pointwise("GreaterOrEqual IsInf IsNaN LessOrEqual Shrink Sinh SwiGLU Tan Xor"),
     *_pointwise("BiasGelu FastGelu Gelu QuickGelu", MICROSOFT, **_SAME),

@@ -14,7 +14,7 @@ from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.norm import layer_norm
 from agmc_onnx.ops.passing import carry, only_user
-from agmc_onnx.ops.table import MICROSOFT, Op, Product, op_of, sizes_of, table
+from agmc_onnx.ops.table import MICROSOFT, Op, Product, op_of, register, sizes_of
 from agmc_onnx.ties.ledger import Entries, Ledger, tie_or_freeze
 
 FLAT_RANK = 3  # of queries whose heads lie in one dim: (batch, length, heads * size)
@@ -247,7 +247,7 @@ def past_length(dims: Sequence[Any], position: int) -> int:
     return past[2] if past is not None else 0
 
 
-OPS = table(
+OPS = register(
     Op(
         "GroupQueryAttention", grouped_query, MICROSOFT, repair=grouped_query_repair, macs=grouped_query_macs,
         shape=grouped_query_shape,

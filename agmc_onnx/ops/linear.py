@@ -8,7 +8,7 @@ from typing import Any
 
 from agmc_onnx.graph.registry import Attributes, Dims
 from agmc_onnx.graph.view import Graph, Node
-from agmc_onnx.ops.table import MICROSOFT, Op, Product, Vanishing, sizes_of, table
+from agmc_onnx.ops.table import MICROSOFT, Op, Product, Vanishing, register, sizes_of
 from agmc_onnx.ops.zeros import Removed
 from agmc_onnx.ties.ledger import Axis, Ledger, tie_or_freeze
 
@@ -187,7 +187,7 @@ def matmul_shape(dims: Sequence[Any], attributes: Attributes) -> list[Dims | Non
     return [(*(max(x, y) for x, y in zip(*batch, strict=True)), row, column)]
 
 
-OPS = table(
+OPS = register(
     Op(
         "Gemm", gemm, contracts=True, out_dim=_gemm_columns, refit=True, macs=product_macs, keeps_zero=gemm_zero,
         when_empty=Vanishing("product", ((2,),)), edge="matmul",

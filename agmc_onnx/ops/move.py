@@ -14,7 +14,7 @@ from agmc_onnx.graph.registry import Attributes
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.passing import carry, pick_rows
-from agmc_onnx.ops.table import ARRANGES, PICKS, Op, Vanishing, table
+from agmc_onnx.ops.table import ARRANGES, PICKS, Op, Vanishing, register
 from agmc_onnx.ops.zeros import Removed, where_all_are, where_first_is
 from agmc_onnx.ties.ledger import Ledger
 
@@ -380,7 +380,7 @@ def _slice(inputs: list[Any], attributes: Attributes) -> np.ndarray:
     return x[tuple(index)]
 
 
-OPS = table(
+OPS = register(
     Op(
         "Transpose", transpose, computes_sizes=True, linear_in="each", channels="first", keeps_zero=where_first_is,
         edge="reshape",

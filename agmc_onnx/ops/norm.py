@@ -8,7 +8,7 @@ from typing import Any
 from agmc_onnx.graph.registry import Attributes, Dims, same_as_first
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.passing import broadcast, normalise, pass_through
-from agmc_onnx.ops.table import MICROSOFT, Op, Statistics, Vanishing, op_of, table
+from agmc_onnx.ops.table import MICROSOFT, Op, Statistics, Vanishing, op_of, register
 from agmc_onnx.ops.zeros import from_weight
 from agmc_onnx.ties.ledger import Ledger, tie_or_freeze
 
@@ -185,7 +185,7 @@ _BIASED = Vanishing("keep", ((2,),))
 _OF_LAST_DIM = Statistics(_last_dim, outputs=(0,))
 _OF_SUM = Statistics(_last_dim, outputs=(0, 3))
 _OF_GROUPS = Statistics(lambda graph, node: {1}, masked="write out", always=True)
-OPS = table(
+OPS = register(
     Op(
         "BatchNormalization", batch_norm, keeps_zero=from_weight(1, 0), when_empty=batch_norm_empty, edge="batchnorm",
         divisors=(4,), channels="first", layout="blocked",

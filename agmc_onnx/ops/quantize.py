@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.passing import carry
-from agmc_onnx.ops.table import MICROSOFT, Macs, Op, Product, sizes_of, table
+from agmc_onnx.ops.table import MICROSOFT, Macs, Op, Product, register, sizes_of
 from agmc_onnx.ties.ledger import Ledger
 
 _ADVICE = "compress the float model, then quantise the result"
@@ -72,7 +72,7 @@ def blocks_macs(graph: Graph, node: Node) -> list[Product]:
     return [((*dims[:-1], node.attribute("K"), node.attribute("N")), [None] * (len(dims) + 1))]
 
 
-OPS = table(
+OPS = register(
     Op("QuantizeLinear", linear, divisors=(1,), edge="identity"),
     Op("DequantizeLinear", linear, edge="identity"),
     Op("DynamicQuantizeLinear", quantised),

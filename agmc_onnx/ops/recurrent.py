@@ -7,7 +7,7 @@ import onnx
 
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
-from agmc_onnx.ops.table import Op, Product, sizes_of, table
+from agmc_onnx.ops.table import Op, Product, register, sizes_of
 from agmc_onnx.ties.ledger import Ledger, tie_or_freeze
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -15,7 +15,7 @@ _BIAS, _PEEPHOLES = 3, 7  # input positions
 _STATES = (5, 6)
 
 
-def recurrent(ledger: Ledger, node: Node) -> None:
+def recurrent_ties(ledger: Ledger, node: Node) -> None:
     """Tie hidden units across gates, recurrent weights, biases, initial states and outputs; inputs to W's last dim."""
     x, w, r = node.inputs[:3]
     if w not in ledger.graph.tensors or r not in ledger.graph.tensors:
@@ -63,4 +63,6 @@ def recurrent_macs(graph: Graph, node: Node) -> list[Product]:
     ]
 
 
-OPS = table(*(Op(name, recurrent, repair=recurrent_repair, macs=recurrent_macs, edge="recurrent") for name in _GATES))
+OPS = register(
+    *(Op(name, recurrent_ties, repair=recurrent_repair, macs=recurrent_macs, edge="recurrent") for name in _GATES)
+)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from agmc_onnx.graph.view import Graph, Node
-from agmc_onnx.ops.elementwise import elementwise
+from agmc_onnx.ops.elementwise import elementwise_ties
 from agmc_onnx.ops.passing import carry, pass_through
-from agmc_onnx.ops.table import Op, Statistics, table
+from agmc_onnx.ops.table import Op, Statistics, register
 from agmc_onnx.ops.zeros import where_first_is
 from agmc_onnx.ties.ledger import Ledger
 
 
-def reduce(ledger: Ledger, node: Node) -> None:
+def reduce_ties(ledger: Ledger, node: Node) -> None:
     """Reduce ops: dims that are not reduced pass; cutting what is reduced changes the statistics."""
     x = node.inputs[0]
     rank = ledger.shape(x).rank
@@ -20,7 +20,7 @@ def reduce(ledger: Ledger, node: Node) -> None:
     if reduced is None or len(reduced) == rank:
         return
     if not reduced:
-        elementwise(ledger, node)
+        elementwise_ties(ledger, node)
         return
     _pass_others(ledger, node, reduced)
     if node.op_type != "ReduceProd":
@@ -91,12 +91,13 @@ def regions(ledger: Ledger, node: Node) -> None:
 
 def _reductions(names: str, masked: str = "", **facts: Any) -> list[Op]:
     return [
-        Op(n, reduce, statistics=Statistics(reduced_dims, masked=masked), edge="reduce", **facts) for n in names.split()
+        Op(n, reduce_ties, statistics=Statistics(reduced_dims, masked=masked), edge="reduce", **facts)
+        for n in names.split()
     ]
 
 
 _SLIDES: dict[str, Any] = {"shrinks": True, "channels": "first"}
-OPS = table(
+OPS = register(
     *_reductions("ReduceL1 ReduceL2 ReduceMean ReduceSum ReduceSumSquare", masked="weigh", keeps_zero=where_first_is),
     *_reductions("ReduceMax ReduceMin", keeps_zero=where_first_is),
     *_reductions("ReduceLogSum ReduceLogSumExp ReduceProd"),

@@ -16,7 +16,7 @@ from agmc_onnx.graph.view import Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.heads import normed_heads
 from agmc_onnx.ops.passing import only_user
-from agmc_onnx.ops.table import ARRANGES, Op, op_of, table
+from agmc_onnx.ops.table import ARRANGES, Op, op_of, register
 from agmc_onnx.ops.zeros import where_first_is
 from agmc_onnx.ties.ledger import Entries, Ledger, Shuffle
 
@@ -25,7 +25,7 @@ _LARGEST_GRID = 1 << 23  # ids of a reshaped block; beyond that the block is lef
 _LONGEST_DETOUR = 6  # nodes
 
 
-def reshape(ledger: Ledger, node: Node) -> None:
+def reshape_ties(ledger: Ledger, node: Node) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze: blocks of dims with the same number of entries become one another.
 
     A flat axis split into (R, C/R) varies from row to row and every row keeps equally many; a channel shuffle
@@ -426,10 +426,10 @@ def _reshape(inputs: list[Any], attributes: Attributes) -> np.ndarray:
 
 
 def _moves(op_type: str, **facts: Any) -> Op:
-    return Op(op_type, reshape, keeps_zero=where_first_is, edge="reshape", **facts)
+    return Op(op_type, reshape_ties, keeps_zero=where_first_is, edge="reshape", **facts)
 
 
-OPS = table(
+OPS = register(
     _moves("Reshape", repair=reshape_repair, shape_inputs=(1,), evaluate=_reshape, channels="first", **ARRANGES),
     _moves("Squeeze", evaluate=_squeeze, **ARRANGES),
     _moves("Unsqueeze", evaluate=_unsqueeze, **ARRANGES),

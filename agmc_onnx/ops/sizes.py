@@ -18,7 +18,7 @@ from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import FLOATS, Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.passing import carry
-from agmc_onnx.ops.table import Op, Vanishing, op_of, table
+from agmc_onnx.ops.table import Op, Vanishing, op_of, register
 from agmc_onnx.ops.zeros import where_first_is
 from agmc_onnx.ties.ledger import Ledger
 
@@ -207,7 +207,7 @@ def _range(inputs: list[Any], _: Attributes) -> np.ndarray:
     return np.arange(*(value.ravel()[0] for value in inputs), dtype=inputs[0].dtype)
 
 
-OPS = table(
+OPS = register(
     Op("Shape", shape_of, when_empty=Vanishing("size")),
     Op("Size", shape_of, when_empty=Vanishing("size")),
     Op("Constant", evaluate=_constant),

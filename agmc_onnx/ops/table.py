@@ -158,7 +158,7 @@ TABLE: dict[Key, Op] = {}
 install(TABLE)
 
 
-def table(*ops: Op) -> tuple[Op, ...]:
+def register(*ops: Op) -> tuple[Op, ...]:
     """Put the records of a family into the table; return them.
 
     Raises:

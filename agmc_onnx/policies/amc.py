@@ -12,7 +12,7 @@ from agmc_onnx.policies.agmc.ddpg import Agent, DdpgAgent
 from agmc_onnx.policies.agmc.options import AgentOptions, DdpgOptions
 from agmc_onnx.policies.agmc.policy import AgmcPolicy
 from agmc_onnx.policies.agmc.states import States, Walk
-from agmc_onnx.policies.guide.linear_budget import LinearBudget, linear_budget
+from agmc_onnx.policies.guide.linear_budget import LinearBudget, fit_linear_budget
 from agmc_onnx.search.problem import Problem
 
 CLAMP_FLOOR = 0.2  # lowest keep ratio that the constraint counts on (lbound of mit-han-lab/amc)
@@ -109,7 +109,7 @@ class AmcPolicy(AgmcPolicy):
     def make_agent(self) -> Agent:
         """Return the agent with AMC's constraint."""
         assert isinstance(self.options, DdpgOptions)
-        self.budget = linear_budget(self.problem)
+        self.budget = fit_linear_budget(self.problem)
         return AmcAgent(self.make_states, self.budget, self.options, self.generator)
 
     def make_states(self) -> States:

@@ -13,7 +13,7 @@ from agmc_onnx.search.problem import Outcome, Problem
 N_NEAR, N_WIDTHS = 3, 9  # sets near the best one, and other widths without it (all there are), that are measured
 
 
-def greedy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> ListPolicy | DeepGreedy:
+def greedy_policy(problem: Problem, options: SearchOptions, rng: np.random.Generator) -> ListPolicy | DeepGreedy:
     """Return the policy that proposes the greedy widths, with and without the groups that shortcuts join, and means of them.
 
     Source: ours. The error of a width is what is left of the consumers' outputs after a refit, each group alone

@@ -114,7 +114,7 @@ POLICIES.add("uniform", Row("agmc_onnx.policies.handcrafted:uniform", batches=Tr
 POLICIES.add("shallow", Row("agmc_onnx.policies.handcrafted:shallow", batches=True, few=True))
 POLICIES.add("deep", Row("agmc_onnx.policies.handcrafted:deep", batches=True, few=True))
 POLICIES.add("random", Row("agmc_onnx.policies.handcrafted:random", batches=True))
-POLICIES.add("greedy", Row("agmc_onnx.policies.greedy:greedy", batches=True, few=True, needs=("torch",)))
+POLICIES.add("greedy", Row("agmc_onnx.policies.greedy:greedy_policy", batches=True, few=True, needs=("torch",)))
 POLICIES.add("solver", Row("agmc_onnx.policies.solver:SolverPolicy", batches=True, few=True))
 POLICIES.add(
     "amc",

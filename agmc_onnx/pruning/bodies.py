@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from agmc_onnx.graph.shapes import infer_shapes
-from agmc_onnx.graph.view import Graph, Node, captured_names, view
+from agmc_onnx.graph.view import Graph, Node, captured_names, graph_of
 from agmc_onnx.ops.table import TABLE, UnknownSizesError, node_macs, op_of
 
 _SMALL = 1024  # entries of constants whose numbers shape arithmetic in a body may need
@@ -75,9 +75,10 @@ def _bodies(graph: Graph, node: Node) -> dict[str, Graph]:
     found = {}
     for attribute in node.proto.attribute:
         if attribute.HasField("g") and not node.domain:
-            found[attribute.name] = view(_as_model(graph, node, attribute.g))
+            found[attribute.name] = graph_of(_as_model(graph, node, attribute.g))
     return {
-        name: view(inner.model, shapes=infer_shapes(inner.model, _sizes(inner.model))) for name, inner in found.items()
+        name: graph_of(inner.model, shapes=infer_shapes(inner.model, _sizes(inner.model)))
+        for name, inner in found.items()
     }
 
 

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.edit import rewire
-from agmc_onnx.graph.view import Graph, Node, view
+from agmc_onnx.graph.view import Graph, Node, graph_of
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.ties.closed import Closed
 from agmc_onnx.ties.groups import Channels
@@ -25,7 +25,7 @@ def shallower(channels: Channels, closed: Closed) -> Channels:
         closed: What goes.
     """
     graph = channels.graph
-    fewer = view(rewire(graph.model, _edit(graph, closed)), graph.folder)
+    fewer = graph_of(rewire(graph.model, _edit(graph, closed)), graph.folder)
     fewer.__dict__["shapes"] = graph.shapes  # of the whole graph: operands of a Concat no longer add up before the cut
     new = {name: node for node in fewer.nodes for name in node.outputs if name}
     number = {node.index: new[name].index for node in graph.nodes for name in node.outputs if name in new}

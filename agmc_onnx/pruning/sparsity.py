@@ -17,7 +17,7 @@ from agmc_onnx.arrays import FloatArray, Mask
 from agmc_onnx.errors import ModelError, PlanError, VerificationError
 from agmc_onnx.graph.edit import with_arrays
 from agmc_onnx.graph.files import read_sparse
-from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.ops.table import op_of
 from agmc_onnx.options import pattern_of
 from agmc_onnx.pruning.plan import Plan
@@ -139,7 +139,7 @@ def thin_by_magnitude(model: onnx.ModelProto, sparsity: Sparsity) -> onnx.ModelP
         model: Not changed; what is right already is returned as it is.
         sparsity: Of which the method is not looked at.
     """
-    graph = view(model)
+    graph = graph_of(model)
     dims = weights_of(graph, "all")
     changed = {}
     for name in sparsity.names:
@@ -171,7 +171,7 @@ def magnitude_mask(array: np.ndarray, input_dim: int, share: float, pattern: tup
 
 def sparse_plan(plan: Plan, model: onnx.ModelProto, sparsity: Sparsity) -> Plan:
     """Return a plan with the share of zeros that every thinned tensor of a model has."""
-    graph = view(model)
+    graph = graph_of(model)
     arrays = {name: graph.array(name) for name in sparsity.names if name in graph.tensors}
     shares = {name: 1 - np.count_nonzero(array) / max(array.size, 1) for name, array in arrays.items()}
     return replace(plan, sparsity=shares, pattern=_text(sparsity.pattern))
@@ -197,7 +197,7 @@ def check_zeros(model: onnx.ModelProto, plan: Plan) -> None:
         PlanError: If the model has no such tensor.
         VerificationError: If a tensor has fewer zeros than planned.
     """
-    graph = view(model)
+    graph = graph_of(model)
     for name, share in plan.sparsity.items():
         if name not in graph.tensors:
             raise PlanError(f"plan: no tensor {name} in this model. Is it this model's plan?")
@@ -221,7 +221,7 @@ def facts(original: onnx.ModelProto, compressed: onnx.ModelProto, sparsity: Spar
         compressed: As it is stored.
         sparsity: What was asked for.
     """
-    graph = view(dense(compressed))
+    graph = graph_of(dense(compressed))
     stored = {sparse.values.name for sparse in compressed.graph.sparse_initializer}
     layers: list[dict[str, Any]] = []
     for name in sparsity.names:
@@ -258,7 +258,7 @@ def store(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
         names: The tensors that may be stored sparse.
     """
     wanted = set(names)
-    captured = view(model).captured
+    captured = graph_of(model).captured
     moved: dict[str, onnx.SparseTensorProto] = {}
     for tensor in model.graph.initializer:
         is_external = tensor.data_location == onnx.TensorProto.EXTERNAL

@@ -23,7 +23,7 @@ from agmc_onnx.arrays import FloatArray, IntArray, Mask
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.graph.external import take
 from agmc_onnx.ops.vanish import closer_of
-from agmc_onnx.refit.compensate import write_back
+from agmc_onnx.refit.compensation import write_back
 from agmc_onnx.refit.curves import is_elementwise
 from agmc_onnx.refit.moments import Moments, Patches, sample_positions
 from agmc_onnx.refit.options import RecoverOptions

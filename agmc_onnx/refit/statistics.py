@@ -16,9 +16,9 @@ from torch import Tensor
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.samples import Samples
-from agmc_onnx.graph.view import Graph, Node, view
+from agmc_onnx.graph.view import Graph, Node, graph_of
 from agmc_onnx.ops.norm import is_stored
-from agmc_onnx.refit.compensate import aims, write_back
+from agmc_onnx.refit.compensation import aims, write_back
 from agmc_onnx.refit.moments import to_rows
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.sites import Site, find_sites
@@ -60,7 +60,7 @@ class Restatement:
             return self._restated(Cut(self.channels, kept), pruned, aims(self.channels, kept))
 
     def _restated(self, cut: Cut, pruned: onnx.ModelProto, aim: Mapping[str, str]) -> onnx.ModelProto:
-        graph = view(pruned, self.channels.graph.folder)
+        graph = graph_of(pruned, self.channels.graph.folder)
         new = Stream(graph, self._batches, self.options.memory_bytes)
         old = Stream(self.channels.graph, self._batches, self.options.memory_bytes)
         sites = {site.node.index: site for site in find_sites(graph) if _has_place(graph, site)}

@@ -14,9 +14,9 @@ import onnx
 
 from agmc_onnx.graph.files import ModelFile, model_bytes
 from agmc_onnx.graph.naming import layer_name
-from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.sizes import InputSizes
-from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.latency.timing import MORE_ROUNDS, Latency, compare, ratio
 from agmc_onnx.measuring.accuracy import Score
 from agmc_onnx.measuring.memory import peak_bytes
@@ -30,7 +30,7 @@ from agmc_onnx.pruning.bodies import uncounted
 from agmc_onnx.pruning.cost import count_macs, count_params
 from agmc_onnx.pruning.depth import layers_gone
 from agmc_onnx.pruning.sparsity import dense
-from agmc_onnx.pruning.verify import Verification
+from agmc_onnx.pruning.verification import Verification
 from agmc_onnx.reporting.network import network_of
 from agmc_onnx.reporting.schema import (
     Compressed,
@@ -96,7 +96,7 @@ def compose(
         original=Side(**_side(original, sizes.inputs, before, times[0], peaks[0])),
         compressed=Compressed(
             **_side(compressed, sizes.inputs, after, times[1], peaks[1]),
-            metric_before_recovery=cut.value, weight_density=_density(view(dense(compressed))),
+            metric_before_recovery=cut.value, weight_density=_density(graph_of(dense(compressed))),
         ),
         latency_ratio=RatioFacts(**asdict(ratio(times[1], times[0]))),
         accuracy_measured=data.real,

@@ -12,9 +12,9 @@ import onnx
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.samples import Samples, load_card, open_data
 from agmc_onnx.graph.files import ModelFile, read_model
-from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.shapes import Shape
-from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.measuring.sizes import Sizes, graph_at, settle
 from agmc_onnx.ops import analyse
@@ -66,7 +66,7 @@ class Base:
 
     def channels(self, exclude: Sequence[str] = ()) -> Channels:
         """Return the analysis of the model; its groups are the original's."""
-        return analyse(view(self.model, shapes=self.shapes)).excluding(exclude)
+        return analyse(graph_of(self.model, shapes=self.shapes)).excluding(exclude)
 
 
 def analyse_model(

@@ -38,7 +38,7 @@ from agmc_onnx.search.workers import Workers
 from agmc_onnx.ties.groups import Channels
 
 if TYPE_CHECKING:
-    from agmc_onnx.refit.compensate import Compensator
+    from agmc_onnx.refit.compensation import Compensator
     from agmc_onnx.refit.importance import Measurements
     from agmc_onnx.refit.options import RecoverOptions
 
@@ -110,7 +110,7 @@ def _losses(
     """Return what measures what the answers lose at kept positions, recovered as candidates are."""
 
     def refit(samples: Samples) -> Recover:
-        from agmc_onnx.refit.compensate import Compensator
+        from agmc_onnx.refit.compensation import Compensator
         from agmc_onnx.refit.statistics import Restatement
 
         few = replace(_quick(settings), n_samples=LOSS_SAMPLES, n_positions=LOSS_POSITIONS)
@@ -146,7 +146,7 @@ def _recovery(analysis: Analysis, data: Roles, settings: CompressOptions) -> Rec
 
 
 def _compensator(analysis: Analysis, data: Roles, settings: CompressOptions) -> Compensator:
-    from agmc_onnx.refit.compensate import Compensator
+    from agmc_onnx.refit.compensation import Compensator
 
     return Compensator(analysis.channels, data.role("calibration"), _quick(settings))
 

@@ -116,7 +116,7 @@ def recovered(
         sparsity = replace(sparsity, shares=shares or {})
     if settings.recovery.recover == "none":
         return as_cut if sparsity is None else thin_by_magnitude(as_cut, sparsity)
-    from agmc_onnx.refit.compensate import compensate
+    from agmc_onnx.refit.compensation import compensate
     from agmc_onnx.refit.options import RecoverOptions
     from agmc_onnx.refit.thin import Thinner
 

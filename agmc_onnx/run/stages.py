@@ -16,7 +16,7 @@ from agmc_onnx.graph.files import read_model, write_model
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.plan import make_plan
-from agmc_onnx.pruning.verify import masked
+from agmc_onnx.pruning.verification import masked
 from agmc_onnx.run.analysis import Analysis, Base
 from agmc_onnx.run.candidates import Progress, environment_of, reachable, search_candidates
 from agmc_onnx.run.clock import Clock

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agmc_onnx.arrays import IntArray
-from agmc_onnx.ties.bundles import bundles
+from agmc_onnx.ties.bundles import find_bundles
 from agmc_onnx.ties.ledger import Ledger
 
 
@@ -210,7 +210,7 @@ def _regroup(
         counts = np.zeros((grid.shape[0], first.size), np.int64)
         np.add.at(counts, (np.nonzero(at >= 0)[0], at[at >= 0]), 1)
         equations.append(counts - counts[0])
-    pieces = bundles(np.bincount(cell), np.concatenate(equations))
+    pieces = find_bundles(np.bincount(cell), np.concatenate(equations))
     result = []
     used = np.zeros(first.size, np.int64)
     rank = np.zeros(units.size, np.int64)  # of a unit within its cell

@@ -18,7 +18,7 @@ _FINE = 32  # bundles of a group that are enough: a step is then 3 % of it
 _NODES = 200  # of a search for one bundle; what was found by then is taken
 
 
-def bundles(sizes: IntArray, rows: IntArray) -> list[IntArray]:
+def find_bundles(sizes: IntArray, rows: IntArray) -> list[IntArray]:
     """Return how many units of each cell every group takes, groups of many units and fine steps first.
 
     Nothing that could be cut is left over where the sizes are even themselves. All the cells are one group where that alone

@@ -189,7 +189,7 @@ def analyse(graph: Graph, op_of: OpOf) -> Channels:
     """Find the groups of a graph.
 
     Args:
-        graph: A normalised graph (`agmc_onnx.graph.normalize`).
+        graph: A normalised graph (`agmc_onnx.graph.normal_form`).
         op_of: Returns what is known of a node's op; nothing is known of ops but what it says.
     """
     ledger = walk(graph, lambda node: op_of(node).ties)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.edit import with_arrays
-from agmc_onnx.graph.view import Graph, Node, view
+from agmc_onnx.graph.view import Graph, Node, graph_of
 from agmc_onnx.torch_view.math_ops import ARITHMETIC, PRODUCTS, Call, Op
 from agmc_onnx.torch_view.nn_ops import NETWORK
 from agmc_onnx.torch_view.shape_ops import SHAPES
@@ -121,7 +121,7 @@ class TorchGraph(nn.Module):
             ModelError: If torch has no counterpart of some op here.
         """
         super().__init__()
-        graph = model if isinstance(model, Graph) else view(model, folder)
+        graph = model if isinstance(model, Graph) else graph_of(model, folder)
         self.inputs, self.outputs = graph.inputs, graph.outputs
         self.names: dict[str, str] = {}
         self._key: dict[str, str] = {}  # value -> name in the module

@@ -13,7 +13,7 @@ from agmc_onnx.graph.outputs import check_output, is_same, output_files, stamped
 from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
 from agmc_onnx.pruning.sparsity import planned, sparse_plan, thin_by_magnitude
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.pruning.verify import Verification
+from agmc_onnx.pruning.verification import Verification
 from agmc_onnx.reporting.record import sizes_of, verified_facts
 from agmc_onnx.reporting.schema import VerifiedFacts
 from agmc_onnx.run.analysis import analyse_model

@@ -32,7 +32,7 @@ from agmc_onnx.policies import POLICIES
 from agmc_onnx.pruning.plan import Plan, make_plan
 from agmc_onnx.pruning.sparsity import facts, sparse_plan, sparsity_of, store
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.pruning.verify import Verification
+from agmc_onnx.pruning.verification import Verification
 from agmc_onnx.reporting.progress import Episodes, in_notebook
 from agmc_onnx.reporting.record import compose, environment_versions
 from agmc_onnx.reporting.schema import Report, TargetFacts

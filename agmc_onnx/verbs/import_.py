@@ -17,12 +17,12 @@ from agmc_onnx import __version__
 from agmc_onnx.errors import ModelError, UsageError, VerificationError
 from agmc_onnx.exchange.importers import importer_of
 from agmc_onnx.exchange.importers.agreement import Agreement, check_model, compare
-from agmc_onnx.exchange.importers.plain_shapes import plain_shapes
+from agmc_onnx.exchange.importers.plain_shapes import with_plain_shapes
 from agmc_onnx.exchange.importers.source import Conversion, ImportOptions, InputShape, Source
 from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.files import model_bytes, read_model
 from agmc_onnx.graph.outputs import check_output, stamped, write_files
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.pruning.cost import count_params
 
 IMPORT_FORMAT = "agmc-onnx/import@1"
@@ -95,7 +95,7 @@ def import_(
     model = _tidied(conversion.model)
     _check_opset(named, model)
     check_model(model, str(named))
-    model = plain_shapes(model, seed)
+    model = with_plain_shapes(model, seed)
     agreement = compare(
         Conversion(model, conversion.answer, conversion.framework, conversion.converter, conversion.ranges), seed
     )
@@ -261,7 +261,7 @@ def _report(
         "title": title,
         "opset": opsets.get("ai.onnx"),
         "nodes": len(model.graph.node),
-        "params": count_params(view(model)),
+        "params": count_params(graph_of(model)),
         "inputs": [_value_text(value) for value in model.graph.input],
         "outputs": [_value_text(value) for value in model.graph.output],
         "agreement": {

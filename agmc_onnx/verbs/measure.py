@@ -11,7 +11,7 @@ from agmc_onnx.data.card import InputSpec
 from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.files import ModelFile, read_model
-from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.latency.timing import MORE_ROUNDS, compare, ratio
 from agmc_onnx.measuring.accuracy import Evaluator
 from agmc_onnx.measuring.memory import peak_bytes

@@ -15,16 +15,16 @@ from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.errors import VerificationError
 from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.files import read_model
-from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.outputs import check_set, output_files
 from agmc_onnx.graph.precision import is_half, to_float32
-from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.measuring.sizes import samples_at, second_feeds
 from agmc_onnx.pruning.plan import Plan, kept_units, read_plan
 from agmc_onnx.pruning.sparsity import check_zeros
-from agmc_onnx.pruning.verify import Verification, norms_of
-from agmc_onnx.pruning.verify import verify as compare_with_masked
+from agmc_onnx.pruning.verification import Verification, norms_of
+from agmc_onnx.pruning.verification import verify as compare_with_masked
 from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.verbs.given import Given, on_files, path_of
 
@@ -57,7 +57,7 @@ def verify(
         check_set(Path(compressed), beside)
     wanted = read_plan(plan if plan is not None else beside)
     pruned = normalize(read_model(compressed).proto, dense=True)
-    recovered = not _weights_kept(analysis.graph, view(pruned), wanted)
+    recovered = not _weights_kept(analysis.graph, graph_of(pruned), wanted)
     feeds = None
     if data is not None:
         samples = open_data(load_card(data), model_inputs(analysis.file.proto)).role("calibration")
@@ -83,7 +83,7 @@ def checked(
     refitted ones are. Where nothing was refitted, all that is not zero must be the original's.
     """
     check_zeros(pruned, plan)
-    if plan.sparsity and not recovered and not _weights_kept(analysis.graph, view(pruned), plan):
+    if plan.sparsity and not recovered and not _weights_kept(analysis.graph, graph_of(pruned), plan):
         raise VerificationError("verify: weights differ from the original's although nothing was recovered.")
     norms = norms_of(analysis.channels, kept_units(analysis.channels, plan))
     given = recovered or bool(plan.sparsity)
@@ -100,7 +100,7 @@ def checked(
 
 def _weights_kept(original: Graph, pruned: Graph, plan: Plan) -> bool:
     """Whether every floating tensor of a pruned model is the planned part of the original's."""
-    from agmc_onnx.pruning.verify import kept_region
+    from agmc_onnx.pruning.verification import kept_region
 
     for name in pruned.tensors:
         if not pruned.is_float(name):

@@ -72,7 +72,7 @@ def test_what_the_probe_says(tmp_path: Path) -> None:
 
 
 def test_columns_that_a_convolution_slides_along_are_put_back_among_zeros(tmp_path: Path) -> None:
-    """Linear, then view(N, C, H, W), then Conv: its columns differ along other dims, and are cut alike."""
+    """Linear, then graph_of(N, C, H, W), then Conv: its columns differ along other dims, and are cut alike."""
     model = nets.model(
         "g (float[N, 8] x) => (float[N, C, H, W] y) { h = MatMul(x, w) r = Relu(h) v = Reshape(r, s)"
         " y = Conv<pads = [1, 1, 1, 1]>(v, k) }",

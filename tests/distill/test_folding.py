@@ -6,7 +6,7 @@ import pytest
 
 from agmc_onnx.distill.folding import Folded
 from agmc_onnx.graph.edit import with_arrays
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.session import make_session, run_model
 from tests import nets
 
@@ -50,7 +50,7 @@ def test_changed_numbers_go_back_into_the_model_as_it_was(dead: bool) -> None:
     changed = with_arrays(pair.model, new)
     back = pair.unfold(changed)
     assert [node.op_type for node in back.graph.node] == [node.op_type for node in proto.graph.node]
-    assert sorted(view(back).tensors) == sorted(view(proto).tensors)
+    assert sorted(graph_of(back).tensors) == sorted(graph_of(proto).tensors)
     np.testing.assert_allclose(answer(back), answer(changed), rtol=0, atol=1e-5 * np.abs(answer(changed)).max())
 
 

@@ -7,7 +7,7 @@ import torch
 
 from agmc_onnx.distill.inserted import FILTER_RMS, Normalised
 from agmc_onnx.graph.edit import with_arrays
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.torch_view.module import TorchGraph
 from tests import nets
@@ -67,7 +67,7 @@ def test_what_was_learned_goes_into_weights_and_biases() -> None:
     changed = with_arrays(made.model, new)
     back = made.fold(changed)
     assert [node.op_type for node in back.graph.node] == [node.op_type for node in proto.graph.node]
-    assert set(view(back).tensors) == {*SHAPES, "a__bias"}
+    assert set(graph_of(back).tensors) == {*SHAPES, "a__bias"}
     want = answer(changed, images())
     np.testing.assert_allclose(answer(back, images()), want, rtol=0, atol=1e-5 * np.abs(want).max())
 
@@ -84,13 +84,13 @@ def test_channels_that_hardly_vary_are_not_blown_up() -> None:
     weight = np.random.default_rng(0).standard_normal((8, 3, 3, 3)).astype(np.float32)
     weight[2] = 0
     made = Normalised(nets.model(NET, {**SHAPES, "w1": weight}), [images()])
-    graph = view(made.model)
+    graph = graph_of(made.model)
     assert graph.array("a__scale")[2] > 0
     assert graph.array("a__scale")[2] < 0.01 * graph.array("a__scale").max()
 
 
 def test_all_filters_are_of_one_size_while_they_train() -> None:
-    graph = view(Normalised(nets.model(NET, SHAPES), [images()]).model)
+    graph = graph_of(Normalised(nets.model(NET, SHAPES), [images()]).model)
     for name in ("w1", "w2"):
         weight = graph.array(name)
         rms = np.sqrt((weight.reshape(len(weight), -1) ** 2).mean(1))

@@ -11,7 +11,7 @@ from agmc_onnx.cli import main
 from agmc_onnx.errors import UsageError, VerificationError
 from agmc_onnx.exchange.importers import IMPORTERS, importer_of, is_onnx
 from agmc_onnx.exchange.importers.agreement import _judge
-from agmc_onnx.exchange.importers.plain_shapes import plain_shapes
+from agmc_onnx.exchange.importers.plain_shapes import with_plain_shapes
 from agmc_onnx.exchange.importers.source import ImportOptions, InputShape, Source, need
 from agmc_onnx.exchange.importers.torch_weights import read_weights
 from agmc_onnx.measuring.session import make_session, run_model
@@ -391,7 +391,7 @@ def attention_like():
 
 
 def test_targets_of_reshapes_become_constants():
-    made = plain_shapes(attention_like())
+    made = with_plain_shapes(attention_like())
     shapes = {tensor.name: list(onnx.numpy_helper.to_array(tensor)) for tensor in made.graph.initializer}
     assert shapes == {"heads_shape": [0, 0, 2, 4], "y_shape": [0, 0, 8]}
     assert [node.op_type for node in made.graph.node] == ["Reshape", "Transpose", "Transpose", "Reshape"]
@@ -416,7 +416,7 @@ def test_dense_layers_on_flattened_tokens_are_widened():
         }
     """
     model = onnx.parser.parse_model(text % ", ".join(f"{i / 40:.3f}" for i in range(40)))
-    made = plain_shapes(model)
+    made = with_plain_shapes(model)
     assert [node.op_type for node in made.graph.node] == ["MatMul", "Add"]
     x = np.random.default_rng(0).standard_normal((3, 7, 8), np.float32)
     np.testing.assert_allclose(*(run_model(make_session(m), {"x": x})[0] for m in (made, model)), atol=1e-6)
@@ -438,7 +438,7 @@ def test_targets_that_no_constant_gives_stay_computed():
         """
     ).graph.node
     graph.node.extend(nodes)
-    made = plain_shapes(model)
+    made = with_plain_shapes(model)
     assert [node.op_type for node in made.graph.node] == [node.op_type for node in graph.node]
 
 

@@ -20,13 +20,13 @@ from agmc_onnx.graph.files import (
     without_external,
     write_model,
 )
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.session import make_session
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.importance import choose, l1_norm, l2_norm
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.pruning.verify import verify
+from agmc_onnx.pruning.verification import verify
 from agmc_onnx.verbs.apply import apply
 
 GROUPED = {0: np.array([1, 1, 0, 0, 1, 1, 0, 0], bool), 1: np.array([[1, 0, 1], [0, 1, 1]], bool)}
@@ -51,7 +51,7 @@ def net() -> onnx.ModelProto:
 
 
 def cut_to_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto, list[np.ndarray]]:
-    channels = analyse(view(model))
+    channels = analyse(graph_of(model))
     kept = choose(channels, l2_norm(channels), [g.n_units // 2 for g in channels.groups])
     return model, Surgeon(channels).cut(kept), kept
 
@@ -104,7 +104,7 @@ def test_what_is_written_has_no_references_to_parts(tmp_path: Path, large: None)
 def test_verification_reads_references(tmp_path: Path, large: None) -> None:
     write_model(net(), tmp_path / "net.onnx", external=True)
     model, pruned, kept = cut_to_half(read_model(tmp_path / "net.onnx").proto)
-    plan = make_plan(analyse(view(model)), kept, "0" * 64)
+    plan = make_plan(analyse(graph_of(model)), kept, "0" * 64)
     assert verify(model, pruned, plan).masked_equivalence
     wrong = onnx.ModelProto()
     wrong.CopyFrom(pruned)
@@ -118,7 +118,7 @@ def test_apply_gives_the_same_model_from_references(tmp_path: Path, monkeypatch:
     write_model(net(), tmp_path / "net.onnx", external=True)
     digest = read_model(tmp_path / "net.onnx").sha256
     _, inline, kept = cut_to_half(net())
-    (tmp_path / "plan.json").write_text(make_plan(analyse(view(net())), kept, digest).to_json())
+    (tmp_path / "plan.json").write_text(make_plan(analyse(graph_of(net())), kept, digest).to_json())
     for limit in ("_LOADED_BYTES", "_SMALL_BYTES", "_INLINE_BYTES"):
         monkeypatch.setattr(files, limit, 64)
     result = apply(tmp_path / "net.onnx", tmp_path / "plan.json", tmp_path / "small.onnx")
@@ -165,7 +165,7 @@ def test_a_file_cannot_name_parts(tmp_path: Path, large: None) -> None:
 def test_norms_of_large_and_small_weights_are_the_same(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from agmc_onnx.pruning import importance
 
-    channels = analyse(view(net()))
+    channels = analyse(graph_of(net()))
     norm = {1: l1_norm, 2: l2_norm}[order]
     whole = norm(channels)
     monkeypatch.setattr(importance, "_CHUNK", 32)

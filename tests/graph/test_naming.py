@@ -2,7 +2,7 @@ import nets
 import pytest
 
 from agmc_onnx.graph.naming import is_numbered, layer_name
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,4 @@ def test_layers_are_called_as_their_author_did_or_by_their_place(weight, node, w
     name = weight.partition("#")[0]
     graph.initializer[0].name = graph.node[0].input[1] = name
     graph.node[0].name = node
-    assert layer_name(view(model), weight) == wanted
+    assert layer_name(graph_of(model), weight) == wanted

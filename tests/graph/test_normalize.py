@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from agmc_onnx.graph.edit import rewire
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.surgery import Surgeon
 
@@ -236,7 +236,7 @@ def test_statistics_of_weights_are_known_and_what_made_them_is_gone() -> None:
 
 
 def test_layers_that_share_vectors_of_one_number_are_cut_apart() -> None:
-    channels = analyse(view(normalize(standardised())))
+    channels = analyse(graph_of(normalize(standardised())))
     assert [group.n_units for group in channels.groups] == [8]
     plan = [np.arange(0, 8, 2)]
     cut = Surgeon(channels).cut(plan)

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 from agmc_onnx.graph import files
 from agmc_onnx.graph.files import read_model, write_model
 from agmc_onnx.graph.inline import unwrapped
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
@@ -140,7 +140,7 @@ def test_apply_keeps_everything(tmp_path: Path, external: bool, monkeypatch: pyt
     original = model()
     write_model(original, tmp_path / "net.onnx", external=external)
     file = read_model(tmp_path / "net.onnx")
-    channels = analyse(view(normalize(file.proto)))
+    channels = analyse(graph_of(normalize(file.proto)))
     kept = choose(channels, l2_norm(channels), [6, 6])
     (tmp_path / "plan.json").write_text(make_plan(channels, kept, file.sha256).to_json())
     made = apply(tmp_path / "net.onnx", tmp_path / "plan.json", tmp_path / "small.onnx").model

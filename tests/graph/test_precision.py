@@ -9,12 +9,12 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from agmc_onnx.graph.precision import is_half, to_float32
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.pruning.verify import verify
+from agmc_onnx.pruning.verification import verify
 from tests.nets import model as net
 from tests.pruning.test_equivalence import SMALL_NETS
 
@@ -41,8 +41,8 @@ def narrowed(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
 )
 def test_half_precision_is_cut_as_float32(name: str, kind: str) -> None:
     model = narrowed(net(*SMALL_NETS[name]), kind)
-    channels = analyse(view(model))
-    assert [g.name for g in channels.groups] == [g.name for g in analyse(view(net(*SMALL_NETS[name]))).groups]
+    channels = analyse(graph_of(model))
+    assert [g.name for g in channels.groups] == [g.name for g in analyse(graph_of(net(*SMALL_NETS[name]))).groups]
     kept = choose(channels, l2_norm(channels), [g.step * max(g.n_units // g.step // 2, 1) for g in channels.groups])
     pruned = Surgeon(channels).cut(kept)
     types = {t.name: t.data_type for t in model.graph.initializer}

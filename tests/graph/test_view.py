@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.files import write_model
-from agmc_onnx.graph.view import captured_names, view
+from agmc_onnx.graph.view import captured_names, graph_of
 
 
 def conv() -> onnx.ModelProto:
@@ -25,7 +25,7 @@ def conv() -> onnx.ModelProto:
 
 
 def test_producers_and_consumers() -> None:
-    graph = view(conv())
+    graph = graph_of(conv())
     assert [node.op_type for node in graph.nodes] == ["Conv", "Relu", "Add"]
     assert [node.index for node in graph.nodes] == [0, 1, 2]
     assert {value: node.op_type for value, node in graph.producer.items()} == {"h": "Conv", "r": "Relu", "y": "Add"}
@@ -39,7 +39,7 @@ def test_labels_and_attributes() -> None:
     model.graph.node.append(helper.make_node("Silent", ["x"], [], domain="ai.onnx"))
     model.graph.node.append(helper.make_node("RNN", ["x"], ["s"], activations=["Tanh", "Relu"]))
     model.graph.node[-1].attribute.add(name="blob", type=onnx.AttributeProto.STRING, s=b"\xff")
-    graph = view(model)
+    graph = graph_of(model)
     assert [node.label for node in graph.nodes] == ["Conv h", "Relu relu", "Add y", "Silent number 3", "RNN s"]
     assert graph.nodes[3].domain == ""
     assert graph.nodes[0].attribute("pads") == [1, 1, 1, 1]
@@ -56,7 +56,7 @@ def test_initializers_listed_as_inputs_are_no_inputs() -> None:
     values = numpy_helper.from_array(np.array([1], np.float32), "s")
     index = numpy_helper.from_array(np.array([0]))
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, index, [2]))
-    assert view(model).inputs == ("x",)
+    assert graph_of(model).inputs == ("x",)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_initializers_listed_as_inputs_are_no_inputs() -> None:
     ],
 )
 def test_constant_nodes_are_tensors(attribute: str, expected: np.ndarray) -> None:
-    graph = view(nets.model(f"g (float[2] x) => (y) {{ k = Constant <{attribute}> () y = Add(x, k) }}"))
+    graph = graph_of(nets.model(f"g (float[2] x) => (y) {{ k = Constant <{attribute}> () y = Add(x, k) }}"))
     assert [node.op_type for node in graph.nodes] == ["Add"]
     assert graph.array("k").tolist() == expected.tolist()
     assert graph.array("k").dtype == expected.dtype
@@ -80,7 +80,7 @@ def test_constant_nodes_are_tensors(attribute: str, expected: np.ndarray) -> Non
 
 
 def test_text_constants_stay_nodes() -> None:
-    graph = view(nets.model('g (float[2] x) => (y) { k = Constant <value_string = "a"> () y = Relu(x) }'))
+    graph = graph_of(nets.model('g (float[2] x) => (y) { k = Constant <value_string = "a"> () y = Relu(x) }'))
     assert [node.op_type for node in graph.nodes] == ["Constant", "Relu"]
     assert not graph.tensors
 
@@ -102,7 +102,7 @@ NESTED = """g (bool c, float[2] x, int64 n) => (float[2] y) {
 def test_captured_names_of_nested_subgraphs() -> None:
     model = nets.model(NESTED, {"scale": (2,)})
     assert set(captured_names(model.graph.node[2])) == {"c", "n", "a", "b", "scale", "x"}
-    graph = view(model)
+    graph = graph_of(model)
     assert {name: node.op_type for name, node in graph.captured.items()} == dict.fromkeys(
         ("c", "n", "a", "b", "scale", "x"), "If"
     )
@@ -139,11 +139,11 @@ def test_weights_include_what_is_computed_from_constants_alone() -> None:
         }""",
         {"w": (2, 2), "two": (1,)},
     )
-    assert view(model).weights == {"w", "two", "t", "s", "yes"}
+    assert graph_of(model).weights == {"w", "two", "t", "s", "yes"}
 
 
 def test_value_of_a_pad_amount_chain() -> None:
-    graph = view(
+    graph = graph_of(
         nets.model(
             """g (float[N, 3, H, W] x) => (y) {
                 zero = Constant <value = int64 {0}> ()
@@ -170,7 +170,7 @@ def test_value_of_a_pad_amount_chain() -> None:
 
 
 def test_value_picks_the_fixed_sizes_out_of_a_shape() -> None:
-    graph = view(
+    graph = graph_of(
         nets.model(
             """g (float[N, 6, H, 4] x) => (y) {
                 shape = Shape(x)
@@ -200,7 +200,7 @@ def test_value_picks_the_fixed_sizes_out_of_a_shape() -> None:
 
 
 def test_value_of_a_static_shape() -> None:
-    graph = view(nets.model("g (float[2, 3] x) => (s, n) { s = Shape(x) n = Size(x) }"))
+    graph = graph_of(nets.model("g (float[2, 3] x) => (s, n) { s = Shape(x) n = Size(x) }"))
     assert graph.value("s").tolist() == [2, 3]
     assert graph.value("n") == 6
 
@@ -209,11 +209,11 @@ def test_value_of_a_chain_longer_than_the_recursion_limit() -> None:
     nodes = [helper.make_node("Identity", [f"v{i}"], [f"v{i + 1}"]) for i in range(1500)]
     model = nets.model("g (float[1] x) => (y) { y = Relu(x) }", {"v0": np.array([7])})
     model.graph.node.extend(nodes)
-    assert view(model).value("v1500") == 7
+    assert graph_of(model).value("v1500") == 7
 
 
 def test_random_and_large_values_are_not_folded() -> None:
-    graph = view(
+    graph = graph_of(
         nets.model(
             """g (float[2] x) => (y) {
                 r = RandomNormalLike(w)
@@ -232,8 +232,8 @@ def test_external_tensors_need_the_folder(tmp_path: Path) -> None:
     write_model(model, tmp_path / "net.onnx", external=True)
     slim = onnx.load(tmp_path / "net.onnx", load_external_data=False)
     with pytest.raises(ModelError, match="tensor index: its numbers lie in another file"):
-        view(slim).array("index")
-    assert view(slim).value("index") is None
-    assert view(slim).shape("index").dims == (256,)
-    assert view(slim, tmp_path).array("index").tolist() == list(range(256))
-    assert view(slim, tmp_path).value("index").tolist() == list(range(256))
+        graph_of(slim).array("index")
+    assert graph_of(slim).value("index") is None
+    assert graph_of(slim).shape("index").dims == (256,)
+    assert graph_of(slim, tmp_path).array("index").tolist() == list(range(256))
+    assert graph_of(slim, tmp_path).value("index").tolist() == list(range(256))

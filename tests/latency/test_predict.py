@@ -12,8 +12,8 @@ import onnx.parser
 import pytest
 
 from agmc_onnx.errors import UsageError
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.latency import op_times as time_ops
 from agmc_onnx.latency import tables as op_times
 from agmc_onnx.latency.predict import latency_cost, sample_counts
@@ -70,7 +70,7 @@ def padded_shortcut() -> onnx.ModelProto:
 
 
 def channels_of(model: onnx.ModelProto) -> Channels:
-    return analyse(view(model))
+    return analyse(graph_of(model))
 
 
 def cut(channels: Channels, counts: list[int]) -> onnx.ModelProto:

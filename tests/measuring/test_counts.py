@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 import pytest
 
-from agmc_onnx.graph.normalize import normalize
+from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.sizes import input_dims, symbols_of
 from agmc_onnx.measuring.sizes import graph_at, samples_at, second_feeds, settle
 from agmc_onnx.pruning.bodies import uncounted

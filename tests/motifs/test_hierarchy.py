@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from agmc_onnx import hierarchy
 from agmc_onnx.arrays import GraphArrays
-from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.motifs import EDGE_TYPES, SINK, SOURCE, Hierarchy, canonical_key
 from agmc_onnx.motifs.regions import decompose, immediate_dominators
 
@@ -50,7 +50,7 @@ class Net:
     def graph(self, *outputs: str) -> Graph:
         infos = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in outputs]
         graph = helper.make_graph(self.nodes, "net", self.inputs, infos, list(self.weights.values()))
-        return view(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+        return graph_of(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
 def residual(net: Net, x: str, n: int, swap: bool = False) -> str:
@@ -425,7 +425,7 @@ def test_arrays() -> None:
 def load(name: str) -> Graph:
     if not (DATA / name).exists():
         pytest.skip(f"{name} is not there")
-    return view(onnx.load(DATA / name))
+    return graph_of(onnx.load(DATA / name))
 
 
 # File: occurrences of the motifs with the most MACs, and the size of the channel view.

@@ -6,13 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.pruning.verify import verify
+from agmc_onnx.pruning.verification import verify
 from tests.nets import model as net
 
 # `a` is seen by a body or a function, `b` and `c` are not.
@@ -48,7 +48,7 @@ def test_what_a_body_sees_stays_whole_and_the_rest_is_cut(name: str) -> None:
     flag = ", bool flag" if name == "If" else ""
     text = f"{HEAD} g (float[N, 3, 4, 4] x{flag}) => (float[N, 2, 4, 4] out) {{ {BEFORE} {nodes} out = Conv(y, wo) }}"
     model = normalize(net(text, {**WEIGHTS, **weights}))
-    channels = analyse(view(model))
+    channels = analyse(graph_of(model))
     assert [g.name for g in channels.groups] == ["wb"]
     assert any(reason in str(g.why_frozen) for g in channels.frozen if "wa" in g.name)
     kept = choose(channels, l2_norm(channels), [4])
@@ -59,7 +59,7 @@ def test_what_a_body_sees_stays_whole_and_the_rest_is_cut(name: str) -> None:
 def test_a_function_is_inlined_and_cut_like_the_rest() -> None:
     text = f"{HEAD} g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] out) {{ {BEFORE} s = local.twice(a)"
     model = normalize(net(f"{text} y = Add(s, c) out = Conv(y, wo) }}{FUNCTION}", WEIGHTS))
-    channels = analyse(view(model))
+    channels = analyse(graph_of(model))
     assert sorted(g.name for g in channels.groups) == ["wa", "wb"]
     kept = choose(channels, l2_norm(channels), [4, 4])
     pruned = Surgeon(channels).cut(kept)
@@ -75,7 +75,7 @@ def test_an_if_that_fixed_sizes_decide_is_its_branch() -> None:
         else_branch = e () => (q) { q = Identity(b) }> out = Conv(s, wo) }"""
     model = normalize(net(text, {"wa": (6, 3, 1, 1), "wo": (2, 6, 1)}))
     assert "If" not in [node.op_type for node in model.graph.node]
-    channels = analyse(view(model))
+    channels = analyse(graph_of(model))
     assert [g.name for g in channels.groups] == ["wa"]
     kept = [np.arange(4)]
     assert verify(model, Surgeon(channels).cut(kept), make_plan(channels, kept, "0" * 64)).masked_equivalence
@@ -85,7 +85,7 @@ def test_a_weight_that_a_body_uses_too_stays_whole() -> None:
     text = f"""{HEAD} g (float[N, 3, 4, 4] x, bool flag) => (float[N, 2, 4, 4] out) {{ {BEFORE}
        s = If(flag)<then_branch = t () => (float[N, 8, 4, 4] p) {{ p = Conv(a, wb) }},
        else_branch = e () => (float[N, 8, 4, 4] q) {{ q = Neg(r) }}> d = Conv(s, wc) y = Add(d, c) out = Conv(y, wo) }}"""
-    channels = analyse(view(normalize(net(text, WEIGHTS))))
+    channels = analyse(graph_of(normalize(net(text, WEIGHTS))))
     assert not [g.name for g in channels.groups if "wb" in g.name]
     assert any("used inside its subgraph" in str(g.why_frozen) for g in channels.frozen)
     assert isinstance(channels.graph.model, onnx.ModelProto)

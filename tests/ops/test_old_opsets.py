@@ -9,14 +9,14 @@ import onnx
 import pytest
 from nets import model as net
 
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.cost import count_macs, macs_cost
 from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.pruning.verify import norms_of, verify
+from agmc_onnx.pruning.verification import norms_of, verify
 
 NORM: dict[str, Any] = {"s": (8,), "t": (8,), "m": (8,), "v": np.ones(8, np.float32)}
 HEAD = "a = Conv(x, wa) b = BatchNormalization(a, s, t, m, v) r = Relu(b)"
@@ -115,7 +115,7 @@ def test_old_forms_are_cut(name: str) -> None:
         if key in nodes.replace("(", " ").replace(")", " ").replace(",", " ").split()
     }
     model = normalize(net(text, given))
-    channels = analyse(view(model))
+    channels = analyse(graph_of(model))
     assert {g.name.split("#")[0] for g in channels.groups} == names, [g.why_frozen for g in channels.frozen]
     rng, surgeon, macs = np.random.default_rng(0), Surgeon(channels), macs_cost(channels)
     for _ in range(3):
@@ -123,7 +123,7 @@ def test_old_forms_are_cut(name: str) -> None:
         kept = choose(channels, rng.random(channels.n_units), counts)
         pruned = surgeon.cut(kept)
         onnx.checker.check_model(pruned, full_check=True)
-        assert sum(count_macs(view(pruned)).values()) == macs(counts)
+        assert sum(count_macs(graph_of(pruned)).values()) == macs(counts)
         norms = norms_of(channels, kept)
         assert verify(model, pruned, make_plan(channels, kept, "0" * 64), norms=norms).masked_equivalence is (
             None if norms is None else True
@@ -136,5 +136,5 @@ def test_parameters_of_every_place_stay_whole() -> None:
         a = Conv(x, wa) b = BatchNormalization<spatial = 0>(a, s, t, m, v) y = Conv(b, wo) }"""
     places: dict[str, Any] = dict.fromkeys("stm", (8, 4, 4))
     model = net(text, {"wa": (8, 3, 1, 1), "wo": (2, 8, 1, 1), **places, "v": np.ones((8, 4, 4), np.float32)})
-    channels = analyse(view(normalize(model)))
+    channels = analyse(graph_of(normalize(model)))
     assert not channels.groups and "BatchNormalization" in str(channels.frozen[0].why_frozen)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agmc_onnx.motifs.level1 import EDGE_TYPES
-from agmc_onnx.ops.table import MICROSOFT, TABLE, Op, table
+from agmc_onnx.ops.table import MICROSOFT, TABLE, Op, register
 from agmc_onnx.pruning.masked_norms import MASKS
 
 LINEAR_IN = ("", "each", "any one", "first", "second")
@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "agmc_onnx"
 
 def test_an_op_listed_twice_is_an_error() -> None:
     with pytest.raises(ValueError, match="Relu: listed twice"):
-        table(Op("Relu"))
+        register(Op("Relu"))
 
 
 @pytest.mark.parametrize("op", TABLE.values(), ids=lambda op: f"{op.domain}.{op.op_type}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops.table import TABLE, rule_of
 from agmc_onnx.ties.ledger import Ledger, describe, walk
 from tests.nets import model
@@ -345,7 +345,7 @@ def ledger_of(name: str) -> Ledger:
     inputs = f"{IN}, float[N, 4, 4, 4] x4, float[N, 5, 6] seq"
     domains = f'<ir_version: 8, opset_import: ["" : {OPSETS.get(name, 17)}, "com.microsoft" : 1]>'
     text = f"{domains} g ({inputs}) => (float[] out) {{ {A} a8 = Conv(x, w8) {nodes} out = ReduceMax(seq) }}"
-    return walk(view(model(text, {**WA, "w8": (8, 3, 1, 1), **weights})), rule_of)
+    return walk(graph_of(model(text, {**WA, "w8": (8, 3, 1, 1), **weights})), rule_of)
 
 
 def line_of(name: str) -> str:

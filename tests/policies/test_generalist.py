@@ -18,7 +18,7 @@ from agmc_onnx.policies.guide import generalist
 from agmc_onnx.policies.guide.error_model import normalised
 from agmc_onnx.policies.guide.guide import Guide, error_tables
 from agmc_onnx.policies.guide.guided import GuideOptions
-from agmc_onnx.policies.guide.linear_budget import linear_budget
+from agmc_onnx.policies.guide.linear_budget import fit_linear_budget
 from agmc_onnx.policies.guide.prior import prior_candidates, unchecked_candidates
 from agmc_onnx.refit.curves import Curves
 from agmc_onnx.run.analysis import analyse_model
@@ -46,7 +46,7 @@ def with_curves(seed, n=12):
 
 
 def seen(problem):
-    budget = linear_budget(problem)
+    budget = fit_linear_budget(problem)
     tables = error_tables(problem, budget.keep_ratio)
     return generalist.sight(problem, tables.errors, budget.weight, budget.keep_ratio), tables
 

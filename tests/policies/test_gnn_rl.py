@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.motifs import arrays, build
 from agmc_onnx.ops import analyse
 from agmc_onnx.policies import make_policy
@@ -39,7 +39,7 @@ def two_blocks():
     names = ", ".join(f"float[4, 4, 3, 3] {name} = {{{weight}}}" for name in ("w0", "v0", "w1", "v1"))
     text = f"""<ir_version: 8, opset_import: ["" : 17]>
     net (float[1, 4, 8, 8] x0) => (float[1, 4, 8, 8] x2) <{names}> {{ {convs} }}"""
-    graph = view(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
+    graph = graph_of(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
     groups = analyse(graph).groups
     return arrays(build(graph), graph, [frozenset({f"a{i}", f"b{i}"}) for i in range(len(groups))]), len(groups)
 

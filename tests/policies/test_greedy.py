@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.policies import make_policy
 from agmc_onnx.policies.guide.informed import Known
@@ -128,7 +128,7 @@ def test_the_environment_knows_joined_groups_and_makes_curves_once():
     { p = Conv(x, a)  q = Conv(p, b)  r = Conv(q, c)  s = Add(p, r)  y = Conv(s, d) }"""
     weights = np.random.default_rng(0).standard_normal(64)
     parts = [", ".join(f"{w:.3f}" for w in weights[:n]) for n in (12, 16, 16, 8)]
-    channels = analyse(view(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text % tuple(parts)))))
+    channels = analyse(graph_of(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text % tuple(parts)))))
     made = []
 
     def curves():

@@ -9,15 +9,15 @@ import numpy as np
 import onnx
 import pytest
 
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.masked_norms import norms_of
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.pruning.verify import verify
+from agmc_onnx.pruning.verification import verify
 from agmc_onnx.search.budget import meet_target
 from agmc_onnx.ties.groups import Channels
 from models.export import to_onnx
@@ -60,7 +60,7 @@ def rows() -> list[Any]:
 def network(family: str, export: str) -> tuple[onnx.ModelProto, Channels]:
     name, options, side = FAMILIES[family]
     model = normalize(to_onnx(build(name, seed=1, **options), (1, 3, side, side), **EXPORTS[export]))
-    return model, analyse(view(model))
+    return model, analyse(graph_of(model))
 
 
 def draw(channels: Channels, rng: np.random.Generator) -> list[int]:
@@ -79,7 +79,7 @@ def test_random_plans(family: str, export: str) -> None:
         counts = draw(channels, rng)
         kept = choose(channels, rng.random(channels.n_units), counts)
         pruned = surgeon.cut(kept)
-        graph = view(pruned)
+        graph = graph_of(pruned)
         assert sum(count_macs(graph).values()) == macs(counts)
         assert count_params(graph) == params(counts)
         checked = verify(model, pruned, make_plan(channels, kept, "0" * 64))
@@ -501,13 +501,13 @@ SMALL_NETS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_small_nets(name: str) -> None:
     text, weights = SMALL_NETS[name]
     model = normalize(net(text, weights))
-    channels = analyse(view(model))
+    channels = analyse(graph_of(model))
     assert channels.groups, [g.why_frozen for g in channels.frozen]
     macs, surgeon, rng = macs_cost(channels), Surgeon(channels), np.random.default_rng(3)
     for _ in range(6):
         counts = draw(channels, rng)
         kept = choose(channels, rng.random(channels.n_units), counts)
         pruned = surgeon.cut(kept)
-        assert sum(count_macs(view(pruned)).values()) == macs(counts)
+        assert sum(count_macs(graph_of(pruned)).values()) == macs(counts)
         found = verify(model, pruned, make_plan(channels, kept, "0" * 64), norms=norms_of(channels, kept))
         assert found.masked_equivalence

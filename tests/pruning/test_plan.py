@@ -13,8 +13,8 @@ import pytest
 
 from agmc_onnx import apply, verify
 from agmc_onnx.errors import PlanError
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
 from agmc_onnx.ties.groups import Channels
@@ -23,7 +23,7 @@ from tests.ties.test_closed import RESIDUAL
 
 def deep() -> tuple[Channels, Plan]:
     """Return an analysis, and the plan in which its first branch is gone."""
-    channels = analyse(view(normalize(RESIDUAL)))
+    channels = analyse(graph_of(normalize(RESIDUAL)))
     kept = [np.arange(0 if group.name == "w1" else group.n_units) for group in channels.groups]
     return channels, make_plan(channels, kept, "0" * 64)
 

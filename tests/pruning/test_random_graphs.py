@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
@@ -24,7 +24,7 @@ from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.masked_norms import norms_of
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.pruning.verify import verify
+from agmc_onnx.pruning.verification import verify
 
 N_GRAPHS = int(os.environ.get("AGMC_GRAPHS", "60"))
 WIDTHS = (2, 3, 4, 6, 8, 12)
@@ -559,7 +559,7 @@ def check(ops: list[str], number: int) -> float:
     if number % 2:  # with the shapes of all values declared, which a cut has to keep true
         model = onnx.shape_inference.infer_shapes(model)
     onnx.checker.check_model(model, full_check=True)
-    channels = analyse(view(model))
+    channels = analyse(graph_of(model))
     macs, params, surgeon, rng = (
         macs_cost(channels),
         params_cost(channels),
@@ -573,8 +573,8 @@ def check(ops: list[str], number: int) -> float:
         pruned = surgeon.cut(kept)
         found = verify(model, pruned, make_plan(channels, kept, "0" * 64), norms=norms_of(channels, kept))
         assert found.masked_equivalence in (True, None)
-        assert sum(count_macs(view(pruned)).values()) == macs(counts)
-        assert count_params(view(pruned)) == params(counts)
+        assert sum(count_macs(graph_of(pruned)).values()) == macs(counts)
+        assert count_params(graph_of(pruned)) == params(counts)
         tried.append(counts)
     if channels.groups:
         assert macs.of_each(np.array(tried)).tolist() == [macs(counts) for counts in tried]
@@ -584,7 +584,7 @@ def check(ops: list[str], number: int) -> float:
 def check_depth(ops: list[str], number: int) -> int:
     """Check one graph with a random part of what may go gone, and random widths of the rest; return how much went."""
     model = normalize(drawn(ops, number))
-    channels = analyse(view(model))
+    channels = analyse(graph_of(model))
     closer, rng = closer_of(channels), np.random.default_rng(number)
     n = len(closer.branches)
     gone = closer.possible(np.flatnonzero(rng.random(n) < 0.7).tolist(), rng.random(n).tolist())
@@ -594,8 +594,8 @@ def check_depth(ops: list[str], number: int) -> int:
     pruned = Surgeon(channels).cut(kept)
     found = verify(model, pruned, make_plan(channels, kept, "0" * 64), norms=norms_of(channels, kept))
     assert found.masked_equivalence in (True, None)
-    assert sum(count_macs(view(pruned)).values()) == macs_cost(channels)(counts)
-    assert count_params(view(pruned)) == params_cost(channels)(counts)
+    assert sum(count_macs(graph_of(pruned)).values()) == macs_cost(channels)(counts)
+    assert count_params(graph_of(pruned)) == params_cost(channels)(counts)
     assert macs_cost(channels).of_each(counts[None]).tolist() == [macs_cost(channels)(counts)]
     return len(gone)
 

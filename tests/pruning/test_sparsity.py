@@ -11,7 +11,7 @@ import agmc_onnx
 from agmc_onnx import CompressOptions, UsageError
 from agmc_onnx.errors import PlanError, VerificationError
 from agmc_onnx.graph.outputs import output_files
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.pruning.plan import read_plan
 from agmc_onnx.pruning.sparsity import (
@@ -65,10 +65,10 @@ def thinned(method, share=0.5, pattern=None, run=None, **kind):
 
 
 def test_which_weights_are_those_of_dense_layers():
-    graph = view(mlp())
+    graph = graph_of(mlp())
     assert weights_of(graph, "dense") == {"w1": 1, "w2": 0}
     text = "net (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {\n a = Conv(x, w)\n y = Conv<group = 4>(a, d)\n }"
-    kernels = view(model(text, {"w": (4, 4, 1, 1), "d": (4, 1, 1, 1)}))
+    kernels = graph_of(model(text, {"w": (4, 4, 1, 1), "d": (4, 1, 1, 1)}))
     assert weights_of(kernels, "dense") == {}
     assert weights_of(kernels, "all") == {"w": 1}
 
@@ -136,7 +136,7 @@ def test_few_samples_say_little_about_what_makes_up_for_what():
 def test_weights_that_are_zero_count_and_nothing_else_is_cut():
     once = thin_by_magnitude(mlp(), asked(0.4, names=("w1", "w2")))
     assert thin_by_magnitude(once, asked(0.4, names=("w1", "w2"))) is once
-    assert np.count_nonzero(view(once).array("w1") == 0) == zeros_wanted(24 * 16, 0.4)
+    assert np.count_nonzero(graph_of(once).array("w1") == 0) == zeros_wanted(24 * 16, 0.4)
 
 
 def test_a_stored_sparse_model_is_smaller_and_answers_the_same():
@@ -146,7 +146,7 @@ def test_a_stored_sparse_model_is_smaller_and_answers_the_same():
     assert stored.ByteSize() < thin.ByteSize()
     feed = {"x": np.random.default_rng(0).standard_normal((3, 16)).astype(np.float32)}
     assert np.array_equal(*(run_model(make_session(one), feed)[0] for one in (thin, stored)))
-    assert np.array_equal(view(dense(stored)).array("w1"), view(thin).array("w1"))
+    assert np.array_equal(graph_of(dense(stored)).array("w1"), graph_of(thin).array("w1"))
 
 
 def test_a_model_with_few_zeros_stays_dense():
@@ -163,7 +163,7 @@ def sparse(tmp_path_factory):
 
 
 def classifier(proto):
-    return next(np.asarray(view(proto).array(n)) for n in weights_of(view(proto), "dense"))
+    return next(np.asarray(graph_of(proto).array(n)) for n in weights_of(graph_of(proto), "dense"))
 
 
 def test_a_result_has_the_zeros_asked_for_and_says_so(sparse):
@@ -289,7 +289,7 @@ def test_distillation_keeps_zeros():
 
     teacher = onnx.load(DIGITS)
     samples = open_data(load_card("digits"), model_inputs(teacher)).role("calibration")
-    name = next(iter(weights_of(view(teacher), "dense")))
+    name = next(iter(weights_of(graph_of(teacher), "dense")))
     student = thin_by_magnitude(teacher, asked(0.9, names=(name,)))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -324,4 +324,4 @@ def test_a_model_without_dense_layers_is_told():
 
     text = "net (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {\n y = Conv(x, w)\n }"
     with pytest.raises(ModelError, match=r"no weights of dense layers .* Try --sparse-layers all"):
-        sparsity_of(CompressOptions.of(flops=0.5, sparsity=0.5).sparsity, view(model(text, {"w": (4, 4, 1, 1)})))
+        sparsity_of(CompressOptions.of(flops=0.5, sparsity=0.5).sparsity, graph_of(model(text, {"w": (4, 4, 1, 1)})))

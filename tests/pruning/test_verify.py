@@ -9,12 +9,12 @@ import onnx
 import pytest
 
 from agmc_onnx.errors import PlanError, VerificationError
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.masked_norms import norms_of
 from agmc_onnx.pruning.plan import Plan, make_plan
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.pruning.verify import kept_region, verify
+from agmc_onnx.pruning.verification import kept_region, verify
 from agmc_onnx.reporting.record import verified_facts
 from agmc_onnx.reporting.text import verified_line
 from tests.nets import model as net
@@ -27,7 +27,7 @@ WEIGHTS = {"w": [8, 3, 3, 3], "v": [8, 4]}
 
 
 def cut(model: onnx.ModelProto, n: int = 4) -> tuple[onnx.ModelProto, Plan]:
-    channels = analyse(view(model))
+    channels = analyse(graph_of(model))
     kept = [np.arange(min(n, group.n_units)) for group in channels.groups]
     return Surgeon(channels).cut(kept), make_plan(channels, kept, "0" * 64)
 
@@ -139,7 +139,7 @@ def test_whole_numbers_are_compared_one_by_one() -> None:
 def test_statistics_over_cut_entries_are_named() -> None:
     text = "g (float[N, 8] x) => (float[N, 4] y) { a = MatMul(x, w) b = LayerNormalization(a, s, t) y = MatMul(b, v) }"
     model = net(text, {"w": [8, 16], "v": [16, 4], "s": np.ones(16, np.float32), "t": np.zeros(16, np.float32)})
-    channels = analyse(view(model))
+    channels = analyse(graph_of(model))
     kept = [np.arange(8)]
     pruned, plan = Surgeon(channels).cut(kept), make_plan(channels, kept, "0" * 64)
     found = verify(model, pruned, plan, norms=norms_of(channels, kept))

@@ -9,13 +9,13 @@ import torch
 
 from agmc_onnx.data.samples import Samples, synthetic
 from agmc_onnx.errors import BudgetError
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.cost import macs_cost
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.refit.compensate import Compensator, compensate, solve
+from agmc_onnx.refit.compensation import Compensator, compensate, solve
 from agmc_onnx.refit.curves import error_curves, greedy_widths, measure_consumers, moment_importance
 from agmc_onnx.refit.moments import Line, Moments, Patches
 from agmc_onnx.refit.options import RecoverOptions
@@ -37,7 +37,7 @@ def blend(n: int, channels: int, seed: int = 0) -> np.ndarray:
 
 
 def prune(proto: onnx.ModelProto, share: float = 0.5) -> tuple[Channels, list[np.ndarray], onnx.ModelProto]:
-    channels = analyse(view(proto))
+    channels = analyse(graph_of(proto))
     n_kept = [max(g.step, int(g.n_units * share) // g.step * g.step) for g in channels.groups]
     kept = choose(channels, l2_norm(channels), n_kept)
     return channels, kept, Surgeon(channels).cut(kept)
@@ -151,7 +151,7 @@ def test_units_that_others_make_up_for_are_removed_for_nothing() -> None:
     text = "f (float[n, 6] x) => (float[n, 3] y) { a = Gemm (x, w1)  y = Gemm (a, w2) }"
     low = np.random.default_rng(0).standard_normal((6, 4)) @ np.random.default_rng(1).standard_normal((4, 8))
     proto = nets.model(text, {"w1": low.astype(np.float32), "w2": (8, 3)})
-    channels = analyse(view(proto))
+    channels = analyse(graph_of(proto))
     kept = [np.arange(4)]
     options = RecoverOptions(batch_size=16, ridges=(1e-9,))
     new = compensate(channels, kept, Surgeon(channels).cut(kept), draw(proto), options)
@@ -160,7 +160,7 @@ def test_units_that_others_make_up_for_are_removed_for_nothing() -> None:
 
 def test_refit_changes_nothing_where_nothing_is_cut() -> None:
     proto = nets.model(RESIDUAL, RESIDUAL_WEIGHTS)
-    channels = analyse(view(proto))
+    channels = analyse(graph_of(proto))
     kept = [np.arange(g.n_units) for g in channels.groups]
     pruned = Surgeon(channels).cut(kept)
     assert compensate(channels, kept, pruned, draw(proto), OPTIONS).SerializeToString() == pruned.SerializeToString()
@@ -185,7 +185,7 @@ def test_little_memory_gives_the_same_refit() -> None:
 
 
 def test_sites_name_their_targets() -> None:
-    sites = {site.weight: site for site in find_sites(view(nets.model(RESIDUAL, RESIDUAL_WEIGHTS)))}
+    sites = {site.weight: site for site in find_sites(graph_of(nets.model(RESIDUAL, RESIDUAL_WEIGHTS)))}
     told = {name: (site.target, site.others, site.bias, site.can_add_bias) for name, site in sites.items()}
     assert told == {
         "ws": ("s", (), None, True),
@@ -206,14 +206,14 @@ def test_only_the_last_of_two_branches_is_fitted_to_their_sum() -> None:
         y = Relu (s)
     }
     """
-    sites = find_sites(view(nets.model(text, {"w1": (5, 3, 1, 1), "w2": (5, 3, 1, 1)})))
+    sites = find_sites(graph_of(nets.model(text, {"w1": (5, 3, 1, 1), "w2": (5, 3, 1, 1)})))
     assert [(site.weight, site.target, site.others) for site in sites] == [("w1", "a", ()), ("w2", "s", ("a",))]
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_patches_times_weight_is_the_output(name: str) -> None:
     proto = nets.model(*NETS[name])
-    graph = view(proto)
+    graph = graph_of(proto)
     from agmc_onnx.torch_view.module import TorchGraph
 
     module = TorchGraph(proto).eval()
@@ -238,7 +238,7 @@ def test_patches_times_weight_is_the_output(name: str) -> None:
 def test_an_error_curve_is_the_error_of_the_refit() -> None:
     text = "f (float[n, 6] x) => (float[n, 3] y) { a = Gemm (x, w1)  r = Relu (a)  y = Gemm (r, w2) }"
     proto = nets.model(text, {"w1": (6, 8), "w2": (8, 3)})
-    channels = analyse(view(proto))
+    channels = analyse(graph_of(proto))
     samples = draw(proto, 500)
     scores = l2_norm(channels)
     curves = error_curves(channels, scores, samples, OPTIONS)
@@ -259,7 +259,7 @@ def test_moment_importance_removes_what_the_others_make_up_for() -> None:
     w1 = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
     w1[:, 5] = 3 * w1[:, 2]  # after a Relu too, unit 5 is three times unit 2
     proto = nets.model(text, {"w1": w1, "w2": (8, 3)})
-    channels = analyse(view(proto))
+    channels = analyse(graph_of(proto))
     scores = moment_importance(channels, draw(proto, 300), OPTIONS)
     units = channels.groups[0].units
     assert min(units, key=lambda unit: scores[unit]) in (units[2], units[5])
@@ -268,7 +268,7 @@ def test_moment_importance_removes_what_the_others_make_up_for() -> None:
 
 def test_greedy_elimination_beats_the_norm() -> None:
     proto = nets.model(RESIDUAL, RESIDUAL_WEIGHTS)
-    channels = analyse(view(proto))
+    channels = analyse(graph_of(proto))
     consumers = measure_consumers(channels, draw(proto, 64), OPTIONS)
     by_norm = error_curves(channels, l2_norm(channels), consumers=consumers)
     by_moments = error_curves(channels, moment_importance(channels, consumers=consumers), consumers=consumers)
@@ -279,7 +279,7 @@ def test_greedy_elimination_beats_the_norm() -> None:
 
 def test_greedy_widths_meet_the_budget_and_leave_no_room() -> None:
     proto = nets.model(RESIDUAL, RESIDUAL_WEIGHTS)
-    channels = analyse(view(proto))
+    channels = analyse(graph_of(proto))
     curves = error_curves(channels, l2_norm(channels), draw(proto), OPTIONS)
     cost = macs_cost(channels)
     full = np.array([g.n_units for g in channels.groups])
@@ -295,7 +295,7 @@ def test_greedy_widths_meet_the_budget_and_leave_no_room() -> None:
 
 def test_moments_that_rounding_made_indefinite_get_a_larger_ridge_and_infinite_ones_a_word():
     from agmc_onnx.errors import ModelError
-    from agmc_onnx.refit.compensate import _factor
+    from agmc_onnx.refit.compensation import _factor
 
     second = torch.tensor([[[1.0, 1.0], [1.0, 1.0 - 1e-9]]], dtype=torch.float64)
     factor = _factor(second, torch.tensor([1e-12], dtype=torch.float64))
@@ -332,7 +332,7 @@ def test_what_an_activation_hides_is_let_go_for_the_rest() -> None:
 
 def test_every_round_lowers_the_error_of_what_comes_out() -> None:
     proto = clipped()
-    graph = view(proto)
+    graph = graph_of(proto)
     site = find_sites(graph)[1]
     patches, stream = Patches(site.node, graph.opset), Stream(graph, [], 1 << 20)
     line = Line(site, stream, patches)
@@ -371,7 +371,7 @@ def test_every_round_lowers_the_error_of_what_comes_out() -> None:
 def test_visible_range_of_a_value(body: str, expected: tuple[float, float] | None) -> None:
     text = f"f (float[n, 3] x, float moving) => (float[n, 3] y) {{\n {body}\n}}"
     weights = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
-    graph = view(nets.model(text, {name: w for name, w in weights.items() if name in body}))
+    graph = graph_of(nets.model(text, {name: w for name, w in weights.items() if name in body}))
     assert visible_range(graph, "x") == expected
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.refit.compensate import Compensator, compensate
+from agmc_onnx.refit.compensation import Compensator, compensate
 from agmc_onnx.refit.divergence import losses
 from tests.nets import model as net
 from tests.refit.test_compensate import OPTIONS, draw, error
@@ -38,7 +38,7 @@ MODEL = net(
 
 
 def test_what_is_left_takes_over_what_a_branch_gave() -> None:
-    channels = analyse(view(MODEL))
+    channels = analyse(graph_of(MODEL))
     closer = closer_of(channels)
     kept = [np.arange(0 if i in closer.of([0]).groups else g.n_units) for i, g in enumerate(channels.groups)]
     cut = Surgeon(channels).cut(kept)
@@ -51,7 +51,7 @@ def test_what_is_left_takes_over_what_a_branch_gave() -> None:
 
 
 def test_a_loss_is_of_the_refitted_network() -> None:
-    channels = analyse(view(MODEL))
+    channels = analyse(graph_of(MODEL))
     loss = losses(
         channels, draw(MODEL, 200), lambda samples: Compensator(channels, samples, OPTIONS), 1, channels.graph
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agmc_onnx.data.samples import synthetic
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.importance import l2_norm
@@ -38,7 +38,7 @@ def net(scale: float, text: str = NET) -> onnx.ModelProto:
 
 
 def curves(proto: onnx.ModelProto):
-    channels = analyse(view(proto))
+    channels = analyse(graph_of(proto))
     scores = l2_norm(channels)
     options = RecoverOptions(batch_size=16)
     return divergence_curves(channels, scores, [4, 4], synthetic(model_inputs(proto), 64, 0), options)

@@ -9,7 +9,7 @@ import torch
 
 from agmc_onnx.data.samples import synthetic
 from agmc_onnx.errors import UsageError
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 from agmc_onnx.ops import analyse
 from agmc_onnx.options import CompressOptions
@@ -47,7 +47,7 @@ def net() -> tuple[Channels, Measurements]:
         if tensor.name in ("w1", "b1"):
             array[5] = 0
         tensor.CopyFrom(nets.onnx.numpy_helper.from_array(array, tensor.name))
-    channels = analyse(view(proto))
+    channels = analyse(graph_of(proto))
     return channels, Measurements(channels, synthetic(model_inputs(proto), 32, 0), RecoverOptions(batch_size=16))
 
 
@@ -90,7 +90,7 @@ def test_units_near_the_median_of_their_group_go_first() -> None:
     proto = nets.model(
         NET, {**SHAPES, "w1": array, "b1": np.zeros(8, np.float32), "w2": np.zeros((6, 8, 3, 3), np.float32)}
     )
-    channels = analyse(view(proto))
+    channels = analyse(graph_of(proto))
     scores = median_distance(channels)
     order = np.argsort(scores[channels.groups[0].units])
     assert set(order[:2]) <= {3, 4} and order[-1] == 7

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.refit.moments import Waiting, gram
 from agmc_onnx.refit.stream import Stream
 from agmc_onnx.torch_view.module import TorchGraph
@@ -52,7 +52,7 @@ def test_what_waits_comes_back_in_one_piece_and_in_order(groups: int) -> None:
 @pytest.mark.parametrize("stops", [[6], [1, 6], [2, 3, 6], [1, 2, 3, 4, 5, 6]])
 def test_a_stream_folds_and_overwrites_without_a_change_of_values(stops: list[int]) -> None:
     proto = nets.model(SCALED, WEIGHTS)
-    graph = view(proto)
+    graph = graph_of(proto)
     x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     wanted = TorchGraph(proto).eval().run({"x": x})["y"]
     stream = Stream(graph, [{"x": x}], 1 << 30)

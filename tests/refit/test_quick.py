@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 
-from agmc_onnx.refit.compensate import compensate
+from agmc_onnx.refit.compensation import compensate
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.quick import QuickRefit
 from tests import nets

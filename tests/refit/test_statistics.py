@@ -10,7 +10,7 @@ import torch
 import agmc_onnx
 from agmc_onnx.data.samples import Samples, synthetic
 from agmc_onnx.errors import UsageError
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.ops import analyse
 from agmc_onnx.options import CompressOptions
@@ -44,7 +44,7 @@ WEIGHTS = {
 
 
 def prune(proto: onnx.ModelProto) -> tuple[Channels, list[np.ndarray], onnx.ModelProto]:
-    channels = analyse(view(proto))
+    channels = analyse(graph_of(proto))
     kept = choose(channels, l2_norm(channels), [max(1, g.n_units // 2) for g in channels.groups])
     return channels, kept, Surgeon(channels).cut(kept)
 
@@ -54,7 +54,7 @@ def draw(proto: onnx.ModelProto) -> Samples:
 
 
 def rows(model: onnx.ModelProto, samples: Samples, value: str) -> np.ndarray:
-    graph = view(model)
+    graph = graph_of(model)
     stream = Stream(graph, read_batches(samples, OPTIONS, graph), 1 << 24)
     found = [to_rows(stream.peek(i, [value])[value], 1) for i in range(stream.n_batches)]
     return torch.cat(found).double().numpy()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agmc_onnx.data.samples import synthetic
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.synthesis import can_imagine, imagine, natural
@@ -66,7 +66,7 @@ def test_natural_images_are_smooth_and_of_variance_one(shape: tuple[int, ...]) -
 
 
 def test_images_come_near_the_statistics_that_are_stored() -> None:
-    graph = view(net())
+    graph = graph_of(net())
     start = synthetic(model_inputs(graph.model), 32, 0)
     still = imagine(graph, start, RecoverOptions(n_dream_steps=0)).feeds(32)[0]["x"]
     moved = imagine(graph, start, RecoverOptions(n_dream_steps=60)).feeds(32)[0]["x"]
@@ -76,7 +76,7 @@ def test_images_come_near_the_statistics_that_are_stored() -> None:
 
 
 def test_the_same_seed_gives_the_same_images() -> None:
-    graph = view(net())
+    graph = graph_of(net())
     first, again = (
         imagine(graph, synthetic(model_inputs(graph.model), 8, 0), RecoverOptions(n_dream_steps=2)) for _ in range(2)
     )
@@ -86,8 +86,8 @@ def test_the_same_seed_gives_the_same_images() -> None:
 def test_what_is_no_image_stays_as_it_is() -> None:
     proto = nets.model("f (float[n, 4] x) => (float[n, 3] y) { y = MatMul (x, w) }", {"w": (4, 3)})
     samples = synthetic(model_inputs(proto), 4, 0)
-    assert imagine(view(proto), samples) is samples
-    assert not can_imagine(view(proto)) and can_imagine(view(net()))
+    assert imagine(graph_of(proto), samples) is samples
+    assert not can_imagine(graph_of(proto)) and can_imagine(graph_of(net()))
 
 
 def test_a_network_with_statistics_is_refitted_without_data(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from agmc_onnx.arrays import IntArray
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.policies.greedy import DeepGreedy
 from agmc_onnx.search.budget import met
@@ -24,7 +24,7 @@ LOSSES = {"w1": 0.1, "v1": 0.4}
 
 
 def environment(losses: Callable[[list[IntArray]], float] | None, model=RESIDUAL) -> Environment:
-    channels = analyse(view(normalize(model)))
+    channels = analyse(graph_of(normalize(model)))
     counts = [np.arange(0 if losses else 1, g.n_units + 1) for g in channels.groups]
     curves = KnownCurves(tuple(counts), tuple(1.0 - c / c[-1] for c in counts))
     return Environment(
@@ -39,7 +39,7 @@ def of_names(channels) -> Callable[[list[IntArray]], float]:
 
 
 def problem(share: float, model=RESIDUAL) -> Problem:
-    channels = analyse(view(normalize(model)))
+    channels = analyse(graph_of(normalize(model)))
     found = environment(of_names(channels), model)
     return found.problem(found.macs, int(share * found.macs(found.n_units)))
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from agmc_onnx.ties.bundles import bundles
+from agmc_onnx.ties.bundles import find_bundles
 
 # Two rows of three cells each; a ShuffleNet trunk of three groups with widths that share a factor of 8 only.
 TWO_ROWS = np.array([[1, 1, 1, -1, -1, -1]])
@@ -23,7 +23,7 @@ THREE_ROWS = np.array([[1, 1, 1, -1, -1, -1, 0, 0, 0], [1, 1, 1, 0, 0, 0, -1, -1
     ],
 )
 def test_every_group_is_even_and_fine(sizes: list[int], rows: np.ndarray) -> None:
-    found = bundles(np.array(sizes), rows)
+    found = find_bundles(np.array(sizes), rows)
     for part in found:
         assert not (rows @ part).any()
         assert math.gcd(*part.tolist()) > 1
@@ -33,18 +33,20 @@ def test_every_group_is_even_and_fine(sizes: list[int], rows: np.ndarray) -> Non
 
 
 def test_nothing_is_left_of_even_sizes_with_a_common_factor() -> None:
-    found = bundles(np.array([24, 160, 72, 8, 80, 168, 128, 64, 64]), THREE_ROWS)
+    found = find_bundles(np.array([24, 160, 72, 8, 80, 168, 128, 64, 64]), THREE_ROWS)
     assert sum(found).tolist() == [24, 160, 72, 8, 80, 168, 128, 64, 64]
 
 
 def test_one_group_where_its_steps_are_fine() -> None:
-    assert [part.tolist() for part in bundles(np.array([64, 128, 192]), np.array([[1, 1, -1]]))] == [[64, 128, 192]]
+    assert [part.tolist() for part in find_bundles(np.array([64, 128, 192]), np.array([[1, 1, -1]]))] == [
+        [64, 128, 192]
+    ]
 
 
 def test_what_has_no_partner_is_left() -> None:
-    assert [part.tolist() for part in bundles(np.array([40, 10]), np.array([[1, -1]]))] == [[10, 10]]
+    assert [part.tolist() for part in find_bundles(np.array([40, 10]), np.array([[1, -1]]))] == [[10, 10]]
 
 
 def test_nothing_where_only_all_of_it_could_go() -> None:
-    assert bundles(np.array([5, 7]), np.array([[7, -5]])) == []
-    assert bundles(np.array([0, 4]), np.array([[1, -1]])) == []
+    assert find_bundles(np.array([5, 7]), np.array([[7, -5]])) == []
+    assert find_bundles(np.array([0, 4]), np.array([[1, -1]])) == []

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.ops.vanish import closer_of, repeats
 from agmc_onnx.pruning.cost import count_macs, count_params, macs_cost, params_cost
@@ -15,7 +15,7 @@ from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.masked_norms import norms_of
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.pruning.verify import verify
+from agmc_onnx.pruning.verification import verify
 from agmc_onnx.ties.closed import Closer, now_for
 from agmc_onnx.ties.groups import Channels
 from tests.nets import model as net
@@ -174,7 +174,7 @@ NETS = {"residual": RESIDUAL, "inception": INCEPTION, "gated": GATED, "transform
 
 
 def closer(model: onnx.ModelProto, exclude: tuple[str, ...] = ()) -> Closer:
-    return closer_of(analyse(view(normalize(model))).excluding(exclude))
+    return closer_of(analyse(graph_of(normalize(model))).excluding(exclude))
 
 
 def told(found: Closer) -> list[str]:
@@ -194,8 +194,8 @@ def check(channels: Channels, model: onnx.ModelProto, branches: list[int], seed:
     plan = make_plan(channels, kept, "0" * 64)
     assert verify(model, cut, plan, norms=norms_of(channels, kept)).masked_equivalence
     assert not {name for node in cut.graph.node for name in node.output} & set(plan.gone)
-    assert sum(count_macs(view(cut)).values()) == macs_cost(channels)(counts)
-    assert count_params(view(cut)) == params_cost(channels)(counts)
+    assert sum(count_macs(graph_of(cut)).values()) == macs_cost(channels)(counts)
+    assert count_params(graph_of(cut)) == params_cost(channels)(counts)
 
 
 def test_a_residual_branch_goes_with_its_sum_and_the_relu_behind_a_relu() -> None:
@@ -261,7 +261,7 @@ def test_what_is_excluded_keeps_its_branch() -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_without_branches_equal_to_the_masked_original(name: str) -> None:
     model = normalize(NETS[name])
-    channels = analyse(view(model))
+    channels = analyse(graph_of(model))
     n = len(closer_of(channels).branches)
     for seed in range(4):
         asked = np.flatnonzero(np.random.default_rng(seed).random(n) < 0.6).tolist()

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 import agmc_onnx.ties
-from agmc_onnx.graph.view import Node, view
+from agmc_onnx.graph.view import Node, graph_of
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import RESIDUAL, Channels, analyse
 from agmc_onnx.ties.ledger import Handler, Ledger, tie_or_freeze
@@ -66,7 +66,7 @@ def found(nodes: str) -> Channels:
     text = f"""<ir_version: 8, opset_import: ["" : 17, "made" : 1]>
         g (float[1, 6] x) => (float[1, 6] y) <{VALUES}> {{ {nodes} d = made.Mix(c, last) y = Identity(d) }}"""
     proto = model(text, W)
-    return analyse(view(proto), lambda node: OPS.get(node.op_type, Made()))
+    return analyse(graph_of(proto), lambda node: OPS.get(node.op_type, Made()))
 
 
 def groups(channels: Channels) -> dict[str, int]:

@@ -7,7 +7,7 @@ import torch
 
 from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.edit import with_arrays
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.torch_view.module import OPS, TorchGraph, prepare, run_node, to_model
 from tests import nets
@@ -207,7 +207,7 @@ def test_constant_nodes_are_written_back() -> None:
     text = "f (float[n, 2] x) => (float[n, 2] y) { c = Constant<value = float[2] {1, 2}> ()  y = Mul (x, c) }"
     proto = nets.model(text)
     new = with_arrays(proto, {"c": np.array([3.0, 4.0])})
-    assert view(new).array("c").tolist() == [3, 4]
+    assert graph_of(new).array("c").tolist() == [3, 4]
     with pytest.raises(ModelError, match=r"c: shape changed, got \[3\]; expected \[2\]"):
         with_arrays(proto, {"c": np.zeros(3)})
 
@@ -240,7 +240,7 @@ def test_an_unknown_op_is_named() -> None:
 
 
 def test_a_node_that_fails_is_named_with_its_shapes() -> None:
-    node = view(nets.model("f (float[2, 3] x, float[4, 5] w) => (float[2, 5] y) { y = MatMul (x, w) }")).nodes[0]
+    node = graph_of(nets.model("f (float[2, 3] x, float[4, 5] w) => (float[2, 5] y) { y = MatMul (x, w) }")).nodes[0]
     with pytest.raises(ModelError, match=r"MatMul y: torch cannot run this node.*\(2, 3\), \(4, 5\)"):
         run_node(node, [torch.zeros(2, 3), torch.zeros(4, 5)])
     assert prepare(node, 17).op_type in OPS

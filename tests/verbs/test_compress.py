@@ -8,7 +8,7 @@ import pytest
 import agmc_onnx
 from agmc_onnx import CompressOptions, UsageError
 from agmc_onnx.graph.outputs import output_files, write_files
-from agmc_onnx.pruning.verify import kept_region
+from agmc_onnx.pruning.verification import kept_region
 
 DIGITS = Path(__file__).parents[2] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
 SEARCH = {"flops": 0.5, "data": "digits", "episodes": 8, "latency_seconds": 0.1}

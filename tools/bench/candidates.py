@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.plan import make_plan
-from agmc_onnx.pruning.verify import masked
+from agmc_onnx.pruning.verification import masked
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of, search_candidates
 from agmc_onnx.run.target import target_of
@@ -159,7 +159,7 @@ def main() -> None:
         "model": args.model.name, "images": args.images, "seconds": middle, "same_metric": all(same),
         "times_ours": {name: value / middle["ours"] for name, value in middle.items()},
         "cpu_seconds": cpu, "cpu_times_ours": {name: value / cpu["ours"] for name, value in cpu.items()},
-        "macs": {"original": int(environment.macs(groups[0])), "nodes": len(view(analysis.model).nodes)},
+        "macs": {"original": int(environment.macs(groups[0])), "nodes": len(graph_of(analysis.model).nodes)},
     }  # fmt: skip
     if args.episodes:
         row["search"] = share_of_inference(args)

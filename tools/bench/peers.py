@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.pruning.cost import count_macs
@@ -40,7 +40,7 @@ RATIO, AGAIN_BELOW = 0.5, 5.0  # seconds
 
 
 def macs_of(model: onnx.ModelProto) -> int:
-    return sum(count_macs(view(normalize(model))).values())
+    return sum(count_macs(graph_of(normalize(model))).values())
 
 
 def judged(original: onnx.ModelProto, pruned: onnx.ModelProto, seconds: float) -> Row:

@@ -35,8 +35,8 @@ from onnx import numpy_helper
 
 import agmc_onnx
 from agmc_onnx.data.samples import Samples, load_card, open_data
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.normal_form import normalize
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.accuracy import Evaluator
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 from agmc_onnx.pruning.cost import count_macs
@@ -93,7 +93,7 @@ class Bench:
 
 
 def macs_of(model: onnx.ModelProto) -> int:
-    return sum(count_macs(view(normalize(model))).values())
+    return sum(count_macs(graph_of(normalize(model))).values())
 
 
 def exported(net: torch.nn.Module) -> onnx.ModelProto:

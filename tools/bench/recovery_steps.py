@@ -24,7 +24,7 @@ from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.pruning.cost import macs_cost
 from agmc_onnx.pruning.importance import IMPORTANCE, choose
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.refit.compensate import compensate
+from agmc_onnx.refit.compensation import compensate
 from agmc_onnx.refit.curves import greedy_widths
 from agmc_onnx.refit.importance import MEASURED, Measurements
 from agmc_onnx.refit.options import RecoverOptions

@@ -161,8 +161,8 @@ def write_dense(path: Path, megabytes: int) -> None:
 def read_cut_write(path: Path, output: Path) -> Row:
     """Return the processor time of every stage of a cut to half of every group, and the peak memory."""
     from agmc_onnx.graph.files import read_model, write_model
-    from agmc_onnx.graph.normalize import normalize
-    from agmc_onnx.graph.view import view
+    from agmc_onnx.graph.normal_form import normalize
+    from agmc_onnx.graph.view import graph_of
     from agmc_onnx.ops import analyse
     from agmc_onnx.pruning.importance import choose, l2_norm
     from agmc_onnx.pruning.surgery import Surgeon
@@ -178,7 +178,7 @@ def read_cut_write(path: Path, output: Path) -> Row:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     file = read_model(path)
     lap("read")
-    graph = view(normalize(file.proto))
+    graph = graph_of(normalize(file.proto))
     _ = graph.shapes
     lap("shapes")
     channels = analyse(graph)
@@ -223,13 +223,13 @@ def run_measured(command: list[str]) -> Row:
 def plan_of(path: Path) -> None:
     """Write the plan that keeps half of every group, as `compress` would, beside the model."""
     from agmc_onnx.graph.files import read_model
-    from agmc_onnx.graph.normalize import normalize
-    from agmc_onnx.graph.view import view
+    from agmc_onnx.graph.normal_form import normalize
+    from agmc_onnx.graph.view import graph_of
     from agmc_onnx.ops import analyse
     from agmc_onnx.pruning.importance import choose, l2_norm
     from agmc_onnx.pruning.plan import make_plan
 
-    channels = analyse(view(normalize(read_model(path).proto)))
+    channels = analyse(graph_of(normalize(read_model(path).proto)))
     half = [max(g.step, g.n_units // 2 // g.step * g.step) for g in channels.groups]
     kept = choose(channels, l2_norm(channels), half)
     plan = make_plan(channels, kept, hashlib.sha256(path.read_bytes()).hexdigest())

@@ -31,7 +31,7 @@ from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies.guide import generalist
 from agmc_onnx.policies.guide.error_model import normalised
 from agmc_onnx.policies.guide.guide import Guide, error_tables
-from agmc_onnx.policies.guide.linear_budget import linear_budget
+from agmc_onnx.policies.guide.linear_budget import fit_linear_budget
 from agmc_onnx.policies.guide.prior import prior_candidates
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of
@@ -188,7 +188,7 @@ def lessons_of(rows: list[dict[str, Any]]) -> list[Lesson]:
     problems = ((model, *one) for (model, data), own in shares.items() for one in problems_of(Path(model), data, own))
     for model, share, problem in problems:
         own = [row for row in rows if (row["model"], row["share"]) == (model, share)]
-        budget = linear_budget(problem)
+        budget = fit_linear_budget(problem)
         tables = error_tables(problem, budget.keep_ratio)
         seen = generalist.sight(problem, tables.errors, budget.weight, budget.keep_ratio)
         errors = tables.at(torch.tensor(np.array([row["kept"] for row in own]) / problem.n_units)).float()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.motifs.encoding import ChannelView, channel_view
 from models.export import to_onnx
 from models.zoo import BUILDERS, build
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=200)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = channel_view(view(to_onnx(build(args.network), BUILDERS[args.network].input_shape)))
+    found = channel_view(graph_of(to_onnx(build(args.network), BUILDERS[args.network].input_shape)))
     sys.stdout.write(f"{args.network}: {found.n_nodes} nodes, {found.edge_index.shape[1]} edges\n")
     for kind in ("names", "shape"):
         for sees_edges in (True, False):

@@ -17,7 +17,7 @@ import onnx
 import agmc_onnx
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.files import read_model
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.pruning.cost import count_macs
 from agmc_onnx.pruning.sparsity import dense
 from agmc_onnx.verbs import compress as pipeline
@@ -187,7 +187,7 @@ def _measured(paths: tuple[Path, Path], batch: int, seconds: float) -> list[dict
 
 def weights_of(model: onnx.ModelProto) -> dict[str, int]:
     """Return the MACs, those of convolutions alone, and the weights: how many, how many not zero, in bytes."""
-    graph = view(dense(model))
+    graph = graph_of(dense(model))
     macs = count_macs(graph)
     convolutions = {node.outputs[0] for node in graph.nodes if node.op_type == "Conv"}
     arrays = [graph.array(name) for name in graph.tensors if graph.is_parameter(name)]
@@ -248,7 +248,7 @@ def _nodes(row: Row, seed: int) -> dict[str, Any]:
 
     assert row.network.zoo is not None
     proto = to_onnx(build(row.network.zoo), BUILDERS[row.network.zoo].input_shape)
-    found = channel_view(view(proto))
+    found = channel_view(graph_of(proto))
     args = argparse.Namespace(**row.options)
     told = {
         f"{kind}, {'edges' if sees_edges else 'no edges'}": accuracy(found, args, kind, sees_edges, seed)

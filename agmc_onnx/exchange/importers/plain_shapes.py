@@ -17,7 +17,7 @@ PROBES = ((2, 0), (3, 1), (5, 5))  # samples, and what is added to the usual siz
 Dims = tuple[int, ...]
 
 
-def plain_shapes(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
+def with_plain_shapes(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     """Return the model with constant targets for those Reshapes of the main graph that allow it.
 
     A converter that leaves the number of tokens open writes Reshape(x, Concat(batch, tokens, heads, -1)), with batch and tokens

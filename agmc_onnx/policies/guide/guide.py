@@ -13,7 +13,7 @@ from torch import Tensor
 from agmc_onnx.arrays import FloatArray
 from agmc_onnx.policies.guide import generalist
 from agmc_onnx.policies.guide.error_model import ErrorModel, Tables, normalised
-from agmc_onnx.policies.guide.linear_budget import linear_budget
+from agmc_onnx.policies.guide.linear_budget import fit_linear_budget
 from agmc_onnx.policies.guide.prior import best_curves
 from agmc_onnx.search.budget import met
 from agmc_onnx.search.policy import SMALLEST
@@ -43,7 +43,7 @@ class Guide:
     ) -> None:
         """Read the curves; `generator` is the only source of randomness."""
         self.problem, self.n_episodes, self.generator = problem, n_episodes, generator
-        self.budget = linear_budget(problem)
+        self.budget = fit_linear_budget(problem)
         self.tables = error_tables(problem, self.budget.keep_ratio)
         told = self._told() if use_generalist else None
         self.is_taught = told is not None
@@ -66,7 +66,7 @@ class Guide:
         self._n_stale += 1
         if self.best is None or reward > self.best[0]:
             self.best, self._n_stale = (reward, actions), 0
-            self.budget = linear_budget(self.problem, kept)
+            self.budget = fit_linear_budget(self.problem, kept)
         rewards = normalised(torch.tensor([reward for _, reward in self._episodes]))
         actions = torch.stack([actions for actions, _ in self._episodes])
         self.model = ErrorModel.fit(self.tables, actions, rewards, self._shapes)

@@ -26,7 +26,7 @@ from agmc_onnx.policies.agmc.states import GraphStates, GraphTensors, States, gr
 from agmc_onnx.policies.amc import amc_states
 from agmc_onnx.policies.guide.error_model import normalised
 from agmc_onnx.policies.guide.guide import N_GRID, on_grid
-from agmc_onnx.policies.guide.linear_budget import LinearBudget, linear_budget
+from agmc_onnx.policies.guide.linear_budget import LinearBudget, fit_linear_budget
 from agmc_onnx.policies.guide.prior import best_curves
 from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.problem import Outcome, Problem
@@ -212,7 +212,7 @@ class InformedAgmc(AgmcPolicy):
     def make_agent(self) -> Agent:
         """Return an informed agent."""
         assert isinstance(self.options, InformedOptions)
-        self.budget = linear_budget(self.problem)
+        self.budget = fit_linear_budget(self.problem)
         known = self.known = known_of(self.problem, self.budget)
         first = float(self.budget.keep_ratio.mean().clamp(0.05, 0.95))
         budget = self.budget if self.problem.has_budget else None

@@ -39,7 +39,7 @@ class LinearBudget:
         return parts[0] if n == actions.shape[-1] else torch.cat(parts, dim=-1)
 
 
-def linear_budget(problem: Problem, at: IntArray | None = None) -> LinearBudget:
+def fit_linear_budget(problem: Problem, at: IntArray | None = None) -> LinearBudget:
     """Return a solution and the marginal cost of every group there; by default the uniform one.
 
     Args:

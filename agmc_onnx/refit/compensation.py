@@ -26,7 +26,7 @@ from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.edit import Input, edited
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops.vanish import closer_of, repeats
 from agmc_onnx.refit.moments import Line, Moments, Patches, Places, Waiting, sample_positions, to_rows
 from agmc_onnx.refit.options import RecoverOptions
@@ -144,7 +144,7 @@ class _Refit:
         self.cut = Cut(owner.channels, kept)
         self.is_shallower = any(not len(positions) for positions in kept)
         self.now_for = aims(owner.channels, kept)
-        self.graph = view(pruned, owner.channels.graph.folder)
+        self.graph = graph_of(pruned, owner.channels.graph.folder)
         self._old: Stream | None = None
         self.new = Stream(self.graph, owner.batches, self.options.memory_bytes)
         self.changed: dict[str, np.ndarray] = {}

@@ -20,7 +20,7 @@ from agmc_onnx.graph.external import is_external, part_of
 from agmc_onnx.graph.files import external_tensors, without_external, write_array
 from agmc_onnx.graph.precision import as_fed, is_half, to_float32
 from agmc_onnx.graph.protobuf import without_initializers
-from agmc_onnx.graph.view import Graph, view
+from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.ops.table import op_of
@@ -77,7 +77,7 @@ def verify(
     """Check a pruned model against its original.
 
     Args:
-        original: The normalised original (`agmc_onnx.graph.normalize`).
+        original: The normalised original (`agmc_onnx.graph.normal_form`).
         pruned: What was made of it.
         plan: Names what was kept.
         feeds: Inputs to compare on; None makes random ones.
@@ -177,8 +177,8 @@ def masked(original: onnx.ModelProto, plan: Plan, values: onnx.ModelProto | None
     Raises:
         PlanError: If the plan names a tensor or an index that the model does not have.
     """
-    graph = view(original)
-    other = view(values) if values is not None else None
+    graph = graph_of(original)
+    other = graph_of(values) if values is not None else None
     changed = set(plan.tensors)
     if other is not None:
         changed |= {name for name in graph.tensors if name in other.tensors and graph.is_float(name)}
