@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 
 from agmc_onnx.arrays import Mask
-from agmc_onnx.measuring.accuracy import Evaluator, Outputs
+from agmc_onnx.measuring.accuracy import Z95, Evaluator, Outputs
 from agmc_onnx.measuring.closeness import class_scores
 
 ONE_SIDED = 1.6448536269514722  # 95 % point of the normal distribution
-_TOP = {"top1": 1, "top5": 5, "agreement": 1}
+COUNTS = {"top1": 1, "top5": 5, "agreement": 1}  # metrics that count samples, and among how many best classes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def hits(outputs: Outputs, evaluator: Evaluator) -> Mask | None:
         outputs: Graph outputs of all samples.
         evaluator: Whose metric and samples they are.
     """
-    k, samples = _TOP.get(evaluator.metric), evaluator.samples
+    k, samples = COUNTS.get(evaluator.metric), evaluator.samples
     scores = next((s for o in outputs if len(o) == samples.n and (s := class_scores(o)) is not None), None)
     if k is None or scores is None or (evaluator.metric == "agreement" and len(outputs) != 1):
         return None
@@ -76,7 +76,19 @@ def hits(outputs: Outputs, evaluator: Evaluator) -> Mask | None:
 
 
 def upper_bound(original: Mask, model: Mask) -> float:
-    """Return what the share of right answers falls by at most, in points, with 95 % confidence, one-sided.
+    """Return what the share of right answers falls by at most, in points, with 95 % confidence, one-sided."""
+    difference, error = _matched(original, model)
+    return 100 * (difference + ONE_SIDED * error)
+
+
+def interval(original: Mask, model: Mask) -> tuple[float, float]:
+    """Return the 95 % interval, two-sided, of what the share of right answers falls by, in points."""
+    difference, error = _matched(original, model)
+    return 100 * (difference - Z95 * error), 100 * (difference + Z95 * error)
+
+
+def _matched(original: Mask, model: Mask) -> tuple[float, float]:
+    """Return the difference of two matched shares and its standard error.
 
     Both models answer the same samples, so only those count where one of the two is right: b that were lost and c that were
     won. Adjusted Wald interval of a difference of matched shares (Agresti and Min 2005), half a sample added to each cell.
@@ -84,5 +96,4 @@ def upper_bound(original: Mask, model: Mask) -> float:
     lost, won = int((original & ~model).sum()) + 0.5, int((~original & model).sum()) + 0.5
     n = original.size + 2
     difference = (lost - won) / n
-    error = math.sqrt(max(lost + won - (lost - won) ** 2 / n, 0.0)) / n
-    return 100 * (difference + ONE_SIDED * error)
+    return difference, math.sqrt(max(lost + won - (lost - won) ** 2 / n, 0.0)) / n

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agmc_onnx.reporting import text
+from agmc_onnx.reporting import text, verdict
 from agmc_onnx.reporting.drawing import draw
 from agmc_onnx.reporting.plots import curves, latency_scale, metric_scale
 
@@ -54,6 +54,8 @@ def render(report: Report) -> str:
         set_id=report.get("set") or "",
         name=Path(report["model"]["path"]).name,
         headline=headline(report),
+        verdict=verdict.lines(report.get("verdict")),
+        kind=(report.get("verdict") or {}).get("kind", ""),
         rows=text.rows(report),
         target=text.target_line(report),
         verified=text.verified_line(report["verified"]),
@@ -92,7 +94,8 @@ def cards(report: Report) -> str:
         f'<div style="{box}"><small>{escape(what)}</small><br><b>{escape(change)}</b><br><small>{escape(pair)}</small></div>'
         for what, change, pair in found
     )
-    return f"<div>{shown}<div><small>{escape(text.verified_line(report['verified']))}</small></div></div>"
+    said = "".join(f"<div><b>{escape(line)}</b></div>" for line in verdict.lines(report.get("verdict"))[:1])
+    return f"<div>{said}{shown}<div><small>{escape(text.verified_line(report['verified']))}</small></div></div>"
 
 
 def headline(report: Report) -> str:

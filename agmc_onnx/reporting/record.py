@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -18,8 +18,9 @@ from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.sizes import InputSizes
 from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.latency.timing import MORE_ROUNDS, Latency, compare, ratio
-from agmc_onnx.measuring.accuracy import Score
+from agmc_onnx.measuring.accuracy import Evaluator, Outputs, Score
 from agmc_onnx.measuring.memory import peak_bytes
+from agmc_onnx.measuring.paired import COUNTS, hits, interval
 from agmc_onnx.measuring.processor import cpu_name
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import make_session, provider_of
@@ -46,6 +47,7 @@ from agmc_onnx.reporting.schema import (
     TargetFacts,
     VerifiedFacts,
 )
+from agmc_onnx.reporting.verdict import Loss
 from agmc_onnx.search.loop import SearchResult
 from agmc_onnx.ties.groups import Channels
 
@@ -80,9 +82,11 @@ def compose(
         more: Fields that only some runs have.
         sizes: Of the inputs, that all numbers are for.
     """
-    evaluator = data.evaluator("test")
+    evaluator = data.evaluator("test", close=not data.real)
     original = source.proto
-    before, after = evaluator(original).score, evaluator(compressed).score
+    answered = [evaluator(model, keep_outputs=evaluator.metric in COUNTS) for model in (original, compressed)]
+    before, after = (one.score for one in answered)
+    loss = _loss([one.outputs or [] for one in answered], evaluator, before, after)
     cut = after if settings.recovery.recover == "none" else evaluator(as_cut).score
     feeds = data.role("test").take(8).feeds(1)
     run = settings.execution
@@ -99,6 +103,8 @@ def compose(
             metric_before_recovery=cut.value, weight_density=_density(graph_of(dense(compressed))),
         ),
         latency_ratio=RatioFacts(**asdict(ratio(times[1], times[0]))),
+        loss=loss,
+        closeness=answered[1].fidelity,
         accuracy_measured=data.real,
         data=DataFacts(str(data.source), data.metric, data.sizes()) if data.real else None,
         target=target,
@@ -118,6 +124,13 @@ def compose(
         environment=environment_versions(provider_of(make_session(compressed, threads, provider))),
         **more,
     )  # fmt: skip
+
+
+def _loss(outputs: Sequence[Outputs], evaluator: Evaluator, before: Score, after: Score) -> Loss:
+    """Return what the metric lost, with its interval where it counts samples."""
+    right = [hits(one, evaluator) for one in outputs]
+    known = None if right[0] is None or right[1] is None else interval(right[0], right[1])
+    return Loss(before.name, before.value, before.value - after.value, before.n, known)
 
 
 def environment_versions(provider: str) -> dict[str, str]:

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from agmc_onnx.errors import UsageError
+from agmc_onnx.reporting.verdict import Loss, Verdict
 from agmc_onnx.schema import RARE, Count, Record, checked, parse
 
 REPORT_FORMAT: Literal["agmc-onnx/report@1"] = "agmc-onnx/report@1"
-SCHEMA_VERSION = "1.2"  # the format's number, and one more whenever a field is added; what is there keeps its meaning
+SCHEMA_VERSION = "1.3"  # the format's number, and one more whenever a field is added; what is there keeps its meaning
 
 Share = Annotated[float, Meta(ge=0)]
 Interval = tuple[float | None, float | None]
@@ -164,6 +165,11 @@ class Report(Record):
     format: Literal["agmc-onnx/report@1"] = REPORT_FORMAT
     schema_version: str = SCHEMA_VERSION
     set: Annotated[str | None, Meta(description="id of the set; model, plan and page carry it too")] = None
+    verdict: Verdict | None = None
+    loss: Loss | None = None
+    closeness: Annotated[float | None, Meta(description="of the outputs to the original's, 0 to 100, without data")] = (
+        None
+    )
     latency_ratio: RatioFacts | None = None
     accuracy_measured: Annotated[bool, Meta(description="False without data")] = True
     data: DataFacts | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from agmc_onnx.graph.sizes import sizes_text
 from agmc_onnx.options import known_options
+from agmc_onnx.reporting import verdict
 
 KINDS = {"flops": "MACs", "params": "parameters", "latency": "latency"}
 PERCENT_METRICS = ("top1", "top5", "agreement")
@@ -26,7 +27,6 @@ NO_FASTER = (
 )
 
 BUSY = 0.03  # how far the ratio of medians and the median of ratios may differ before the line says so
-FEW = 100  # calibration samples, below which a refit is held back: ResNet-20, 40 in place of 240: 12 points
 
 Report = Mapping[str, Any]
 WIDTH = 80  # columns of a terminal, that tables fit
@@ -177,7 +177,7 @@ def summary(report: Report) -> list[str]:
     """Return what the terminal prints at the end of `compress`."""
     table = [("", "original", "compressed", "ratio")]
     table += [(row.what, row.before, row.after, row.change) for row in rows(report)]
-    lines = ["", *aligned(table), "", *sizes_lines(report), target_line(report)]
+    lines = [*verdict.lines(report.get("verdict")), "", *aligned(table), "", *sizes_lines(report), target_line(report)]
     cut, metric = report["compressed"].get("metric_before_recovery"), report["compressed"]["metric"]
     if cut is not None and report["verified"].get("recovered"):
         lines.append(f"recovery: {metric['name']} {metric_text(metric, cut)} as cut, {metric_text(metric)} after it")
@@ -200,8 +200,8 @@ def sizes_lines(found: Mapping[str, Any]) -> list[str]:
 
 def few_samples(report: Report) -> str | None:
     """Return what is to be done where recovery had few calibration samples, or None."""
-    n = ((report.get("data") or {}).get("roles") or {}).get("calibration", FEW)
-    if n >= FEW or not report["verified"].get("recovered"):
+    n = ((report.get("data") or {}).get("roles") or {}).get("calibration", verdict.FEW)
+    if n >= verdict.FEW or not report["verified"].get("recovered"):
         return None
     return (
         f"Recovery had only {n} calibration samples; it wants some hundreds. Name the roles in the data card and give that"

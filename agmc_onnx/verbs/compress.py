@@ -33,10 +33,12 @@ from agmc_onnx.pruning.plan import Plan, make_plan
 from agmc_onnx.pruning.sparsity import facts, sparse_plan, sparsity_of, store
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verification import Verification
+from agmc_onnx.reporting.advice import circumstances
 from agmc_onnx.reporting.progress import Episodes, in_notebook
 from agmc_onnx.reporting.record import compose, environment_versions
 from agmc_onnx.reporting.schema import Report, TargetFacts
 from agmc_onnx.reporting.text import one_line
+from agmc_onnx.reporting.verdict import Circumstances, judged
 from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.run.candidates import Progress, environment_of, reachable
 from agmc_onnx.run.clock import Clock
@@ -289,6 +291,7 @@ def _searched(
         assert times is not None
         share = measured_share(reached, times.median if times.cpu is None else times.cpu, target, settings.budget)
         report = replace(report, target=replace(report.target, **share))
+    report = _with_verdict(report, circumstances(job, environment, target, found.kept, report))
     report = replace(report, wall_s=round(time.perf_counter() - start, 3))
     result = Result(compressed, plan, report, verification)
     if output is not None:
@@ -297,6 +300,12 @@ def _searched(
         journal.end(finished=not found.interrupted)
     tell("done", report)
     return result
+
+
+def _with_verdict(report: Report, about: Circumstances) -> Report:
+    """Return a report whose verdict knows what the next step depends on."""
+    assert report.loss is not None
+    return replace(report, verdict=judged(report.loss, report.accuracy_measured, report.closeness, about))
 
 
 @contextmanager
