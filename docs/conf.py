@@ -27,6 +27,8 @@ napoleon_use_ivar = True
 html_theme = "furo"
 html_title = f"agmc-onnx {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b7a75", "color-brand-content": "#0b7a75"},
     "dark_css_variables": {"color-brand-primary": "#43b8b0", "color-brand-content": "#43b8b0"},
