@@ -279,7 +279,7 @@ def _restructured(
 
 
 def _read_constants(slim: onnx.ModelProto, initializers: Sequence[str], changes: Sequence[Change]) -> set[str] | None:
-    """Let nodes read new constants where they read old ones, or nothing, in place; no other node is concerned by that.
+    """Let constants take the place of constants, or of what nodes make of them, in place; that concerns no other node.
 
     Returns:
         Names of the initializers that there are then; None, and nothing is changed, where the changes are others.
@@ -289,20 +289,27 @@ def _read_constants(slim: onnx.ModelProto, initializers: Sequence[str], changes:
     constants = {"", *initializers} | {name for name, node in makers.items() if _is_constant(node)}
     known = constants | makers.keys() | {value.name for value in graph.input}
     reads = [change for change in changes if isinstance(change, Input)]
+    gone = {change.output for change in changes if isinstance(change, Gone)}
     undeclared = {change.value for change in changes if isinstance(change, Undeclared)}
-    old = [_input(makers[one.output], one.position) if one.output in makers else None for one in reads]
+    old = {_input(makers[one.output], one.position) if one.output in makers else None for one in reads}
+    old.update(name for output in gone for name in makers[output].input)
     if (
         slim.ir_version <= LAST_IR_WITH_INPUTS
-        or len(reads) + sum(isinstance(change, Undeclared) for change in changes) < len(changes)
-        or not constants.issuperset(old)
+        or not all(isinstance(change, Input | Gone | Undeclared) for change in changes)
+        or any(len(makers[output].output) > 1 for output in gone)
+        or not (constants | gone).issuperset(old)
         or not known.isdisjoint(one.value for one in reads)
     ):
         return None
     for one in reads:
         _connect(makers[one.output].input, one.position, one.value)
+    for i in reversed(range(len(graph.node)) if gone else ()):
+        if graph.node[i].output and graph.node[i].output[0] in gone:
+            del graph.node[i]
     listed = {value.name for value in graph.input}
     listed.update(e.value for a in graph.quantization_annotation for e in a.quant_parameter_tensor_names)
-    unused = set(old) - set(used_names(graph)) - listed
+    used = set(used_names(graph))
+    unused = old - used - listed
     for i in reversed(range(len(graph.node))):
         if _is_constant(graph.node[i]) and graph.node[i].output[0] in unused:
             undeclared.add(graph.node[i].output[0])
@@ -310,7 +317,7 @@ def _read_constants(slim: onnx.ModelProto, initializers: Sequence[str], changes:
     for i in reversed(range(len(graph.value_info))):
         if graph.value_info[i].name in undeclared:
             del graph.value_info[i]
-    return ({*initializers} - unused) | {one.value for one in reads}
+    return ({*initializers} - unused) | {one.value for one in reads} | (gone & used)
 
 
 def put_attributes(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> None:

@@ -11,10 +11,9 @@ from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
-from agmc_onnx.graph.edit import LAST_IR_WITH_INPUTS, rewire
+from agmc_onnx.graph.edit import LAST_IR_WITH_INPUTS, Change, Gone, Input, edited, rewire
 from agmc_onnx.graph.fold import evaluate_node
 from agmc_onnx.graph.inline import unwrapped
-from agmc_onnx.graph.protobuf import copy_fields
 from agmc_onnx.graph.registry import graph_op
 from agmc_onnx.graph.view import captured_names, constant_tensor
 
@@ -108,7 +107,7 @@ def _with_known_statistics(model: onnx.ModelProto, overridable: set[str], output
         value, given = _value(node.output[0], made, tensors, opset, arrays), arrays.get(node.input[0])
         if value is not None and given is not None and 4 * value.size <= given.size:
             found[node.output[0]] = value
-    return _replaced(model, found, overridable, outputs) if found else model
+    return edited(model, [Gone(name) for name in found], found) if found else model
 
 
 def _value(
@@ -130,29 +129,6 @@ def _value(
     return arrays[name]
 
 
-def _replaced(
-    model: onnx.ModelProto, values: dict[str, np.ndarray], overridable: set[str], outputs: set[str]
-) -> onnx.ModelProto:
-    """Return the model with initializers in place of the nodes that make some values, and without what only those needed."""
-    nodes = [node for node in model.graph.node if not (node.output and node.output[0] in values)]
-    gone = {name for node in model.graph.node if node.output and node.output[0] in values for name in node.input}
-    users = Counter(name for node in nodes for name in (*node.input, *captured_names(node)))
-    for node in reversed(list(nodes)):
-        names = [name for name in node.output if name]
-        if gone.intersection(names) and not any(users[name] or name in outputs for name in names):
-            nodes.remove(node)
-            users.subtract([*node.input, *captured_names(node)])
-            gone.update(node.input)
-    result = onnx.ModelProto()
-    copy_fields(model, result, but={"graph"})
-    copy_fields(model.graph, result.graph, but={"node", "initializer"})
-    result.graph.node.extend(nodes)
-    unused = {name for name in gone if not users[name] and name not in outputs and name not in overridable}
-    result.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name not in unused)
-    result.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
-    return result
-
-
 def _with_own_fillers(model: onnx.ModelProto, overridable: set[str]) -> onnx.ModelProto:
     """Return the model with a copy of every shared vector of one number for each of its users, or the model itself."""
     graph = model.graph
@@ -162,22 +138,18 @@ def _with_own_fillers(model: onnx.ModelProto, overridable: set[str]) -> onnx.Mod
         for tensor in graph.initializer
         if users[tensor.name] > 1 and tensor.name not in overridable and _is_filler(tensor)
     }
-    if not shared:
-        return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
     taken = {name for node in graph.node for name in (*node.input, *node.output)} | {t.name for t in graph.initializer}
     seen: Counter[str] = Counter()
-    for node in result.graph.node:
+    changes: list[Change] = []
+    copies: dict[str, onnx.TensorProto] = {}
+    for node in graph.node if shared else ():
         for name in [used for used in dict.fromkeys(node.input) if used in shared]:
             seen[name] += 1
             own = f"{name}__{seen[name]}"
             if seen[name] > 1 and own not in taken:
-                node.input[:] = [own if used == name else used for used in node.input]
-                copy = result.graph.initializer.add()
-                copy.CopyFrom(shared[name])
-                copy.name = own
-    return result
+                copies[own] = shared[name]
+                changes += [Input(node.output[0], at, own) for at, used in enumerate(node.input) if used == name]
+    return edited(model, changes, copies) if changes else model
 
 
 def _is_filler(tensor: onnx.TensorProto) -> bool:
@@ -189,11 +161,9 @@ def _is_filler(tensor: onnx.TensorProto) -> bool:
 
 def _untied(model: onnx.ModelProto, overridable: set[str], outputs: set[str]) -> onnx.ModelProto:
     """Return a model with dense constants after `normalize`."""
-    graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in overridable}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in overridable}
     copies: dict[str, onnx.TensorProto] = {}
-    gone = set()
-    for node in graph.node:
+    for node in model.graph.node:
         if not _is_default(node.domain):
             continue
         if node.op_type == "Constant":
@@ -202,28 +172,7 @@ def _untied(model: onnx.ModelProto, overridable: set[str], outputs: set[str]) ->
                 constants[node.output[0]] = tensor
         elif node.op_type == "Identity" and node.output[0] not in outputs and node.input[0] in constants:
             constants[node.output[0]] = copies[node.output[0]] = constants[node.input[0]]
-            gone.add(node.output[0])
-    orphans = {node.input[0] for node in graph.node if node.output and node.output[0] in gone} - outputs
-    for node in graph.node:
-        if not (node.output and node.output[0] in gone):
-            orphans.difference_update(node.input, captured_names(node))
-    result = onnx.ModelProto()
-    copy_fields(model, result, but={"graph"})
-    copy_fields(graph, result.graph, but={"node", "initializer", "input"})
-    unused = gone | {name for name in orphans if name not in overridable}
-    result.graph.node.extend(node for node in graph.node if not (node.output and node.output[0] in unused))
-    result.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name not in unused)
-    result.graph.input.extend(value for value in graph.input if value.name not in unused)
-    for name, tensor in copies.items():
-        if name in orphans:  # only other copies were made of it
-            continue
-        made = result.graph.initializer.add()
-        made.CopyFrom(tensor)
-        made.name = name
-        if model.ir_version <= LAST_IR_WITH_INPUTS:
-            info = onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
-            result.graph.input.append(info)
-    return result
+    return edited(model, [Gone(name) for name in copies], copies)
 
 
 def _has_copies(model: onnx.ModelProto, overridable: set[str], outputs: set[str]) -> bool:

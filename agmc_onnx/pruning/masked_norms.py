@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from agmc_onnx.arrays import IntArray, Mask
-from agmc_onnx.graph.view import Node
-from agmc_onnx.ops.table import TABLE, Statistics, op_of
+from agmc_onnx.graph.edit import Change, Input, Made, Output, edited
+from agmc_onnx.graph.view import Graph, Node, graph_of
+from agmc_onnx.ops.table import Statistics, op_of
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
@@ -114,86 +114,81 @@ def _spread_mask(channels: Channels, value: str, dim: int, mask: Mask) -> Mask |
     return mask.reshape(*axis.periods, -1).transpose(order.tolist()).reshape(sizes)
 
 
+Edit = tuple[list[Change], dict[str, np.ndarray]]  # what changes, and the numbers of new constants
+
+
 def over_kept(model: onnx.ModelProto, norms: Sequence[Norm]) -> onnx.ModelProto:
-    """Let normalising nodes of a masked model see kept entries only; LayerNormalization's result is scattered back."""
-    graph = model.graph
-    for number, norm in enumerate(norms):
-        at = next(i for i, p in enumerate(graph.node) if p.output and p.output[0] == norm.output)
-        proto = onnx.NodeProto()
-        proto.CopyFrom(graph.node[at])
-        name = f"{norm.output}__kept_{number}"
-        if norm.is_weight:
-            _clear(graph, at, norm, name)
-            continue
-        statistics = TABLE[proto.domain, proto.op_type].statistics
-        assert statistics is not None
-        if norm.kept.dtype == bool:
-            MASKS[statistics.masked](graph, at, norm, name)
-            continue
-        graph.initializer.append(numpy_helper.from_array(norm.kept, name))
-        made = []
-        outputs = statistics.outputs
-        for i in range(len(proto.input)) if outputs and statistics.follow else range(1):
-            if proto.input[i]:
-                axis = norm.dim if i == 0 else -1
-                made.append(onnx.helper.make_node("Gather", [proto.input[i], name], [f"{name}_{i}"], axis=axis))
-                proto.input[i] = f"{name}_{i}"
-        made.append(proto)
-        if outputs:
-            graph.initializer.append(_spreading(model, norm, f"{name}_back", graph.node[at].input[-1]))
-        for i in outputs:
-            if i < len(proto.output) and proto.output[i]:
-                made.append(onnx.helper.make_node("MatMul", [f"{name}_out{i}", f"{name}_back"], [proto.output[i]]))
-                proto.output[i] = f"{name}_out{i}"
-        del graph.node[at]
-        for offset, node in enumerate(made):
-            graph.node.insert(at + offset, node)
+    """Return a masked model whose normalising nodes see kept entries only; LayerNormalization's result is scattered back."""
+    pending = list(enumerate(norms))
+    while pending:  # a node with several norms takes one after the other
+        now = {norm.output: number for number, norm in reversed(pending)}
+        graph, changes, arrays = graph_of(model), list[Change](), dict[str, np.ndarray]()
+        for number in now.values():
+            more, numbers = _edit_of(graph, norms[number], f"{norms[number].output}__kept_{number}")
+            changes += more
+            arrays |= numbers
+        model = edited(model, changes, arrays)
+        pending = [(number, norm) for number, norm in pending if number not in now.values()]
     return model
 
 
-def _clear(graph: onnx.GraphProto, at: int, norm: Norm, name: str) -> None:
-    """Let the first output of a node be 0 wherever an entry goes."""
-    graph.initializer.append(numpy_helper.from_array(norm.kept.astype(np.float32), name))
-    graph.node[at].output[0] = f"{name}_raw"
-    graph.node.insert(at + 1, onnx.helper.make_node("Mul", [f"{name}_raw", name], [norm.output]))
+def _edit_of(graph: Graph, norm: Norm, name: str) -> Edit:
+    """Return what lets the node of a norm see kept entries only, with names for new values."""
+    y, node = norm.output, graph.producer[norm.output]
+    if norm.is_weight:  # 0 wherever an entry goes
+        return [Output(y, f"{name}_raw"), Made("Mul", (f"{name}_raw", name), (y,), behind=y)], {
+            name: norm.kept.astype(np.float32)
+        }
+    statistics = op_of(node).statistics
+    assert statistics is not None
+    if norm.kept.dtype == bool:
+        return MASKS[statistics.masked](graph, node, norm, name)
+    changes: list[Change] = []
+    arrays = {name: norm.kept}
+    for i in range(len(node.inputs)) if statistics.outputs and statistics.follow else range(1):
+        if node.inputs[i]:
+            axis = norm.dim if i == 0 else -1
+            changes.append(Made("Gather", (node.inputs[i], name), (f"{name}_{i}",), (("axis", axis),)))
+            changes.append(Input(y, i, f"{name}_{i}"))
+    if statistics.outputs:
+        arrays[f"{name}_back"] = _spreading(graph, norm, node.inputs[-1])
+    for i in statistics.outputs:
+        if i < len(node.outputs) and (output := node.outputs[i]):
+            changes.append(Output(output, f"{name}_out{i}"))
+            changes.append(Made("MatMul", (f"{name}_out{i}", f"{name}_back"), (output,), behind=output))
+    return changes, arrays
 
 
-def _weigh(graph: onnx.GraphProto, at: int, norm: Norm, name: str) -> None:
-    """Let the sum or mean at a position see 0 wherever an entry goes, and a mean count only those that stay."""
-    proto = graph.node[at]
+def _weigh(graph: Graph, node: Node, norm: Norm, name: str) -> Edit:
+    """Let a sum or mean see 0 wherever an entry goes, and a mean count only those that stay."""
     weights = norm.kept.astype(np.float32)
-    if proto.op_type == "ReduceMean":
+    if node.op_type == "ReduceMean":
         weights *= norm.size / norm.kept.sum(axis=norm.dim, keepdims=True)
-    graph.initializer.append(numpy_helper.from_array(weights, name))
-    node = onnx.helper.make_node("Mul", [proto.input[0], name], [f"{name}_weighed"])
-    proto.input[0] = f"{name}_weighed"
-    graph.node.insert(at, node)
+    made = Made("Mul", (node.inputs[0], name), (f"{name}_weighed",))
+    return [made, Input(norm.output, 0, f"{name}_weighed")], {name: weights}
 
 
-def _silence(graph: onnx.GraphProto, at: int, norm: Norm, name: str) -> None:
-    """Let the Softmax at a position see a very low score wherever an entry goes: it gives 0 there."""
+def _silence(graph: Graph, node: Node, norm: Norm, name: str) -> Edit:
+    """Let a Softmax see a very low score wherever an entry goes: it gives 0 there."""
+    made = Made("Add", (node.inputs[0], name), (f"{name}_scores",))
     low = np.where(norm.kept, 0, _LOW_SCORE).astype(np.float32)
-    graph.initializer.append(numpy_helper.from_array(low, name))
-    proto = graph.node[at]
-    node = onnx.helper.make_node("Add", [proto.input[0], name], [f"{name}_scores"])
-    proto.input[0] = f"{name}_scores"
-    graph.node.insert(at, node)
+    return [made, Input(norm.output, 0, f"{name}_scores")], {name: low}
 
 
-def _write_out(graph: onnx.GraphProto, at: int, norm: Norm, name: str) -> None:
-    """Write the InstanceNormalization or GroupNormalization at a position out, its statistics taken over what stays.
+def _write_out(graph: Graph, node: Node, norm: Norm, name: str) -> Edit:
+    """Write an InstanceNormalization or GroupNormalization out, its statistics taken over what stays.
 
     A mean over all entries, removed ones being 0, times all by kept entries is the mean over the kept ones.
     """
-    proto = graph.node[at]
-    x, scale, bias = proto.input
-    epsilon = next((a.f for a in proto.attribute if a.name == "epsilon"), 1e-5)
+    x, scale, bias = node.inputs
     stays = norm.kept.astype(np.float32)
     dims = tuple(range(2, stays.ndim))
     share = stays.mean(axis=dims, keepdims=True, dtype=np.float64)
-    constants = {".m": stays, ".r": (1 / share).astype(np.float32), ".e": np.array(epsilon, np.float32)}
+    epsilon = np.array(node.attribute("epsilon", 1e-5), np.float32)
+    constants = {".m": stays, ".r": (1 / share).astype(np.float32), ".e": epsilon}
     nodes: list[tuple[str, list[str], str]] = []
-    if proto.op_type == "GroupNormalization":
+    grouped = node.op_type == "GroupNormalization"
+    if grouped:
         constants[".g"] = np.array([0, *stays.shape[1:3], -1], np.int64)
         nodes += [("Shape", [x], ".s"), ("Reshape", [x, ".g"], ".x")]
     else:
@@ -204,34 +199,32 @@ def _write_out(graph: onnx.GraphProto, at: int, norm: Norm, name: str) -> None:
         ("GlobalAveragePool", [".q"], ".v"), ("Mul", [".v", ".r"], ".var"), ("Add", [".var", ".e"], ".ve"),
         ("Sqrt", [".ve"], ".sd"), ("Div", [".dm", ".sd"], ".n"),
     ]  # fmt: skip
-    size = next((t.dims[0] for t in graph.initializer if t.name == scale), 0)
-    grouped = proto.op_type == "GroupNormalization"
+    size = graph.tensors[scale].dims[0] if scale in graph.tensors else 0
     per_channel = grouped and size != stays.shape[1]  # since opset 21; before, one a group
     constants[".t"] = np.array([1, *stays.shape[1:3], 1] if per_channel else [1, -1, *[1] * len(dims)], np.int64)
     nodes += [("Reshape", [scale, ".t"], ".a"), ("Reshape", [bias, ".t"], ".b")]
     nodes += [("Mul", [".n", ".a"], ".na"), ("Add", [".na", ".b"], ".nb")]
-    nodes += [("Mul", [".nb", ".m"], ".nm" if grouped else "")]
-    nodes += [("Reshape", [".nm", ".s"], "")] if grouped else []
+    nodes += [("Mul", [".nb", ".m"], ".nm" if grouped else norm.output)]
+    nodes += [("Reshape", [".nm", ".s"], norm.output)] if grouped else []
 
     def full(value: str) -> str:  # a dot marks names of its own
         return name + value if value.startswith(".") else value
 
-    graph.initializer.extend(numpy_helper.from_array(np.asarray(v), full(k)) for k, v in constants.items())
-    made = [
-        onnx.helper.make_node(op, [full(source) for source in sources], [full(target) or norm.output])
-        for op, sources, target in nodes
-    ]
-    del graph.node[at]
-    for offset, node in enumerate(made):
-        graph.node.insert(at + offset, node)
+    made = [Made(op, tuple(full(source) for source in sources), (full(target),)) for op, sources, target in nodes]
+    return list(made), {full(key): np.asarray(value) for key, value in constants.items()}
 
 
-def _spreading(model: onnx.ModelProto, norm: Norm, name: str, like: str) -> onnx.TensorProto:
+def _spreading(graph: Graph, norm: Norm, like: str) -> np.ndarray:
     """Return the matrix (kept, size) that puts kept entries back in their places, of the type of a constant."""
-    kind = next((t.data_type for t in model.graph.initializer if t.name == like), onnx.TensorProto.FLOAT)
     places = np.zeros((norm.kept.size, norm.size), np.float32)
     places[np.arange(norm.kept.size), norm.kept] = 1
-    return numpy_helper.from_array(places.astype(onnx.helper.tensor_dtype_to_np_dtype(kind)), name)
+    return (
+        places.astype(onnx.helper.tensor_dtype_to_np_dtype(graph.tensors[like].data_type))
+        if like in graph.tensors
+        else places
+    )
 
 
-MASKS = {"silence": _silence, "weigh": _weigh, "write out": _write_out}
+MASKS: dict[str, Callable[[Graph, Node, Norm, str], Edit]] = {
+    "silence": _silence, "weigh": _weigh, "write out": _write_out,
+}  # fmt: skip

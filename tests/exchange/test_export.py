@@ -15,7 +15,7 @@ from agmc_onnx import export, measure
 from agmc_onnx.cli import main
 from agmc_onnx.errors import DataError, ModelError, UsageError, VerificationError
 from agmc_onnx.exchange.exporters import table
-from agmc_onnx.exchange.exporters.plain import converting, sort_nodes, strides_as_pools
+from agmc_onnx.exchange.exporters.plain import converting, strides_as_pools
 from agmc_onnx.exchange.exporters.row import Exporter
 from agmc_onnx.graph.files import write_model
 from agmc_onnx.measuring.session import make_session, run_model
@@ -238,15 +238,6 @@ def test_every_second_row_and_column_is_a_pool():
     assert [node.op_type for node in pooled.graph.node] == ["MaxPool"]
     feed = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 9)).astype(np.float32)}
     assert np.array_equal(run_model(make_session(model), feed)[0], run_model(make_session(pooled), feed)[0])
-
-
-def test_nodes_are_sorted_and_cycles_refused():
-    model = nets.model("g (float[N, 3] x) => (float[N, 3] z) { z = Relu(y)\n y = Exp(x) }")
-    sort_nodes(model)
-    assert [node.op_type for node in model.graph.node] == ["Exp", "Relu"]
-    model.graph.node[0].input[0] = "z"
-    with pytest.raises(ModelError, match="needs what no node makes"):
-        sort_nodes(model)
 
 
 def test_noise_is_kept_from_the_terminal_and_errors_of_ours_stay(capfd):

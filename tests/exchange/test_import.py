@@ -375,7 +375,7 @@ def attention_like():
     text = """
         <ir_version: 8, opset_import: ["": 17]>
         g (float[N, T, 8] x) => (float[N, T, 8] y)
-        <int64[2] tail = {2, 4}, int64[1] last = {-1}, int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}>
+        <int64[2] tail = {2, 4}, int64[1] last = {-1}, int64[1] zero = {0}, int64[1] two = {2}>
         {
             dims = Shape(x)
             lead = Slice(dims, zero, two)

@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from agmc_onnx.exchange.exporters.plain import sort_nodes
 from agmc_onnx.exchange.exporters.row import Source
+from agmc_onnx.graph.edit import Made, edited, rewire
 from agmc_onnx.graph.files import read_model, write_model
 from agmc_onnx.measuring.session import Run, opened, save_optimised
 
@@ -41,8 +41,7 @@ def to_fp16(source: Source, path: Path) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     half = convert_float_to_float16(_load(source.path), keep_io_types=True)
-    sort_nodes(half)
-    write_model(half, path)
+    write_model(rewire(half, lambda graph: None), path)  # its nodes are in no order
 
 
 def to_bf16(source: Source, path: Path) -> None:
@@ -54,17 +53,14 @@ def to_bf16(source: Source, path: Path) -> None:
     model = _load(source.path)
     if max(entry.version for entry in model.opset_import if not entry.domain) < 13:  # older Casts know no bfloat16
         model = onnx.version_converter.convert_version(model, 13)
-    casts = []
+    changes, arrays = [], {}
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:  # biases, scales of a Resize: nothing to gain
             continue
         name, dtype = tensor.name, helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), f"{name}_bf16"))
-        casts.append(helper.make_node("Cast", [tensor.name], [name], f"{name}_to_float", to=TensorProto.FLOAT))
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend([*casts, *nodes])
-    write_model(model, path)
+        arrays[f"{name}_bf16"] = numpy_helper.to_array(tensor).astype(dtype)
+        changes.append(Made("Cast", (f"{name}_bf16",), (name,), (("to", TensorProto.FLOAT),), name=f"{name}_to_float"))
+    write_model(edited(model, changes, arrays), path)
 
 
 def _load(path: Path) -> onnx.ModelProto:

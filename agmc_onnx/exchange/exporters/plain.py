@@ -13,11 +13,11 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from agmc_onnx.data.samples import Feed
 from agmc_onnx.errors import AgmcError, ModelError
-from agmc_onnx.graph.view import captured_names
+from agmc_onnx.graph.edit import Made, edited
 from agmc_onnx.measuring.session import save_optimised
 
 
@@ -68,13 +68,12 @@ def strides_as_pools(model: onnx.ModelProto) -> onnx.ModelProto:
     Args:
         model: With folded constants; not changed.
     """
-    out = onnx.ModelProto()
-    out.CopyFrom(model)
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in out.graph.initializer}
-    inferred = onnx.shape_inference.infer_shapes(out).graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
     values = (*inferred.value_info, *inferred.input)
     rank = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
-    for index, node in enumerate(out.graph.node):
+    changes = []
+    for node in model.graph.node:
         if node.op_type != "Slice" or len(node.input) < 5 or any(name not in constants for name in node.input[1:5]):
             continue
         start, stop, axes, steps = (constants[name].tolist() for name in node.input[1:5])
@@ -84,29 +83,9 @@ def strides_as_pools(model: onnx.ModelProto) -> onnx.ModelProto:
         strides = [1, 1]
         for axis, step in zip(axes, steps, strict=True):
             strides[axis % 4 - 2] = step
-        pool = helper.make_node(
-            "MaxPool", [node.input[0]], [node.output[0]], node.name, kernel_shape=[1, 1], strides=strides
-        )
-        out.graph.node[index].CopyFrom(pool)
-    return out
-
-
-def sort_nodes(model: onnx.ModelProto) -> None:
-    """Put the nodes of the main graph into topological order, in place."""
-    made = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer} | {""}
-    made |= {sparse.values.name for sparse in model.graph.sparse_initializer}
-    waiting, ordered = list(model.graph.node), []
-    while waiting:
-        ready = [node for node in waiting if made.issuperset(node.input) and made.issuperset(captured_names(node))]
-        if not ready:
-            raise ModelError(f"{waiting[0].name}: needs what no node makes; expected a graph without cycles. Check it.")
-        made.update(name for node in ready for name in node.output)
-        chosen = {id(node) for node in ready}
-        ordered += ready
-        waiting = [node for node in waiting if id(node) not in chosen]
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+        window = (("kernel_shape", (1, 1)), ("strides", tuple(strides)))
+        changes.append(Made("MaxPool", (node.input[0],), (node.output[0],), window, name=node.name))
+    return edited(model, changes)
 
 
 @contextmanager

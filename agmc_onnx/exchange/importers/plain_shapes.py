@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from agmc_onnx.data.samples import synthetic
 from agmc_onnx.errors import AgmcError
+from agmc_onnx.graph.edit import Made, edited
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 
@@ -40,34 +41,35 @@ def with_plain_shapes(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     targets = [node.output[0] for node in shaped if node.input[1] not in constants]
     if not targets:
         return model
-    plain = onnx.ModelProto()
-    plain.CopyFrom(model)
-    nodes = {node.output[0]: node for node in plain.graph.node if node.output}
+    nodes = {node.output[0]: node for node in model.graph.node if node.output}
     try:
         seen = _observe(model, [name for node in shaped for name in (node.input[0], node.output[0])], seed)
     except AgmcError:  # such sizes it does not take
         return model
+    changes: list[Made] = []
+    arrays: dict[str, np.ndarray] = {}
     for target in targets:
         shape = _target(seen[nodes[target].input[0]], seen[target])
-        if shape is not None:
-            name = f"{target}_shape"
-            plain.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
-            nodes[target].input[1] = name
-            del nodes[target].attribute[:]  # allowzero, which would read the zeros as sizes
+        if shape is not None:  # without allowzero, which would read the zeros as sizes
+            arrays[f"{target}_shape"] = np.array(shape, np.int64)
+            changes.append(Made("Reshape", (nodes[target].input[0], f"{target}_shape"), (target,)))
         else:
-            _widen(plain.graph, nodes, target, seen)
-    _drop_unused(plain.graph)
-    return plain
+            changes += _widened(model.graph, nodes, target, seen, arrays)
+    return edited(model, changes, arrays) if changes else model
 
 
-def _widen(
-    graph: onnx.GraphProto, nodes: Mapping[str, onnx.NodeProto], target: str, seen: Mapping[str, Sequence[Dims]]
-) -> None:
-    """Turn Reshape, Gemm, Reshape that flatten x and undo it into MatMul and Add, in place, where they are that."""
+def _widened(
+    graph: onnx.GraphProto,
+    nodes: Mapping[str, onnx.NodeProto],
+    target: str,
+    seen: Mapping[str, Sequence[Dims]],
+    arrays: dict[str, np.ndarray],
+) -> list[Made]:
+    """Return MatMul and Add for Reshape, Gemm, Reshape that flatten x and undo it, where they are that; note their numbers."""
     gemm = nodes.get(nodes[target].input[0])
     before = nodes.get(gemm.input[0]) if gemm is not None else None
     if gemm is None or before is None or gemm.op_type != "Gemm" or before.op_type != "Reshape":
-        return
+        return []
     weights = {tensor.name: tensor for tensor in graph.initializer}
     options = {attribute.name: attribute.i or attribute.f for attribute in gemm.attribute}
     is_plain = not options.get("transA") and options.get("alpha", 1.0) == 1.0 and options.get("beta", 1.0) == 1.0
@@ -77,27 +79,22 @@ def _widen(
         for given, flat, made in zip(seen[before.input[0]], seen[before.output[0]], seen[target], strict=True)
     )
     if not (is_plain and is_flat and gemm.input[1] in weights):
-        return
+        return []
     weight = gemm.input[1]
     if options.get("transB"):
-        turned = np.ascontiguousarray(numpy_helper.to_array(weights[weight]).T)
         weight = f"{target}_weight"
-        graph.initializer.append(numpy_helper.from_array(turned, weight))
+        arrays[weight] = np.ascontiguousarray(numpy_helper.to_array(weights[gemm.input[1]]).T)
     has_bias = len(gemm.input) > 2 and bool(gemm.input[2])
     product = f"{target}_product" if has_bias else target
     x, made = before.input[0], []
     if len(seen[x][0]) > n + 1:  # heads are joined on the way
-        joined = np.array([0] * n + [seen[before.output[0]][0][1]], np.int64)
-        graph.initializer.append(numpy_helper.from_array(joined, f"{target}_joined_shape"))
-        made.append(helper.make_node("Reshape", [x, f"{target}_joined_shape"], [f"{target}_joined"]))
+        arrays[f"{target}_joined_shape"] = np.array([0] * n + [seen[before.output[0]][0][1]], np.int64)
+        made.append(Made("Reshape", (x, f"{target}_joined_shape"), (f"{target}_joined",)))
         x = f"{target}_joined"
-    made.append(helper.make_node("MatMul", [x, weight], [product]))
+    made.append(Made("MatMul", (x, weight), (product,)))
     if has_bias:
-        made.append(helper.make_node("Add", [product, gemm.input[2]], [target]))
-    place = next(i for i, node in enumerate(graph.node) if target in node.output)
-    graph.node.remove(graph.node[place])
-    for node in reversed(made):
-        graph.node.insert(place, node)
+        made.append(Made("Add", (product, gemm.input[2]), (target,)))
+    return made
 
 
 def _observe(model: onnx.ModelProto, names: Sequence[str], seed: int) -> dict[str, list[Dims]]:
@@ -146,27 +143,3 @@ def _target(given: Sequence[Dims], made: Sequence[Dims]) -> Dims | None:
         else:
             shape.append(-1)
     return tuple(shape) if shape.count(-1) <= 1 else None
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove nodes and initializers that no output depends on, in place."""
-    while True:
-        used = {value.name for value in graph.output} | set(_inputs(graph))
-        useless = [node for node in graph.node if not used.intersection(node.output)]
-        if not useless:
-            break
-        for node in useless:
-            graph.node.remove(node)
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
-def _inputs(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield the names that nodes read, those in subgraphs included."""
-    for node in graph.node:
-        yield from node.input
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _inputs(inner)
-                yield from (value.name for value in inner.output)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from agmc_onnx.errors import UsageError
 from agmc_onnx.exchange.importers.source import (
@@ -20,6 +19,7 @@ from agmc_onnx.exchange.importers.source import (
     silence,
     version,
 )
+from agmc_onnx.graph.edit import Made, edited
 
 OPSET, ML_OPSET = 18, 3
 _OPTIMIZERS = "sklearn.neural_network._stochastic_optimizers."
@@ -97,30 +97,20 @@ def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
     Scaler, Y = (X - offset) * scale, becomes Sub and Mul; ArrayFeatureExtractor, which looks a class up by its number,
     becomes Gather where what follows flattens its answer.
     """
-    plain = onnx.ModelProto()
-    plain.CopyFrom(model)
-    nodes = list(plain.graph.node)
-    flattened = {node.input[0] for node in nodes if node.op_type == "Reshape"}
-    vectors = {tensor.name for tensor in plain.graph.initializer if len(tensor.dims) == 1}
-    del plain.graph.node[:]
-    for node in nodes:
+    changes: list[Made] = []
+    arrays: dict[str, np.ndarray] = {}
+    flattened = {node.input[0] for node in model.graph.node if node.op_type == "Reshape"}
+    vectors = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 1}
+    for node in model.graph.node:
         kind = node.op_type if node.domain == "ai.onnx.ml" else ""
+        x, y = node.input[0] if node.input else "", node.output[0]
         if kind == "Scaler":
-            plain.graph.node.extend(_scaled(node, plain.graph))
-        elif kind == "ArrayFeatureExtractor" and node.input[0] in vectors and node.output[0] in flattened:
-            plain.graph.node.append(helper.make_node("Gather", list(node.input), list(node.output), axis=0))
-        else:
-            plain.graph.node.append(node)
-    return plain
-
-
-def _scaled(node: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    x, y = node.input[0], node.output[0]
-    for attribute in node.attribute:
-        values = np.asarray(attribute.floats, np.float32)
-        graph.initializer.append(numpy_helper.from_array(values, f"{y}_{attribute.name}"))
-    centre = helper.make_node("Sub", [x, f"{y}_offset"], [f"{y}_centred"])
-    return [centre, helper.make_node("Mul", [f"{y}_centred", f"{y}_scale"], [y])]
+            arrays |= {f"{y}_{one.name}": np.asarray(one.floats, np.float32) for one in node.attribute}
+            changes.append(Made("Sub", (x, f"{y}_offset"), (f"{y}_centred",)))
+            changes.append(Made("Mul", (f"{y}_centred", f"{y}_scale"), (y,)))
+        elif kind == "ArrayFeatureExtractor" and x in vectors and y in flattened:
+            changes.append(Made("Gather", tuple(node.input), (y,), (("axis", 0),)))
+    return edited(model, changes, arrays) if changes else model
 
 
 def _load(source: Source, options: ImportOptions) -> Any:
