@@ -294,7 +294,7 @@ class Search:
         " shortcuts join",
         "NAMES",
         default_text="none",
-        more="Names of weights or nodes work too.",
+        more="Names of weights or nodes work too. `layer:NAME` says that a layer stays, while its widths may shrink.",
     )
     keep_layers: bool = option(
         False,

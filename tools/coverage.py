@@ -4,6 +4,8 @@
                              [--keep FOLDER] [--part 1/2] [--again] [--seconds 600]
     python -m tools.coverage_report --rows rows.jsonl [--peers peers.jsonl] [--scaling scaling.jsonl] > docs/coverage.md
 
+With `--depth` what may go as a whole is tried: a random half of it is taken out, with all widths and with half of them.
+
 Every model is tried in a process of its own, so that a crash or a time limit costs one row. Rows that are in the file
 already are not repeated; with `--again` those are that failed or that older code made. Seconds are processor time.
 """
@@ -14,6 +16,7 @@ import argparse
 import re
 import resource
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -22,10 +25,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.errors import AgmcError
 from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
+from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.cost import count_macs, macs_cost
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
@@ -136,6 +141,39 @@ def _checked(channels: Channels, kept: list[np.ndarray], pruned: onnx.ModelProto
     return row
 
 
+def try_depth(name: str, exporter: str, keep: Path | None) -> Row:
+    """Return what may go of one model, and whether it is right without a random half of it, widths halved where they are left."""
+    channels = analyse(graph_of(normalize(zoo.load(name, exporter, keep))))
+    closer, cost = closer_of(channels), macs_cost(channels)
+    full = np.array([g.n_units for g in channels.groups], np.int64)
+    n = len(closer.branches)
+    row: Row = {"groups": len(full), "nodes": len(channels.graph.nodes), "branches": n}
+    if not n:
+        reasons = [(why, 1) for why in closer.why_not.values()]
+        return row | {"reasons": kinds_of(reasons)[:3]}
+    drawn = np.random.default_rng(zlib.crc32(name.encode())).permutation(n)[: -(-n // 2)]
+    worth = [full_cost - cost(_without(full, closer.of([b]).groups)) for full_cost in [cost(full)] for b in range(n)]
+    gone = closer.possible(drawn.tolist(), worth)
+    row |= {"drawn": len(drawn), "gone": len(gone), "branches_macs": round(sum(worth) / max(cost(full), 1), 3)}
+    for widths, counts in (("whole", full.tolist()), ("halved", half_of(channels))):
+        n_kept = _without(np.array(counts, np.int64), closer.of(gone).groups)
+        kept = choose(channels, l2_norm(channels), n_kept)
+        pruned = Surgeon(channels).cut(kept)
+        counted = sum(count_macs(graph_of(pruned)).values())
+        found = _checked(channels, kept, pruned, max(cost(full), 1))
+        row[widths] = found | {
+            "as_counted": counted == cost(n_kept),
+            "macs_left": round(counted / max(cost(full), 1), 3),
+        }
+    return row
+
+
+def _without(kept: IntArray, groups: Iterable[int]) -> IntArray:
+    left = kept.copy()
+    left[list(groups)] = 0
+    return left
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, default=Path("runs/coverage.jsonl"))
@@ -148,6 +186,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for exported models, to export each only once")
     parser.add_argument("--part", default="1/1", help="K/N: every N-th model from the K-th, for several processes")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no model later than this")
+    parser.add_argument("--depth", action="store_true", help="take out a random half of the branches that may go")
     parser.add_argument("--again", action="store_true", help="repeat rows that failed or that older code made")
     args = parser.parse_args()
     files = [name for name in args.only or () if name.startswith("light:") or name.endswith(".onnx")]
@@ -161,7 +200,7 @@ def main() -> None:
         zoo.import_frameworks()
 
     def make(name: str, exporter: str) -> Row:
-        return run_apart(partial(try_model, name, exporter, args.keep), args.seconds)
+        return run_apart(partial(try_depth if args.depth else try_model, name, exporter, args.keep), args.seconds)
 
     fill(args.out, jobs, make, args.part, args.again, args.minutes)
 

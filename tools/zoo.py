@@ -5,6 +5,8 @@ Weights are random and nothing is downloaded. torchvision 0.28 and timm 1.0 are 
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import os
 from pathlib import Path
@@ -32,7 +34,7 @@ def light_models() -> list[Path]:
 
 
 def load(name: str, exporter: str, keep: Path | None = None) -> onnx.ModelProto:
-    """Return one model of the table: `tv:`, `timm:`, `light:` or the path of a file.
+    """Return one model of the table: `tv:`, `timm:`, `light:` or the path of a file; `hf:` is a small one of transformers.
 
     Args:
         name: Which.
@@ -42,7 +44,7 @@ def load(name: str, exporter: str, keep: Path | None = None) -> onnx.ModelProto:
     kind, _, rest = name.partition(":")
     if kind == "light":
         return with_random_weights(onnx.load(next(p for p in light_models() if p.stem == rest)))
-    if kind not in ("tv", "timm"):
+    if kind not in ("tv", "timm", "hf"):
         return onnx.load(name)
     path = keep / f"{exporter}-{kind}-{rest}.onnx" if keep else None
     if path is not None and path.exists():
@@ -68,8 +70,10 @@ def import_frameworks() -> None:
         import_frameworks.library = library  # type: ignore[attr-defined]  # it ends with its object
     torch.backends.mha.set_fastpath_enabled(False)  # else the older exporter meets an op it does not know
     import onnxscript  # noqa: F401
-    import timm  # noqa: F401
-    import torchvision  # noqa: F401
+
+    for name in ("timm", "torchvision", "transformers"):  # what is there
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def build(name: str) -> tuple[Any, tuple[int, ...]]:
@@ -79,7 +83,9 @@ def build(name: str) -> tuple[Any, tuple[int, ...]]:
 
     torch.manual_seed(0)
     kind, _, rest = name.partition(":")
-    if kind == "tv":
+    if kind == "hf":
+        module, shape = small_transformer(rest)
+    elif kind == "tv":
         import torchvision
 
         options = {"weights_backbone": None} if rest.startswith(_SEGMENTERS) else {}
@@ -106,6 +112,42 @@ def build(name: str) -> tuple[Any, tuple[int, ...]]:
     net = OneTensor().eval()
     enliven(net, shape)
     return net, shape
+
+
+SMALL = {  # attributes of transformers' configs, set where a config has them
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "word_embed_proj_dim", "rotary_dim"), 32),
+    **dict.fromkeys(("num_hidden_layers", "encoder_layers", "decoder_layers", "n_layer", "n_layers", "num_layers"), 4),
+    **dict.fromkeys(("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads", "n_head", "n_heads"), 4),
+    **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "ffn_dim", "d_ff"), 64),
+    **{"num_key_value_heads": 2, "head_dim": 8, "d_kv": 8, "num_heads": 4, "vocab_size": 64, "image_size": 64, "patch_size": 16},
+    **{"pad_token_id": 0, "num_labels": 5, "num_experts": 4, "num_local_experts": 4},
+}  # fmt: skip
+
+
+def small_transformer(name: str) -> tuple[Any, tuple[int, ...]]:
+    """Return a small model of transformers by the name of its kind, and its input shape: images, or embeddings of a text."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as IMAGES
+
+    config = AutoConfig.for_model(name)
+    is_image = name in IMAGES
+    small = SMALL if not is_image or not isinstance(getattr(config, "hidden_sizes", None), list) else {"image_size": 64}
+    for key, value in small.items():
+        if isinstance(getattr(config, key, None), int):
+            setattr(config, key, value)
+    config._attn_implementation = "eager"
+    made = (AutoModelForImageClassification if is_image else AutoModel).from_config(config)
+
+    class OneInput(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = made
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.net(x) if is_image else self.net(inputs_embeds=x)
+
+    return OneInput(), (1, 3, 64, 64) if is_image else (1, 12, 32)
 
 
 def _torchvision_shape(name: str) -> tuple[int, ...]:

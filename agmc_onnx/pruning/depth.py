@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,17 +76,22 @@ def _edit(graph: Graph, closed: Closed) -> Callable[[gs.Graph], None]:
     return edit
 
 
-def layers_that_may_go(channels: Channels, macs: Callable[[IntArray], int]) -> list[dict[str, Any]]:
-    """Return every branch that may go: name, groups, number of nodes, and the share of the MACs that it takes with it."""
+def layers_that_may_go(channels: Channels, costs: Mapping[str, Callable[[IntArray], float]]) -> list[dict[str, Any]]:
+    """Return every branch that may go: name, groups, number of nodes, and what share of each cost it takes with it.
+
+    Args:
+        channels: The analysis.
+        costs: Of kept counts, by the name of the share.
+    """
     closer, groups = closer_of(channels), channels.groups
     full = np.array([group.n_units for group in groups], np.int64)
     found = []
     for branch in closer.branches:
         kept = full.copy()
         kept[list(branch.groups)] = 0
-        share = 1 - macs(kept) / max(macs(full), 1)
+        shares = {name: float(1 - cost(kept) / max(cost(full), 1e-9)) for name, cost in costs.items()}
         names = [groups[g].name for g in branch.groups]
-        found.append({"name": branch.name, "groups": names, "nodes": len(branch.gone), "macs_share": float(share)})
+        found.append({"name": branch.name, "groups": names, "nodes": len(branch.gone), **shares})
     return found
 
 

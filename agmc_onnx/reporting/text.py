@@ -376,8 +376,12 @@ def inspection(found: Report, n_named: int = 4) -> list[str]:
         lines += [f"{line}  {shortened(layer, room)}".rstrip() for line, layer in zip(left, layers, strict=True)]
     if found["layers"]:
         lines += ["", "may go as a whole (unless --keep-layers), judged together:"]
-        table = [["  branch", "nodes", "of MACs"]]
-        table += [[f"  {one['name']}", str(one["nodes"]), _share(one["macs_share"])] for one in found["layers"]]
+        of = {"macs_share": "of MACs", "time_share": "of time"}
+        known = [key for key in of if key in found["layers"][0]]
+        table = [["  branch", "nodes", *(of[key] for key in known)]]
+        table += [
+            [f"  {one['name']}", str(one["nodes"]), *(_share(one[key]) for key in known)] for one in found["layers"]
+        ]
         beside = ["with it", *(", ".join(one["groups"][1:]) for one in found["layers"])]
         lines += [f"{line}  {names}".rstrip() for line, names in zip(aligned(table, ""), beside, strict=True)]
     by_reason: dict[str, list[str]] = {}

@@ -66,7 +66,7 @@ def table_samples(
     if settings.budget.latency_table is not None:
         table = read_table(settings.budget.latency_table)
         samples = table.models.get(sha256, [])
-        if not _fits(samples, n_units):
+        if not fits(samples, n_units):
             raise UsageError(
                 f"{settings.budget.latency_table}: has no times of {analysis.file.path.name}; expected a table filled for this"
                 " very file. Make a request with agmc-onnx time-ops and fill it on the device."
@@ -76,7 +76,7 @@ def table_samples(
     table = cached_table(settings.execution.threads, provider_of(original), 1)
     samples = table.models.get(sha256, [])
     is_deep = environment.depth is not None
-    if not _fits(samples, n_units) or (is_deep and all(min(sample["kept"]) for sample in samples)):
+    if not fits(samples, n_units) or (is_deep and all(min(sample["kept"]) for sample in samples)):
         samples = timed_samples(analysis, environment, data, settings, table, tell)
         path = cache_path(table.threads, table.provider, table.batch)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def table_samples(
     return samples
 
 
-def _fits(samples: Sequence[Mapping[str, Any]], n_units: list[int]) -> bool:
+def fits(samples: Sequence[Mapping[str, Any]], n_units: list[int]) -> bool:
     """Whether samples are of a network with these groups: the first is the whole of it."""
     return bool(samples) and list(samples[0]["kept"]) == n_units
 

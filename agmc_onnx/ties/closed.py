@@ -428,7 +428,11 @@ class _State:
         for value in graph.outputs:
             if depends.get(self.resolved(value), 0) != owner.depends.get(value, 0):
                 return f"{value} would no longer depend on all inputs"
-        n_groups = len(owner.channels.groups)
+        groups = owner.channels.groups
+        for number in sorted(self.groups):
+            if groups[number].name in owner.channels.staying:
+                return f"group {groups[number].name}: {owner.channels.staying[groups[number].name]}"
+        n_groups = len(groups)
         for number, group in enumerate(owner.channels.frozen, n_groups):
             values = owner._values[number]
             if _is_excluded(group) and values and all(map(self._is_dead, values)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from agmc_onnx.ties.balance import join_uneven, merge, step_of
 from agmc_onnx.ties.ledger import Axis, Handler, Ledger, Shuffle, walk
 
 RESIDUAL = "residual"  # stands for all groups that shortcuts join
+LAYER = "layer:"  # before a name in --exclude: it may shrink, not go
 
 
 class Facts(Protocol):
@@ -95,6 +96,7 @@ class Channels:
         shuffles: Channel shuffles by the index of their first node.
         views: Gathers that, with the Reshape of this index, change nothing.
         sized: Axes whose size a node computes with, by the node's index.
+        staying: Names of groups that may shrink but not keep nothing, with the reason.
     """
 
     graph: Graph
@@ -106,6 +108,7 @@ class Channels:
     shuffles: Mapping[int, Shuffle]
     views: Mapping[int, Node]
     sized: Mapping[int, Set[Axis]]
+    staying: Mapping[str, str] = field(default_factory=dict)
 
     def removed(self, kept: list[IntArray]) -> Mask:
         """Return a mask over units, true where a unit goes.
@@ -149,11 +152,12 @@ class Channels:
         return found
 
     def excluding(self, names: Sequence[str]) -> Channels:
-        """Return the analysis with some prunable groups frozen.
+        """Return the analysis with some prunable groups frozen, or some layers kept.
 
         Args:
             names: Names of groups, or of weights or nodes that make their channels, with `*` and `?` as in file names; "residual"
-                stands for the groups that shortcuts join.
+                stands for the groups that shortcuts join, and with `layer:` before it a name says that the layer stays, while
+                its widths may shrink.
 
         Raises:
             UsageError: If a name fits no group.
@@ -164,7 +168,9 @@ class Channels:
         ]
         joined = self.joined
         why: dict[int, str] = {}
-        for name in names:
+        staying: dict[str, str] = {}
+        for text in names:
+            name = text.removeprefix(LAYER)
             found = [
                 index
                 for index, own in enumerate(makers)
@@ -179,10 +185,13 @@ class Channels:
                     f" ? if you like, or {RESIDUAL}.{hint}"
                 )
             for index in found:
-                why.setdefault(index, f"left whole by --exclude {name}")
+                if name != text:
+                    staying.setdefault(self.groups[index].name, f"stays by --exclude {text}")
+                else:
+                    why.setdefault(index, f"left whole by --exclude {name}")
         groups = tuple(group for index, group in enumerate(self.groups) if index not in why)
         frozen = tuple(replace(self.groups[index], why_frozen=text) for index, text in sorted(why.items()))
-        return replace(self, groups=groups, frozen=(*frozen, *self.frozen))
+        return replace(self, groups=groups, frozen=(*frozen, *self.frozen), staying={**self.staying, **staying})
 
 
 def analyse(graph: Graph, op_of: OpOf) -> Channels:

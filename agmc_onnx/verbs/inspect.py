@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 import onnx
 
+from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.naming import layer_name
+from agmc_onnx.latency.predict import LatencyCost, latency_cost
+from agmc_onnx.latency.tables import cached_table
 from agmc_onnx.motifs import build, describe
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.bodies import uncounted
 from agmc_onnx.pruning.cost import macs_cost, params_cost
 from agmc_onnx.pruning.depth import layers_that_may_go
 from agmc_onnx.pruning.widths import FINE
-from agmc_onnx.run.analysis import analyse_model
+from agmc_onnx.run.analysis import Analysis, analyse_model
+from agmc_onnx.run.latency import fits
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.problem import Outcome
 from agmc_onnx.ties.groups import Channels
@@ -40,7 +44,8 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
         "uncounted" (nodes whose MACs are not known),
         "prunable" (shares of the MACs and parameters that some group changes), "smallest" (shares of them
         that remain when every group keeps the least, by --round-to), "groups" (name, layer, units, step, shares it changes,
-        nodes that make its channels), "layers" (what may go as a whole: name, groups, nodes, share of the MACs),
+        nodes that make its channels), "layers" (what may go as a whole: name, groups, nodes, share of the MACs, and of the time
+        where this machine has timed the model for `--latency` before),
         "layers_stay" (why the first layer of others may not, by group), "frozen" (name, units, why) and "motifs" (lines).
 
     Raises:
@@ -88,7 +93,7 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
             }
             for i, group in enumerate(channels.groups)
         ],
-        "layers": layers_that_may_go(channels, costs["macs"]),
+        "layers": layers_that_may_go(channels, {"macs_share": costs["macs"], **_times(analysis, n_units)}),
         "layers_stay": closer_of(channels).why_not,
         "frozen": [
             {
@@ -101,6 +106,13 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
         ],
         "motifs": describe(build(analysis.graph)),
     }
+
+
+def _times(analysis: Analysis, n_units: IntArray) -> dict[str, LatencyCost]:
+    """Return the time as a cost, where this machine's table has times of this very model; nothing is timed here."""
+    samples = cached_table(threads=1, provider="cpu", batch=1).models.get(analysis.file.sha256, [])
+    is_timed = fits(samples, n_units.tolist()) and any(0 in sample["kept"] for sample in samples)
+    return {"time_share": latency_cost(analysis.channels, samples)} if is_timed else {}
 
 
 def _values(values: Sequence[onnx.ValueInfoProto], skip: set[str]) -> list[dict[str, Any]]:

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 import agmc_onnx
+from agmc_onnx.latency.tables import cache_path, cached_table
+from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.reporting.html import render
-from agmc_onnx.reporting.text import summary
+from agmc_onnx.reporting.text import inspection, summary
+from agmc_onnx.run.analysis import analyse_model
 from tests.verbs.test_compress import DIGITS
 
 OPTIONS: dict[str, Any] = {
@@ -74,3 +77,41 @@ def test_layers_may_go_whatever_else_is_asked(options: dict[str, Any], tmp_path:
 def test_layers_stay_where_made_up_inputs_would_judge() -> None:
     report = agmc_onnx.compress(DIGITS, **{**OPTIONS, "data": None, "policy": "uniform"}).report
     assert report.get("gone") is None
+
+
+def test_inspect_has_the_share_of_time_where_this_machine_has_timed_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGMC_ONNX_CACHE", str(tmp_path))
+    plain = agmc_onnx.inspect(DIGITS)
+    assert plain["layers"] and "time_share" not in plain["layers"][0]
+    analysis = analyse_model(DIGITS)
+    full = [group.n_units for group in analysis.channels.groups]
+    first = [group.name for group in analysis.channels.groups].index(plain["layers"][0]["name"])
+    convs = [node.outputs[0] for node in analysis.graph.nodes if node.op_type == "Conv"]
+    gone = set(closer_of(analysis.channels).branches[0].gone)
+    samples = [
+        {"kept": kept, "ops": [[name, "Conv", 1.0] for name in names], "ms": float(len(names))}
+        for kept, names in (
+            (full, convs),
+            ([0 if i == first else n for i, n in enumerate(full)], [name for name in convs if name not in gone]),
+        )
+    ]
+    table = cached_table(1, "cpu", 1).with_model(analysis.file.sha256, samples)
+    path = cache_path(1, "cpu", 1)
+    path.parent.mkdir(parents=True)
+    path.write_text(table.to_json())
+    found = agmc_onnx.inspect(DIGITS)
+    assert found["layers"][0]["time_share"] == pytest.approx(2 / len(convs), abs=1e-3)
+    assert any("of time" in line for line in inspection(found))
+
+
+def test_a_layer_that_is_excluded_stays_and_may_shrink() -> None:
+    layers = agmc_onnx.inspect(DIGITS)["layers"]
+    name = layers[0]["name"]
+    channels = analyse_model(DIGITS, exclude=(f"layer:{name}",)).channels
+    assert name in [group.name for group in channels.groups]
+    assert name not in [branch.name for branch in closer_of(channels).branches]
+    assert closer_of(channels).why_not[name] == f"group {name}: stays by --exclude layer:{name}"
+    options = {**OPTIONS, "exclude": ",".join(f"layer:{one['name']}" for one in layers)}
+    assert all(group["kept"] for group in agmc_onnx.compress(DIGITS, **options).report["groups"])
