@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from agmc_onnx.graph.expressions import computed_sizes
 from agmc_onnx.graph.files import read_array
 from agmc_onnx.graph.registry import graph_op
 from agmc_onnx.graph.shapes import Shape, evaluate_node, infer_shapes
@@ -94,6 +95,7 @@ class Graph:
     folder: Path | None = None
     given_shapes: dict[str, Shape] | None = None
     _values: dict[str, _Pair | None] = field(default_factory=dict, repr=False)
+    _sizes: dict[str, list[int | None] | None] = field(default_factory=dict, repr=False)
     _arrays: WeakValueDictionary[str, np.ndarray] = field(default_factory=WeakValueDictionary, repr=False)
 
     @cached_property
@@ -216,6 +218,15 @@ class Graph:
                 for output, one, two in zip(node.outputs, first, other, strict=True):
                     if output and one is not None and two is not None:
                         self._values[output] = (one, two)
+
+    def sizes(self, name: str) -> list[int | None] | None:
+        """Return the entries of a value that sizes make; None for what open sizes decide, or for a value of another kind."""
+        value = self.value(name)
+        if value is not None:
+            return [int(entry) for entry in value.ravel()]
+        if name not in self._sizes:
+            self._sizes[name] = computed_sizes(self, name)
+        return self._sizes[name]
 
     def linear_pair(self, name: str) -> _Pair | None:
         """Return the numbers of a value at the two settings of the open dimensions, where they are linear in those.

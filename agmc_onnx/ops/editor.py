@@ -51,6 +51,13 @@ class Editor:
         self.arrays[name] = values.astype(dtype)
         return name
 
+    def numbers(self, proto: onnx.NodeProto, position: int, values: Sequence[int | None]) -> None:
+        """Let an input have these numbers; None for those that go on being computed at run time."""
+        if None in values:
+            self.mix(proto, position, values)
+        else:
+            self.constant(proto, position, [value for value in values if value is not None])
+
     def mix(self, proto: onnx.NodeProto, position: int, values: Sequence[int | None]) -> None:
         """Let an input, sizes computed at run time, have these numbers where they are not None."""
         source, name = proto.input[position], f"{proto.output[0]}__agmc_{position}"
@@ -103,16 +110,30 @@ class Editor:
             return
         positions = op_of(node).shape_inputs
         if not positions:
-            values = [self.graph.value(output) for output in node.outputs]
-            assert len(values) == 1 and values[0] is not None
-            self.change(Made("Constant", (), node.outputs))
-            self.attribute(node.proto, "value", numpy_helper.from_array(values[0], node.outputs[0]))
+            self._pin_output(node)
             return
         for position in positions:
             if position < len(node.inputs) and node.inputs[position] not in self.graph.tensors:
                 value = self.graph.value(node.inputs[position]) if node.inputs[position] else None
                 if value is not None:
                     self.constant(node.proto, position, value)
+
+    def _pin_output(self, node: GraphNode) -> None:
+        y = node.outputs[0]
+        value, sizes = self.graph.value(y), self.graph.sizes(y)
+        if value is not None:
+            self.change(Made("Constant", (), node.outputs))
+            self.attribute(node.proto, "value", numpy_helper.from_array(value, y))
+            return
+        assert sizes is not None and node.op_type == "Shape"
+        read, keep, add, kept = (f"{y}__agmc_{part}" for part in ("read", "keep", "add", "kept"))
+        self.arrays[keep] = np.array([1 if size is None else 0 for size in sizes], np.int64)
+        self.arrays[add] = np.array([0 if size is None else size for size in sizes], np.int64)
+        self.change(
+            Output(y, read),
+            Made("Mul", (read, keep), (kept,), name=kept, behind=y),
+            Made("Add", (kept, add), (y,), name=f"{y}__agmc_pinned", behind=y),
+        )
 
     def gather(self, proto: onnx.NodeProto, output: str, dim: int, index: IntArray) -> None:
         """Turn a node into a Gather of its first input."""

@@ -81,61 +81,76 @@ def split(ledger: Ledger, node: Node) -> None:
 
 
 def slice_(ledger: Ledger, node: Node) -> None:
-    """Slice: ids are sliced along every dim whose bounds are known."""
+    """Slice: ids are sliced along every dim whose bounds are known; open dims have none, whatever their bounds."""
     x, y = node.inputs[0], node.outputs[0]
     rank = ledger.shape(x).rank
     bounds = slice_bounds(ledger.graph, node)
     if bounds is None:
         return
     whole = {dim: dim for dim in range(rank) if dim not in bounds}
-    picked = {dim: np.arange(ledger.size(x, dim))[part] for dim, part in bounds.items()}
+    picked = {dim: np.arange(ledger.size(x, dim))[part] for dim, part in bounds.items() if part is not None}
     for dim, part in bounds.items():
         entries = ledger.axis(node, x, dim)
-        if entries is not None:
-            entries = pick_rows(ledger, x, entries, picked)
-            strided = part.step not in (None, 1)
-            if strided:  # becomes a Gather, of the same places in every row
-                entries = ledger.collapse(entries, entries.rows)
-            of_size = entries.ids[..., part].shape[-1] == ledger.size(y, dim)
-            if (strided and len(bounds) > 1) or not ledger.shape(x).is_fixed(dim) or not of_size:
-                ledger.freeze(entries.ids, f"{node.label}: bounds along dimension {dim} are not fixed")
-            else:
-                ids = entries.ids[..., part]
-                if entries.rows:  # the entries before the slice too, so that it begins at one place in every row
-                    ledger.balance(ids)
-                    ledger.balance(entries.ids[..., : part.indices(entries.ids.shape[-1])[0]])
-                ledger.set(y, dim, ids, entries.rows)
+        if entries is None:
+            continue
+        if part is None:
+            ledger.freeze(entries.ids, f"{node.label}: bounds along dimension {dim} depend on an open size")
+            continue
+        entries = pick_rows(ledger, x, entries, picked)
+        strided = part.step not in (None, 1)
+        if strided:  # becomes a Gather, of the same places in every row
+            entries = ledger.collapse(entries, entries.rows)
+        of_size = entries.ids[..., part].shape[-1] == ledger.size(y, dim)
+        if (strided and len(bounds) > 1) or not ledger.shape(x).is_fixed(dim) or not of_size:
+            ledger.freeze(entries.ids, f"{node.label}: bounds along dimension {dim} are not fixed")
+        else:
+            ids = entries.ids[..., part]
+            if entries.rows:  # the entries before the slice too, so that it begins at one place in every row
+                ledger.balance(ids)
+                ledger.balance(entries.ids[..., : part.indices(entries.ids.shape[-1])[0]])
+            ledger.set(y, dim, ids, entries.rows)
     carry(ledger, node, x, y, whole, picked)
 
 
-def slice_bounds(graph: Graph, node: Node) -> dict[int, slice] | None:
-    """Return the slice of every sliced dim, or None where a bound is not known."""
+def slice_bounds(graph: Graph, node: Node) -> dict[int, slice | None] | None:
+    """Return the slice of every sliced dim, None for bounds that depend on an open size; None for unknown dims."""
     shape, parts = graph.shape(node.inputs[0]), _slice_parts(graph, node)
     if shape is None or parts is None:
         return None
-    found = {}
+    found: dict[int, slice | None] = {}
     for start, end, axis, step in zip(*parts, strict=True):
+        assert axis is not None and step is not None
         size = shape.other[axis % shape.rank]
+        if start is None or end is None:
+            found[axis % shape.rank] = None
+            continue
         part = slice(start, None if step < 0 and end < -size else end, step)
         if part.indices(size) != (0, size, 1):
             found[axis % shape.rank] = part
     return found
 
 
-def _slice_parts(graph: Graph, node: Node) -> list[list[int]] | None:
-    """Return starts, ends, axes and steps, or None where they are not known."""
+def _slice_parts(graph: Graph, node: Node) -> list[list[int | None]] | None:
+    """Return starts, ends (None where one depends on an open size), axes and steps, or None where they are not known."""
+    starts: list[int | None] | None
+    axes: list[int | None] | None
     if len(node.inputs) > 1:
-        given = [(name, graph.value(name) if name else None) for name in (*node.inputs[1:], "", "")[:4]]
-        if any(name and value is None for name, value in given):
+        given = [(name, graph.sizes(name) if name else None) for name in (*node.inputs[1:], "", "")[:4]]
+        if any(name and value is None for name, value in given[2:]):
             return None
-        starts, ends, axes, steps = (None if value is None else value.ravel().tolist() for _, value in given)
+        starts, ends, axes, steps = (value for _, value in given)
+        count = next((len(value) for _, value in given if value is not None), None)
+        if count is None:
+            return None
+        starts, ends = (value if value is not None else [None] * count for value in (starts, ends))
     else:
         starts, ends, axes = (node.attribute(name) for name in ("starts", "ends", "axes"))
         steps = None
     if starts is None or ends is None:
         return None
     n = len(starts)
-    return [list(starts), list(ends), list(range(n)) if axes is None else list(axes), steps or [1] * n]
+    axes, steps = list(range(n)) if axes is None else list(axes), steps or [1] * n
+    return None if None in axes or None in steps else [list(starts), list(ends), axes, steps]
 
 
 def gather(ledger: Ledger, node: Node) -> None:
@@ -152,10 +167,19 @@ def gather(ledger: Ledger, node: Node) -> None:
     entries = ledger.axis(node, x, axis) if (x, axis) in ledger.entries else None
     if entries is None:
         return
+    if inner == 0 and _only_measured(ledger.graph, y):
+        return
     if inner == 0:
         ledger.freeze(entries.ids, f"{node.label}: picks a single entry of dimension {axis} of {x}")
     else:
         ledger.set(y, axis, ledger.column(entries)[picked])
+
+
+def _only_measured(graph: Graph, value: str) -> bool:
+    """Whether nothing but the shape of a value is read."""
+    users = graph.consumers.get(value, ())
+    is_seen = value in graph.outputs or value in graph.captured
+    return bool(users) and not is_seen and all(user.op_type in ("Shape", "Size") for user, _ in users)
 
 
 def gather_nd(ledger: Ledger, node: Node) -> None:
@@ -182,37 +206,38 @@ def pad(ledger: Ledger, node: Node) -> None:
         entries = ledger.collapse(entries, [row for row in entries.rows if amounts[row] != (0, 0)])
         if (before, after) == (0, 0):
             ledger.set(y, dim, entries.ids, entries.rows)
-        elif mode == "constant" and min(before, after) >= 0:
+        elif mode == "constant" and before is not None and after is not None and min(before, after) >= 0:
             lead = entries.ids.shape[:-1]
             ends = [ledger.fresh(math.prod(lead) * n).reshape(*lead, n) for n in (before, after)]
             for part in ends:
                 ledger.balance(part)
             ledger.set(y, dim, np.concatenate([ends[0], entries.ids, ends[1]], axis=-1), entries.rows)
         else:
-            ledger.freeze(entries.ids, f"{node.label}: {mode} padding along dimension {dim}")
+            how = "an amount that depends on an open size" if before is None or after is None else f"{mode} padding"
+            ledger.freeze(entries.ids, f"{node.label}: {how} along dimension {dim}")
 
 
-def pad_amounts(graph: Graph, node: Node) -> list[tuple[int, int]] | None:
-    """Return (before, after) for every dim, or None where they are not known."""
+def pad_amounts(graph: Graph, node: Node) -> list[tuple[int | None, int | None]] | None:
+    """Return (before, after) for every dim, None for what depends on an open size; or None where they are not known."""
     shape = graph.shape(node.inputs[0])
     assert shape is not None
-    rank = shape.rank
-    given = node.attribute("pads") or node.attribute("paddings")
-    if given is None:
-        value = graph.value(node.inputs[1])
-        if value is None:
-            return None
-        given = value.ravel().tolist()
-    axes = list(range(rank))
-    if len(node.inputs) > 3 and node.inputs[3]:
-        named = graph.value(node.inputs[3])
-        if named is None:
-            return None
-        axes = [int(a) % rank for a in named.ravel()]
-    amounts = [(0, 0)] * rank
+    amounts: list[tuple[int | None, int | None]] = [(0, 0)] * shape.rank
+    given, axes = _pad_parts(graph, node, shape.rank)
+    if given is None or axes is None:
+        return None
     for i, axis in enumerate(axes):
-        amounts[axis] = (int(given[i]), int(given[i + len(axes)]))
+        amounts[axis] = (given[i], given[i + len(axes)])
     return amounts
+
+
+def _pad_parts(graph: Graph, node: Node, rank: int) -> tuple[list[int | None] | None, list[int] | None]:
+    """Return the amounts before, then after, of some dims, and the dims; None for what is not known."""
+    given = node.attribute("pads") or node.attribute("paddings")
+    given = graph.sizes(node.inputs[1]) if given is None else list(given)
+    if len(node.inputs) <= 3 or not node.inputs[3]:
+        return given, list(range(rank))
+    named = graph.value(node.inputs[3])
+    return given, None if named is None else [int(axis) % rank for axis in named.ravel()]
 
 
 def tile(ledger: Ledger, node: Node) -> None:
@@ -276,7 +301,7 @@ def slice_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     moved: dict[int, tuple[int, int]] = {}
     for dim, part in bounds.items():
         mask = cut.mask(x, dim)
-        if mask is None:
+        if mask is None or part is None:
             continue
         row: Mask = mask if mask.ndim == 1 else mask[0]
         picked = np.arange(row.size)[part]
@@ -290,17 +315,17 @@ def slice_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
         return
     starts, ends, axes, _ = parts
     rank = editor.graph.shape(x).rank  # type: ignore[union-attr]
-    for i, axis in enumerate(axes):
-        if axis % rank in moved:
-            starts[i], ends[i] = moved[axis % rank]
-    if len(node.inputs) > 1:
-        editor.constant(proto, 1, starts)
-        editor.constant(proto, 2, ends)
-        if len(node.inputs) > 3 and node.inputs[3]:
-            editor.constant(proto, 3, axes)
-    else:
-        editor.attribute(proto, "starts", starts)
-        editor.attribute(proto, "ends", ends)
+    new = [moved.get(int(axis or 0) % rank, (None, None)) for axis in axes]
+    for position, name, given in ((1, "starts", starts), (2, "ends", ends)):
+        values = [
+            pair[position - 1] if pair[position - 1] is not None else old for pair, old in zip(new, given, strict=True)
+        ]
+        if len(node.inputs) == 1:
+            editor.attribute(proto, name, [int(value or 0) for value in values])
+        else:
+            editor.numbers(proto, position, values)
+    if len(node.inputs) > 3 and node.inputs[3]:
+        editor.numbers(proto, 3, axes)
 
 
 def gather_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
@@ -312,44 +337,47 @@ def gather_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     picked = editor.graph.value(node.inputs[1])
     if mask is None or picked is None:
         return
+    if _only_measured(editor.graph, node.outputs[0]):
+        editor.constant(proto, 1, np.zeros_like(picked))
+        return
     row: Mask = mask if mask.ndim == 1 else mask[0]  # rows that differ are tied before they are gathered from
     editor.constant(proto, 1, (np.cumsum(row) - 1)[picked[row[picked]]])
 
 
 def pad_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     """Pad: as many padded places as stay."""
-    cut, y = editor.cut, node.outputs[0]
-    amounts = pad_amounts(editor.graph, node)
-    if amounts is None or not cut.is_cut(y):
+    cut, y, x = editor.cut, node.outputs[0], editor.graph.shape(node.inputs[0])
+    assert x is not None
+    given, axes = _pad_parts(editor.graph, node, x.rank)
+    if given is None or axes is None or not cut.is_cut(y):
         return
-    new = list(amounts)
-    for dim, (before, after) in enumerate(amounts):
-        mask = cut.mask(y, dim)
-        if mask is not None and (before or after):
+    new = list(given)
+    for i, dim in enumerate(axes):
+        mask, (before, after) = cut.mask(y, dim), (given[i], given[i + len(axes)])
+        if mask is not None and before is not None and after is not None and (before or after):
             row = mask if mask.ndim == 1 else mask[0]
-            new[dim] = (int(row[:before].sum()), int(row[row.size - after :].sum()))
-    if new == amounts:
+            new[i], new[i + len(axes)] = int(row[:before].sum()), int(row[row.size - after :].sum())
+    if new == given:
         return
-    flat = [before for before, _ in new] + [after for _, after in new]
-    for name in ("pads", "paddings"):
-        if node.attribute(name) is not None:
-            editor.attribute(proto, name, flat)
-            return
-    editor.constant(proto, 1, flat)
-    if len(node.inputs) > 3:
-        editor.constant(proto, 3, list(range(len(new))))
+    name = next((name for name in ("pads", "paddings") if node.attribute(name) is not None), None)
+    if name is None:
+        editor.numbers(proto, 1, new)
+    else:
+        editor.attribute(proto, name, [int(amount or 0) for amount in new])
 
 
 def resize_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
-    """Resize: constant target sizes name the channels too."""
+    """Resize: target sizes name the channels too."""
     cut, y = editor.cut, node.outputs[0]
     if node.op_type != "Resize" or len(node.inputs) < 4 or not node.inputs[3] or not cut.is_cut(y):
         return
-    sizes = editor.graph.value(node.inputs[3])
-    shape = editor.graph.shape(y)
-    if sizes is not None and shape is not None and sizes.size == shape.rank:
-        given = sizes.ravel().tolist()
-        editor.constant(proto, 3, [cut.size(y, d) if cut.mask(y, d) is not None else s for d, s in enumerate(given)])
+    shape, given = editor.graph.shape(y), editor.graph.shape(node.inputs[3])
+    assert shape is not None
+    axes = [axis % shape.rank for axis in node.attribute("axes", range(shape.rank))]
+    if given is not None and given.other == (len(axes),) and any(cut.mask(y, dim) is not None for dim in axes):
+        sizes = editor.graph.sizes(node.inputs[3]) or [None] * len(axes)
+        new = [cut.size(y, d) if cut.mask(y, d) is not None else s for d, s in zip(axes, sizes, strict=True)]
+        editor.numbers(proto, 3, new)
 
 
 def pad_empty(node: Node) -> Vanishing | None:

@@ -45,9 +45,6 @@ def reshape_ties(ledger: Ledger, node: Node) -> None:
     blocks = match_blocks(before, after)
     if blocks is None:
         return
-    open_sizes = sum(not after.is_fixed(dim) for dim in range(after.rank))
-    if node.op_type == "Reshape" and open_sizes > 1 and ledger.graph.value(node.inputs[1]) is None:
-        return  # a target computed at run time with two open sizes cannot be written anew
     for dims, to in blocks:
         labelled = [dim for dim in dims if (x, dim) in ledger.entries]
         if len(labelled) > 1 and x in ledger.graph.tensors:  # a kernel made flat: its channels move, its places stay
@@ -166,7 +163,7 @@ def _detour(ledger: Ledger, node: Node, dim: int) -> bool:
         chain.append(current)
         y = current.outputs[0]
         shape = graph.shape(y)
-        if shape is None or y in graph.outputs or y in graph.captured:
+        if shape is None or y in graph.outputs or y in graph.captured or not _takes_the_rest(ledger, current):
             return False
         labels = (
             labels.reshape(shape.other) if current.op_type == "Reshape" else labels.transpose(current.attribute("perm"))
@@ -187,6 +184,13 @@ def _detour(ledger: Ledger, node: Node, dim: int) -> bool:
         if current is not None and (current.op_type not in ("Reshape", "Transpose") or current.domain):
             current = None
     return False
+
+
+def _takes_the_rest(ledger: Ledger, node: Node) -> bool:
+    """Whether the one open size of a reshape may be whatever is left, so that channels may hide in it."""
+    shape = ledger.shape(node.outputs[0])
+    is_named = node.op_type != "Reshape" or ledger.graph.value(node.inputs[1]) is not None
+    return is_named or sum(not shape.is_fixed(dim) for dim in range(shape.rank)) == 1
 
 
 def _strided_view(ledger: Ledger, node: Node) -> bool:
@@ -342,7 +346,7 @@ def shuffle_dim(
 
 
 def reshape_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
-    """Reshape: the target names the new sizes; an open size that was computed becomes -1."""
+    """Reshape: the target names the new sizes; an open size that was computed becomes -1, and several stay computed."""
     cut, graph = editor.cut, editor.graph
     shuffle = cut.channels.shuffles.get(node.index)
     if shuffle is not None:
@@ -359,7 +363,12 @@ def reshape_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     assert shape is not None
     target = graph.value(node.inputs[1]) if len(node.inputs) > 1 else np.array(node.attribute("shape"), np.int64)
     if target is None:
-        new = [cut.size(y, dim) if shape.is_fixed(dim) else -1 for dim in range(shape.rank)]
+        fixed = [cut.size(y, dim) if shape.is_fixed(dim) else None for dim in range(shape.rank)]
+        if fixed.count(None) > 1:
+            if cut.is_cut(y):
+                editor.mix(proto, 1, fixed)
+            return
+        new = [-1 if size is None else size for size in fixed]
     else:
         given = target.ravel().tolist()
         new = [cut.size(y, d) if size > 0 and cut.mask(y, d) is not None else size for d, size in enumerate(given)]

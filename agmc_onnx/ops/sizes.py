@@ -27,7 +27,7 @@ _INTEGERS = (6, 7)  # TensorProto.INT32, INT64
 
 
 def shape_of(ledger: Ledger, node: Node) -> None:
-    """Shape, Size: follow whatever is cut, where each use of the number can name its own sizes anew."""
+    """Shape, Size: follow whatever is cut; each use of the number names its own sizes anew, or reads the original's."""
     x = node.inputs[0]
     labelled = set(ledger.labelled(x))
     for dim in labelled:
@@ -40,6 +40,8 @@ def shape_of(ledger: Ledger, node: Node) -> None:
             continue
         if _can_name(ledger, user, position):
             ledger.sized.setdefault(user.index, set()).update((x, dim) for dim in read)
+        elif node.op_type == "Shape" or ledger.graph.value(node.outputs[0]) is not None:
+            ledger.sized.setdefault(node.index, set()).update((x, dim) for dim in read)
         else:
             for dim in read:
                 ledger.freeze(ledger.entries[x, dim].ids, f"{user.label}: computes with the size of {x}")

@@ -1,0 +1,108 @@
+"""Open sizes: what a graph computes from them stays computed, what is cut is named anew, and all of it is as with numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.nets import model
+from tests.oracle import hold
+
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "graphs"
+
+
+def i64(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+_HEADS = """h = Shape(x) b = Slice(h, i0, i1) t = Slice(h, i1, i2) to = Concat<axis = 0>(b, t, i4, i8)
+   q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv) q1 = Reshape(q0, to) k1 = Reshape(k0, to) v1 = Reshape(v0, to)
+   q = Transpose<perm = [0, 2, 1, 3]>(q1) k = Transpose<perm = [0, 2, 3, 1]>(k1) v = Transpose<perm = [0, 2, 1, 3]>(v1)
+   s = MatMul(q, k) p = Softmax<axis = -1>(s) o = MatMul(p, v) ot = Transpose<perm = [0, 2, 1, 3]>(o)
+   back = Concat<axis = 0>(b, t, i32) of = Reshape(ot, back) out = MatMul(of, wo)"""
+_INTS = {f"i{n}": i64(n) for n in (0, 1, 2, 3, 4, 8, 12, 16, 32)}
+NETS: dict[str, tuple[str, dict[str, Any], int]] = {
+    # name: (model, weights, groups)
+    "heads, batch and tokens open": (
+        f"g (float[N, T, 6] x) => (float[N, T, 3] out) {{ {_HEADS} }}",
+        {**dict.fromkeys(("wq", "wk", "wv"), (6, 32)), "wo": (32, 3)},
+        2,
+    ),
+    "a product over batch and tokens at once": (
+        """g (float[N, T, 6] x) => (float[N, T, 3] out) {
+           h = Shape(x) b = Slice(h, i0, i1) t = Slice(h, i1, i2) m = Mul(b, t) flat = Concat<axis = 0>(m, i6)
+           f = Reshape(x, flat) a = MatMul(f, wa) r = Relu(a) c = MatMul(r, wc) s = Shape(a) w = Slice(s, i1, i2)
+           back = Concat<axis = 0>(b, t, w) e = Reshape(a, back) u = Concat<axis = 0>(b, t, i3) v = Reshape(c, u)
+           z = MatMul(e, wz) out = Add(v, z) }""",
+        {"wa": (6, 8), "wc": (8, 3), "wz": (8, 3), "i6": i64(6)},
+        1,
+    ),
+    "patches, then a map again": (
+        """g (float[N, 3, H, W] x) => (float[N, 2, H2, W2] out) {
+           a = Conv<strides = [2, 2]>(x, wa) s = Shape(a) f = Slice(s, i0, i2) to = Concat<axis = 0>(f, m1) b = Reshape(a, to)
+           t = Transpose<perm = [0, 2, 1]>(b) l = LayerNormalization(t, g1, b1) d = MatMul(l, wd) r = Relu(d) e = MatMul(r, we)
+           u = Add(t, e) v = Transpose<perm = [0, 2, 1]>(u) w = Reshape(v, s) out = Conv(w, wo) }""",
+        {"wa": (8, 3, 2, 2), "g1": (8,), "b1": (8,), "wd": (8, 12), "we": (12, 8), "wo": (2, 8, 1, 1), "m1": i64(-1)},
+        2,
+    ),
+    "cropped, padded and resized to the size of another map": (
+        """g (float[N, 3, H, W] x) => (float[N, 2, H2, W2] out) {
+           a = Conv<pads = [1, 1, 1, 1]>(x, wa) b = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(a, wb) s = Shape(a)
+           hw = Slice(s, i2, i4) c = Shape(b)
+           nc = Slice(c, i0, i2) z = Concat<axis = 0>(nc, hw) u = Resize<mode = "nearest">(b, , , z)
+           h = Slice(s, i2, i3) k = Slice(u, i0, h, i2) d = Sub(h, i2) l = Slice(k, i0, d, i2)
+           pads = Concat<axis = 0>(i0, i0, i0, i0, i0, i0, i2, i0) m = Pad(l, pads) q = Concat<axis = 1>(a, m)
+           out = Conv(q, wo) }""",
+        {"wa": (8, 3, 3, 3), "wb": (6, 8, 3, 3), "wo": (2, 14, 1, 1)},
+        2,
+    ),
+    "padded by an amount that depends on the size": (
+        """g (float[N, 3, H, W] x) => (float[N, 2, H2, W2] out) {
+           a = Conv(x, wa) b = Conv<kernel_shape = [3, 3]>(a, wb) s = Shape(a) t = Shape(b) d = Sub(s, t)
+           hw = Slice(d, i2, i4)
+           pads = Concat<axis = 0>(i0, i0, i0, i0, i0, i0, hw) p = Pad(b, pads) r = Add(a, p) out = Conv(r, wo) }""",
+        {"wa": (8, 3, 1, 1), "wb": (8, 8, 3, 3), "wo": (2, 8, 1, 1)},
+        1,
+    ),
+    "the first token is only measured": (
+        """g (float[N, T, 6] x) => (float[N, T, 3] out) {
+           a = MatMul(x, wa) p = Gather<axis = 2>(a, last) h = Shape(p) to = Concat<axis = 0>(h, m1) b = Reshape(a, to)
+           out = MatMul(b, wo) }""",
+        {"wa": (6, 8), "wo": (8, 3), "last": np.array(7, np.int64), "m1": i64(-1)},
+        1,
+    ),
+    "its width is data elsewhere": (
+        """g (float[N, T, 6] x) => (float[N, T, 3] out) {
+           a = MatMul(x, wa) h = Shape(a) f = Cast<to = 1>(h) n = ReduceSum<keepdims = 0>(f) d = Div(a, n)
+           out = MatMul(d, wo) }""",
+        {"wa": (6, 8), "wo": (8, 3)},
+        1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_open_sizes(name: str) -> None:
+    text, weights, n_groups = NETS[name]
+    held = hold(model(text, {**_INTS, **weights}), input_shape=("x=1,3,12,14",) if "H, W" in text else ())
+    assert held.n_settings == 2
+    assert len(held.channels.groups) == n_groups
+    assert all("graph output" in str(group.why_frozen) for group in held.channels.frozen)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["32-distilbert/dy", "91-resize-shape/m", "92-heads-tokens-open/m", "93-conv1d-tokens-open/m", "94-patch-size-open/m",
+     "96-shape-of-entry/m", "98-linear-view-conv/m", "99d-reshape-to-size/m", "99e-heads-batch-tokens-open/m"],
+)  # fmt: skip
+def test_cases(case: str) -> None:
+    path = CASES / f"{case}.onnx"
+    if not path.exists():
+        pytest.skip("no cases beside the project")
+    held = hold(onnx.load(path))
+    assert held.n_settings == 2
+    assert [g.why_frozen for g in held.channels.frozen if "graph output" not in str(g.why_frozen)] == []
