@@ -117,7 +117,7 @@ def test_the_signatures_are_those_of_the_dataclasses(verb):
     found = inspect.signature(function).parameters
     types = get_type_hints(inspect.unwrap(function))
     asked = [name for name in found if name in KNOWN]
-    assert asked == list(KNOWN), f"write the options in the order of options.py into the arguments of {verb}"
+    assert asked == list(KNOWN), f"write the options in the order of agmc_onnx.options into the arguments of {verb}"
     for name, one in KNOWN.items():
         kinds = get_type_hints(PARTS[one.part])
         line = f"{name}: {kinds[name]} = {PARTS[one.part].__name__}.{name}"

@@ -130,8 +130,7 @@ def _meet(ledger: Ledger, node: Node, queries: Entries | None, keys: Entries | N
 def attention_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     """Attention of opset 23: the scale; or, where whole heads of queries went, their number."""
     q, k = node.inputs[:2]
-    shape = editor.graph.shape(q)
-    assert shape is not None
+    shape = editor.shape(q)
     dim = shape.rank - 1
     if editor.cut.is_cut(k):
         editor.forget(node.outputs[1:])  # keys and values that nobody takes

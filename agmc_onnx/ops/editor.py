@@ -10,6 +10,7 @@ from onnx import numpy_helper
 
 from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.graph.edit import Alias, Change, Gone, Input, Made, Output, Undeclared
+from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import Node as GraphNode
 from agmc_onnx.ops.table import op_of
 from agmc_onnx.ties.cut import Cut
@@ -76,8 +77,7 @@ class Editor:
             mask: bool (size,), true where an entry stays.
         """
         x, y = proto.input[0], proto.output[0]
-        shape = self.graph.shape(x)
-        assert shape is not None
+        shape = self.shape(x)
         padded, spread, whole = (f"{y}__agmc_{part}_{dim}" for part in ("padded", "spread", "whole"))
         pads = [0] * (2 * shape.rank)
         pads[shape.rank + dim] = 1  # the zero
@@ -98,6 +98,12 @@ class Editor:
     def attribute(self, proto: onnx.NodeProto, name: str, value: Attribute) -> None:
         """Set, or with None remove, an attribute."""
         self.attributes.setdefault(proto.output[0], {})[name] = value
+
+    def shape(self, value: str) -> Shape:
+        """Return a value's shape; repairs are only asked for where all shapes are known."""
+        shape = self.graph.shape(value)
+        assert shape is not None
+        return shape
 
     def reads_cut_size(self, node: GraphNode) -> bool:
         """Whether a node computes with the size of an axis that is cut."""

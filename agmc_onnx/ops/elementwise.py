@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -72,16 +73,15 @@ def quotient_zero(asked: Removed) -> bool:
     return asked.beside(asked.node.inputs[0])
 
 
-def _binary(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Evaluate:
+def _numpy(function: Callable[..., np.ndarray]) -> Evaluate:
+    """Compute with a function of numpy, one operand after the other; operands of unlike types are left to onnx's reference."""
+
     def evaluate(inputs: list[Any], _: Attributes) -> np.ndarray | None:
-        one, other = inputs
-        return None if one.dtype != other.dtype else function(one, other)
+        if len(inputs) == 1:
+            return function(inputs[0])
+        return reduce(function, inputs) if len({x.dtype for x in inputs}) == 1 else None
 
     return evaluate
-
-
-def _unary(function: Callable[[np.ndarray], np.ndarray]) -> Evaluate:
-    return lambda inputs, _: function(inputs[0])
 
 
 def _divide(inputs: list[Any], _: Attributes) -> np.ndarray | None:
@@ -108,16 +108,6 @@ def _cast(inputs: list[Any], attributes: Attributes) -> np.ndarray | None:
     return inputs[0].astype(dtype) if plain else None
 
 
-def _extreme(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Evaluate:
-    def evaluate(inputs: list[Any], _: Attributes) -> np.ndarray:
-        found: np.ndarray = inputs[0]
-        for other in inputs[1:]:
-            found = function(found, other)
-        return found
-
-    return evaluate
-
-
 def _where(inputs: list[Any], _: Attributes) -> np.ndarray:
     condition, one, other = inputs
     return np.where(condition, one, other)
@@ -133,17 +123,17 @@ _KEEPS: dict[str, Any] = {"keeps_zero": where_first_is}
 _SAME: dict[str, Any] = {"shape": same_as_first}
 OPS = register(
     Op(
-        "Add", elementwise_ties, joins=True, commutes=True, linear_in="each", evaluate=_binary(np.add), keeps_zero=where_all_are,
+        "Add", elementwise_ties, joins=True, commutes=True, linear_in="each", evaluate=_numpy(np.add), keeps_zero=where_all_are,
         edge="add", **_SIZES,
     ),
     Op(
-        "Sub", elementwise_ties, joins=True, linear_in="each", evaluate=_binary(np.subtract), keeps_zero=where_all_are,
+        "Sub", elementwise_ties, joins=True, linear_in="each", evaluate=_numpy(np.subtract), keeps_zero=where_all_are,
         when_empty=Vanishing("difference"), edge="add", **_SIZES,
     ),
     Op("Sum", elementwise_ties, joins=True, commutes=True, keeps_zero=where_all_are, edge="add"),
     Op("Mean", elementwise_ties, commutes=True, edge="add"),
     Op(
-        "Mul", elementwise_ties, commutes=True, linear_in="any one", evaluate=_binary(np.multiply), keeps_zero=where_any_is,
+        "Mul", elementwise_ties, commutes=True, linear_in="any one", evaluate=_numpy(np.multiply), keeps_zero=where_any_is,
         edge="mul", **_SIZES,
     ),
     Op(
@@ -151,25 +141,25 @@ OPS = register(
         edge="mul", **_SIZES,
     ),
     Op("Mod", elementwise_ties, evaluate=_modulo, **_SIZES),
-    Op("Max", elementwise_ties, commutes=True, evaluate=_extreme(np.maximum), edge="activation", **_SIZES),
-    Op("Min", elementwise_ties, commutes=True, evaluate=_extreme(np.minimum), edge="activation", **_SIZES),
-    Op("Neg", elementwise_ties, evaluate=_unary(np.negative), edge="activation", **_SIZES, **_KEEPS, **_SAME),
-    Op("Floor", elementwise_ties, evaluate=_unary(np.floor), edge="activation", **_SIZES, **_KEEPS, **_SAME),
-    Op("Ceil", elementwise_ties, evaluate=_unary(np.ceil), edge="activation", **_SAME),
-    Op("Sqrt", elementwise_ties, divisors=(0,), evaluate=_unary(np.sqrt), edge="activation", **_KEEPS, **_SAME),
+    Op("Max", elementwise_ties, commutes=True, evaluate=_numpy(np.maximum), edge="activation", **_SIZES),
+    Op("Min", elementwise_ties, commutes=True, evaluate=_numpy(np.minimum), edge="activation", **_SIZES),
+    Op("Neg", elementwise_ties, evaluate=_numpy(np.negative), edge="activation", **_SIZES, **_KEEPS, **_SAME),
+    Op("Floor", elementwise_ties, evaluate=_numpy(np.floor), edge="activation", **_SIZES, **_KEEPS, **_SAME),
+    Op("Ceil", elementwise_ties, evaluate=_numpy(np.ceil), edge="activation", **_SAME),
+    Op("Sqrt", elementwise_ties, divisors=(0,), evaluate=_numpy(np.sqrt), edge="activation", **_KEEPS, **_SAME),
     Op("Cast", elementwise_ties, evaluate=_cast, edge="identity", **ARRANGES, **_KEEPS),
     Op("CastLike", edge="identity"),
-    Op("Identity", elementwise_ties, evaluate=_unary(np.asarray), edge="identity", **ARRANGES, **_KEEPS, **_SAME),
+    Op("Identity", elementwise_ties, evaluate=_numpy(np.asarray), edge="identity", **ARRANGES, **_KEEPS, **_SAME),
     Op("Dropout", elementwise_ties, edge="identity", **_KEEPS),
     Op("Clip", elementwise_ties, idempotent=True, keeps_zero=clip_zero, edge="relu", **_SAME),
     Op("PRelu", elementwise_ties, edge="relu", **_KEEPS),
     Op("ThresholdedRelu", elementwise_ties, edge="relu"),
-    Op("Equal", elementwise_ties, evaluate=_binary(np.equal), **_SIZES),
-    Op("Greater", elementwise_ties, evaluate=_binary(np.greater)),
-    Op("Less", elementwise_ties, evaluate=_binary(np.less)),
-    Op("And", elementwise_ties, evaluate=_binary(np.logical_and)),
-    Op("Or", elementwise_ties, evaluate=_binary(np.logical_or)),
-    Op("Not", elementwise_ties, evaluate=_unary(np.logical_not)),
+    Op("Equal", elementwise_ties, evaluate=_numpy(np.equal), **_SIZES),
+    Op("Greater", elementwise_ties, evaluate=_numpy(np.greater)),
+    Op("Less", elementwise_ties, evaluate=_numpy(np.less)),
+    Op("And", elementwise_ties, evaluate=_numpy(np.logical_and)),
+    Op("Or", elementwise_ties, evaluate=_numpy(np.logical_or)),
+    Op("Not", elementwise_ties, evaluate=_numpy(np.logical_not)),
     Op("Where", elementwise_ties, evaluate=_where, **_SIZES),
     Op("Relu", elementwise_ties, idempotent=True, edge="relu", **_KEEPS, **_SAME),
     Op("LeakyRelu", elementwise_ties, edge="relu", **_KEEPS, **_SAME),

@@ -204,9 +204,7 @@ def _feeds_grouped_query(ledger: Ledger, value: str, heads: int) -> bool:
 def grouped_query_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     """GroupQueryAttention: the numbers of heads that stay."""
     q, k = node.inputs[:2]
-    shape = editor.graph.shape(node.outputs[0])
-    assert shape is not None
-    size = shape.other[2] // node.attribute("num_heads")
+    size = editor.shape(node.outputs[0]).other[2] // node.attribute("num_heads")
     heads = editor.cut.size(node.outputs[0], 2) // size
     editor.attribute(proto, "num_heads", heads)
     kv_heads = editor.cut.size(k, 2) // size if k else (editor.cut.size(q, 2) // size - heads) // 2

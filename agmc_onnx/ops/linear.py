@@ -15,20 +15,14 @@ from agmc_onnx.ties.ledger import Axis, Ledger, tie_or_freeze
 
 def gemm(ledger: Ledger, node: Node) -> None:
     """Gemm: one contracted dim, rows from the first operand, columns from the second, C broadcast over both."""
-    a, b = node.inputs[:2]
-    a_row, a_inner = (1, 0) if node.attribute("transA", 0) else (0, 1)
-    b_inner, b_column = (1, 0) if node.attribute("transB", 0) else (0, 1)
-    _meet(ledger, node, (a, a_inner), (b, b_inner))
-    for dim, (value, source) in enumerate(((a, a_row), (b, b_column))):
-        ids = ledger.flat(node, value, source)
-        if ids is None:
-            continue
-        c = node.inputs[2] if len(node.inputs) > 2 else ""
-        if c:
-            c_dim = dim - 2 + ledger.shape(c).rank
-            if c_dim >= 0 and ledger.size(c, c_dim) > 1:
-                tie_or_freeze(ledger, node, ids, c, c_dim)
-        ledger.set(node.outputs[0], dim, ids)
+    a, b, *c = filter(None, node.inputs)
+    terms = "CM" if node.attribute("transA", 0) else "MC", "NC" if node.attribute("transB", 0) else "CN"
+    contract(ledger, node, list(zip((a, b), terms, strict=True)), "MN")
+    for name in c:
+        for dim in range(2):
+            entries, own = ledger.entries.get((node.outputs[0], dim)), dim - 2 + ledger.shape(name).rank
+            if entries is not None and own >= 0 and ledger.size(name, own) > 1:
+                tie_or_freeze(ledger, node, entries.ids, name, own)
 
 
 def matmul(ledger: Ledger, node: Node) -> None:
@@ -38,36 +32,12 @@ def matmul(ledger: Ledger, node: Node) -> None:
 
 def product(ledger: Ledger, node: Node, turn_a: bool, turn_b: bool) -> None:
     """Tie a product of two stacks of matrices, either of which may be transposed before."""
-    a, b = node.inputs[:2]
-    y = node.outputs[0]
-    rank, rank_a, rank_b = (ledger.shape(v).rank for v in (y, a, b))
-    if rank_a < 2 or rank_b < 2:
-        return
-    inner = (rank_a - 2 if turn_a else rank_a - 1, rank_b - 1 if turn_b else rank_b - 2)
-    outer = (2 * rank_a - 3 - inner[0], 2 * rank_b - 3 - inner[1])
-    _meet(ledger, node, (a, inner[0]), (b, inner[1]), rank)
-    for value, rank_v, own, target in ((a, rank_a, outer[0], rank - 2), (b, rank_b, outer[1], rank - 1)):
-        entries = ledger.axis(node, value, own)
-        if entries is not None:
-            kept = ledger.collapse(entries, [row for row in entries.rows if row >= rank_v - 2])
-            moved = kept.permuted({row: row + rank - rank_v for row in kept.rows})
-            ledger.set(y, target, moved.ids, moved.rows)
-    for dim in range(rank - 2):  # batch dims: tied across both operands like any broadcast op
-        _batch_dim(ledger, node, dim, rank, ((a, rank_a), (b, rank_b)))
-
-
-def _batch_dim(ledger: Ledger, node: Node, dim: int, rank: int, operands: Sequence[tuple[str, int]]) -> None:
-    members = [(v, dim - rank + r) for v, r in operands if dim - rank + r >= 0]
-    members = [(v, d) for v, d in members if ledger.size(v, d) > 1]
-    found = [ledger.axis(node, *m) for m in members if m[0] not in ledger.graph.tensors]
-    known = [e for e in found if e is not None]
-    if known and len(known) == len(members):
-        columns = [ledger.column(e) for e in known]
-        for other in columns[1:]:
-            ledger.tie(columns[0], other)
-        ledger.set(node.outputs[0], dim, columns[0])
-    else:
-        ledger.freeze_all(known, f"{node.label}: batch dimension {dim} cannot be cut in both operands")
+    ranks = [ledger.shape(name).rank for name in node.inputs[:2]]
+    if min(ranks) >= 2:
+        batch = [chr(ord("a") + i) for i in range(max(ranks) - 2)]  # an operand may lack the first ones
+        inner = ["CM" if turn_a else "MC", "NC" if turn_b else "CN"]
+        terms = ["".join(batch[len(batch) - rank + 2 :]) + own for rank, own in zip(ranks, inner, strict=True)]
+        contract(ledger, node, list(zip(node.inputs[:2], terms, strict=True)), "".join(batch) + "MN")
 
 
 def fused_matmul(ledger: Ledger, node: Node) -> None:
@@ -76,61 +46,38 @@ def fused_matmul(ledger: Ledger, node: Node) -> None:
         product(ledger, node, bool(node.attribute("transA", 0)), bool(node.attribute("transB", 0)))
 
 
-def _meet(ledger: Ledger, node: Node, one: Axis, other: Axis, rank: int = 2) -> None:
-    """Tie the contracted dims of two operands of a product; `rank` is that of its result, whose batch dims rows are."""
-    weights = [value in ledger.graph.tensors for value, _ in (one, other)]
-    if all(weights):
-        return
-    first = None if weights[0] else ledger.axis(node, *one)
-    second = None if weights[1] else ledger.axis(node, *other)
-    if weights[0] and second is not None:
-        first = ledger.axis(node, *one)
-    if weights[1] and first is not None:
-        second = ledger.axis(node, *other)
-    if first is None or second is None:
-        ledger.freeze_all((first, second), f"{node.label}: the other operand cannot be cut with it")
-        return
-    sides = []
-    for entries, (value, _) in ((first, one), (second, other)):
-        own = ledger.shape(value).rank
-        batched = ledger.collapse(entries, [row for row in entries.rows if row >= own - 2])
-        sides.append(batched.permuted({row: row + rank - own for row in batched.rows}))
-    ledger.meet(*sides)
-
-
 def einsum(ledger: Ledger, node: Node) -> None:
-    """Tie the operands' dims of each letter; letters of the result pass. Dots and repeated letters are left whole."""
+    """Einsum: its own letters. Dots and repeated letters are left whole."""
     left, arrow, result = node.attribute("equation").replace(" ", "").partition("->")
     terms = left.split(",")
-    if not arrow or "." in left + result or any(len(set(term)) < len(term) for term in (*terms, result)):
-        return
-    graph = ledger.graph
-    letters = sorted(set(left) - {","})
+    if arrow and "." not in left + result and all(len(set(term)) == len(term) for term in (*terms, result)):
+        contract(ledger, node, list(zip(node.inputs, terms, strict=True)), result)
+
+
+def contract(ledger: Ledger, node: Node, terms: list[tuple[str, str]], result: str) -> None:
+    """Tie the operands' dims of each letter; letters of the result pass, the others are contracted."""
+    constants, spelled = ledger.graph.tensors, ",".join(term for _, term in terms)
+    letters = sorted({letter for _, term in terms for letter in term})
     place = {letter: number for number, letter in enumerate(letters)}
     for letter in letters:
-        members = [(v, term) for v, term in zip(node.inputs, terms, strict=True) if letter in term]
-        members = [(v, term) for v, term in members if ledger.size(v, term.index(letter)) > 1]
-        active = [(v, term) for v, term in members if v not in graph.tensors]
-        found = [(term, ledger.axis(node, v, term.index(letter))) for v, term in active]
-        if active and all(entries is None for _, entries in found):
+        members = [(v, term) for v, term in terms if letter in term and ledger.size(v, term.index(letter)) > 1]
+        active = {v: ledger.axis(node, v, term.index(letter)) for v, term in members if v not in constants}
+        if all(entries is None for entries in active.values()) and (active or letter not in result):
             continue
-        if len(active) < len(members):
-            found += [(term, ledger.axis(node, v, term.index(letter))) for v, term in members if v in graph.tensors]
+        found = [(term, active[v] if v in active else ledger.axis(node, v, term.index(letter))) for v, term in members]
         known = [
             entries.permuted({dim: place[other] for dim, other in enumerate(term)})
             for term, entries in found
             if entries is not None
         ]
         if len(known) < len(found):
-            ledger.freeze_all(known, f"{node.label}: {letter} cannot be cut in all operands")
-            continue
-        if not known:
-            continue
-        joined = reduce(ledger.meet, known)
-        if letter in result:
-            joined = ledger.collapse(joined, [row for row in joined.rows if letters[row] not in result])
-            moved = joined.permuted({place[other]: dim for dim, other in enumerate(result)})
-            ledger.set(node.outputs[0], result.index(letter), moved.ids, moved.rows)
+            ledger.freeze_all(known, f"{node.label}: not all operands can be cut along {letter} of {spelled}")
+        elif known:
+            joined = reduce(ledger.meet, known)
+            if letter in result:
+                joined = ledger.collapse(joined, [row for row in joined.rows if letters[row] not in result])
+                moved = joined.permuted({place[other]: dim for dim, other in enumerate(result)})
+                ledger.set(node.outputs[0], result.index(letter), moved.ids, moved.rows)
 
 
 def product_macs(graph: Graph, node: Node) -> list[Product]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
@@ -61,33 +62,25 @@ def concat(ledger: Ledger, node: Node) -> None:
 
 
 def split(ledger: Ledger, node: Node) -> None:
-    """Split: each output takes its part of the ids."""
-    x = node.inputs[0]
-    rank = ledger.shape(x).rank
-    axis = node.attribute("axis", 0) % rank
-    start = 0
-    entries = ledger.axis(node, x, axis)
-    for y in node.outputs:
-        if not y:
-            return
+    """Split: each output is a slice."""
+    x, start = node.inputs[0], 0
+    axis = node.attribute("axis", 0) % ledger.shape(x).rank
+    for y in filter(None, node.outputs):
         stop = start + ledger.size(y, axis)
-        part = np.arange(start, stop)
-        carry(ledger, node, x, y, {dim: dim for dim in range(rank) if dim != axis}, {axis: part})
-        if entries is not None:
-            if entries.rows:
-                ledger.balance(entries.ids[..., part])
-            ledger.set(y, axis, entries.ids[..., part], entries.rows)
+        _slice_to(ledger, node, y, {axis: slice(start, stop)})
         start = stop
 
 
 def slice_(ledger: Ledger, node: Node) -> None:
     """Slice: ids are sliced along every dim whose bounds are known; open dims have none, whatever their bounds."""
-    x, y = node.inputs[0], node.outputs[0]
-    rank = ledger.shape(x).rank
     bounds = slice_bounds(ledger.graph, node)
-    if bounds is None:
-        return
-    whole = {dim: dim for dim in range(rank) if dim not in bounds}
+    if bounds is not None:
+        _slice_to(ledger, node, node.outputs[0], bounds)
+
+
+def _slice_to(ledger: Ledger, node: Node, y: str, bounds: Mapping[int, slice | None]) -> None:
+    """Give an output the ids of a slice of the first input."""
+    x = node.inputs[0]
     picked = {dim: np.arange(ledger.size(x, dim))[part] for dim, part in bounds.items() if part is not None}
     for dim, part in bounds.items():
         entries = ledger.axis(node, x, dim)
@@ -100,16 +93,15 @@ def slice_(ledger: Ledger, node: Node) -> None:
         strided = part.step not in (None, 1)
         if strided:  # becomes a Gather, of the same places in every row
             entries = ledger.collapse(entries, entries.rows)
-        of_size = entries.ids[..., part].shape[-1] == ledger.size(y, dim)
-        if (strided and len(bounds) > 1) or not ledger.shape(x).is_fixed(dim) or not of_size:
+        ids = entries.ids[..., part]
+        if (strided and len(bounds) > 1) or not ledger.shape(x).is_fixed(dim) or ids.shape[-1] != ledger.size(y, dim):
             ledger.freeze(entries.ids, f"{node.label}: bounds along dimension {dim} are not fixed")
-        else:
-            ids = entries.ids[..., part]
-            if entries.rows:  # the entries before the slice too, so that it begins at one place in every row
-                ledger.balance(ids)
-                ledger.balance(entries.ids[..., : part.indices(entries.ids.shape[-1])[0]])
-            ledger.set(y, dim, ids, entries.rows)
-    carry(ledger, node, x, y, whole, picked)
+            continue
+        if entries.rows:  # the entries before the slice too, so that it begins at one place in every row
+            ledger.balance(ids)
+            ledger.balance(entries.ids[..., : part.indices(entries.ids.shape[-1])[0]])
+        ledger.set(y, dim, ids, entries.rows)
+    carry(ledger, node, x, y, {dim: dim for dim in range(ledger.shape(x).rank) if dim not in bounds}, picked)
 
 
 def slice_bounds(graph: Graph, node: Node) -> dict[int, slice | None] | None:
@@ -282,7 +274,7 @@ def space_to_depth(ledger: Ledger, node: Node) -> None:
 def split_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     """Split: the size of every part."""
     cut = editor.cut
-    rank = editor.graph.shape(node.inputs[0]).rank  # type: ignore[union-attr]
+    rank = editor.shape(node.inputs[0]).rank
     axis = node.attribute("axis", 0) % rank
     if cut.mask(node.inputs[0], axis) is None:
         return
@@ -314,7 +306,7 @@ def slice_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     if not moved or parts is None:
         return
     starts, ends, axes, _ = parts
-    rank = editor.graph.shape(x).rank  # type: ignore[union-attr]
+    rank = editor.shape(x).rank
     new = [moved.get(int(axis or 0) % rank, (None, None)) for axis in axes]
     for position, name, given in ((1, "starts", starts), (2, "ends", ends)):
         values = [
@@ -331,7 +323,7 @@ def slice_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
 def gather_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     """Gather: constant indices name entries by their new places."""
     cut, x = editor.cut, node.inputs[0]
-    rank = editor.graph.shape(x).rank  # type: ignore[union-attr]
+    rank = editor.shape(x).rank
     axis = node.attribute("axis", 0) % rank
     mask = cut.mask(x, axis)
     picked = editor.graph.value(node.inputs[1])
