@@ -39,6 +39,7 @@ class Roles:
         amounts: Data,
         execution: Execution,
         sizes: InputSizes | None = None,
+        n_random: int = 64,
     ) -> None:
         """Open the data, and run the original once: it must run before anything else is done.
 
@@ -48,6 +49,7 @@ class Roles:
             amounts: How much of every role is used, and what judges.
             execution: Threads, provider, and the seed of synthetic inputs.
             sizes: Of these; None: the first usual ones that the model runs on.
+            n_random: How many of these every role has.
 
         Raises:
             DataError: If the data cannot be used with this model.
@@ -69,8 +71,8 @@ class Roles:
         else:
             self.metric = "agreement"
             self._roles = {
-                name: runnable(self._model, n, execution.seed + i, sizes)
-                for i, (name, n) in enumerate((("calibration", 64), ("reward", 64), ("test", 64)))
+                name: runnable(self._model, n_random, execution.seed + i, sizes)
+                for i, name in enumerate(("calibration", "reward", "test"))
             }
             self._whole_reward, self._dataset = self._roles["reward"], None
             self.augment = ()

@@ -412,16 +412,16 @@ OPS = register(
     ),
     Op(
         "Split", split, repair=split_repair, shape_inputs=(1,), **PICKS,
-        shrinks=True, when_empty=Vanishing("split"), edge="split",
+        shrinks=True, when_empty=Vanishing("split"), selects=True, edge="split",
     ),
     Op("SplitToSequence", edge="split"),
     Op(
         "Slice", slice_, repair=slice_repair, shape_inputs=(1, 2, 3, 4), **PICKS,
-        evaluate=_slice, keeps_zero=where_first_is, edge="split", layout="plain",
+        evaluate=_slice, keeps_zero=where_first_is, selects=True, edge="split", layout="plain",
     ),
     Op(
         "Gather", gather, repair=gather_repair, **PICKS,
-        keeps_zero=where_first_is, edge="split",
+        keeps_zero=where_first_is, selects=True, edge="split",
         evaluate=lambda inputs, attributes: np.take(inputs[0], inputs[1], axis=attributes.get("axis", 0)),
     ),
     Op("GatherElements", arranges=True, linear_in="first"),

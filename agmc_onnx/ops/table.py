@@ -91,6 +91,7 @@ class Op:
         evaluate: Returns its output for constant inputs, None where onnx's reference shall say it.
         keeps_zero: Whether its output is 0 where entries were removed; see `agmc_onnx.ops.zeros`.
         divisors: Positions of inputs that a removed entry of is 1 and not 0, which it would divide by.
+        selects: Whether it does not read the entries of its first input that stand in none of its outputs.
         when_empty: What it makes of operands that are gone, or a function that tells; None is what the generic rules of
             `keeps_zero` say, and else not sure.
         idempotent: Whether it changes nothing behind itself.
@@ -124,6 +125,7 @@ class Op:
     evaluate: Evaluate | None = None
     keeps_zero: Callable[[Removed], bool] | None = None
     divisors: tuple[int, ...] = ()
+    selects: bool = False
     when_empty: Vanishing | Callable[[Node], Vanishing | None] | None = None
     idempotent: bool = False
     statistics: Statistics | None = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx
 
 from agmc_onnx.graph.shapes import infer_shapes
-from agmc_onnx.graph.view import Graph, Node, captured_names, graph_of
+from agmc_onnx.graph.view import FLOATS, Graph, Node, captured_names, constant_tensor, graph_of
 from agmc_onnx.ops.table import TABLE, UnknownSizesError, node_macs, op_of
 
 _SMALL = 1024  # entries of constants whose numbers shape arithmetic in a body may need
@@ -21,6 +23,19 @@ def body_macs(graph: Graph, node: Node) -> int:
         return 0
     n_passes = passes(graph, node)
     return max(parts) * (1 if n_passes is None else n_passes)
+
+
+def body_params(node: onnx.NodeProto) -> int:
+    """Return the number of floating elements of the constants in the graphs that a node holds."""
+    found = 0
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+            constants = [constant_tensor(inner) for inner in graph.node if inner.op_type == "Constant"]
+            tensors = [*graph.initializer, *(tensor for tensor in constants if tensor is not None)]
+            found += sum(math.prod(tensor.dims) for tensor in tensors if tensor.data_type in FLOATS)
+            found += sum(math.prod(sparse.dims) for sparse in graph.sparse_initializer)
+            found += sum(map(body_params, graph.node))
+    return found
 
 
 def uncounted(graph: Graph) -> list[str]:

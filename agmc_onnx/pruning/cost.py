@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from scipy.sparse import csr_array
 
 from agmc_onnx.arrays import FloatArray, IntArray, Mask
-from agmc_onnx.graph.view import Graph
+from agmc_onnx.graph.inline import unwrapped
+from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.ops.table import macs_of, node_macs
 from agmc_onnx.ops.vanish import closer_of
-from agmc_onnx.pruning.bodies import body_macs
+from agmc_onnx.pruning.bodies import body_macs, body_params
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.ties.ledger import Axis
 from agmc_onnx.ties.sizes import SizeBook
@@ -152,6 +154,9 @@ def params_cost(channels: Channels) -> Cost:
     for name, tensor in channels.graph.tensors.items():
         if channels.graph.is_parameter(name):
             builder.add(name, tuple(tensor.dims), [(name, dim) for dim in range(len(tensor.dims))])
+    for node in channels.graph.nodes:
+        if inside := body_params(node.proto):
+            builder.add(node.outputs[0] or node.label, (inside,), [None])
     return builder.build()
 
 
@@ -166,5 +171,16 @@ def count_macs(graph: Graph) -> dict[str, int]:
 
 
 def count_params(graph: Graph) -> int:
-    """Return the number of floating and quantised elements of a graph's constants."""
-    return sum(math.prod(tensor.dims) for name, tensor in graph.tensors.items() if graph.is_parameter(name))
+    """Return the number of floating and quantised elements of a graph's constants, those in branches and bodies too."""
+    own = sum(math.prod(tensor.dims) for name, tensor in graph.tensors.items() if graph.is_parameter(name))
+    return own + sum(body_params(node.proto) for node in graph.nodes)
+
+
+def stored_params(model: onnx.ModelProto) -> int:
+    """Return the number of floating and quantised elements of a model's constants, each as often as it is stored.
+
+    Local functions are inlined, as everywhere. What `normalize` makes of constants (copies, statistics) counts in a model that
+    has it, and not in the one that it is made of.
+    """
+    sparse = sum(math.prod(one.dims) for one in model.graph.sparse_initializer)
+    return sparse + count_params(graph_of(unwrapped(model)))

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from scipy.optimize import linprog
 
-from agmc_onnx.arrays import FloatArray, IntArray
+from agmc_onnx.arrays import FloatArray, IntArray, Mask
 from agmc_onnx.errors import UsageError
+from agmc_onnx.ops.table import Vanishing, op_of
 from agmc_onnx.ties.groups import Channels, Group
 
 Importance = Callable[[Channels], FloatArray]
@@ -111,6 +112,34 @@ def median_distance(channels: Channels) -> FloatArray:
         total[group.units] = np.sqrt(np.maximum(squared, 0)).sum(1)
         position[group.units] = -1
     return total
+
+
+def is_read(channels: Channels) -> Mask:
+    """Return which units something reads, (channels.n_units,): the others may go before all of these, at no loss.
+
+    A unit is read by a node that has it on an input and on no output (a product that sums over it, a mean), or that takes
+    statistics over it; not by one that passes it on, nor by one that leaves it out (a Slice), nor where only its size is
+    asked for.
+    """
+    found = np.zeros(channels.n_units, bool)
+    units: dict[str, list[IntArray]] = {}
+    for (value, _), axis in channels.axes.items():
+        units.setdefault(value, []).append(np.unique(axis.units))
+    for node in channels.graph.nodes:
+        op = op_of(node)
+        if isinstance(op.when_empty, Vanishing) and op.when_empty.kind == "size":
+            continue
+        passed = np.zeros(channels.n_units, bool)
+        if op.statistics is None:
+            for name in node.outputs:
+                passed[np.concatenate(units.get(name, [np.empty(0, np.int64)]))] = True
+        for name in dict.fromkeys(node.inputs[1 if op.selects else 0 :]):
+            for some in units.get(name, []):
+                found[some[~passed[some]]] = True
+    for name in channels.graph.outputs:
+        for some in units.get(name, []):
+            found[some] = True
+    return found
 
 
 IMPORTANCE: dict[str, Importance] = {"l2": l2_norm, "l1": l1_norm, "median": median_distance}

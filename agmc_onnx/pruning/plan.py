@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import onnx
 from msgspec import Meta
 
 from agmc_onnx.arrays import IntArray, Mask
@@ -37,6 +38,8 @@ class Plan:
         sparsity: Share of zeros in dense weights that keep their shape.
         pattern: "N:M" where of every M neighbours at most N are kept there, else None.
         gone: First outputs of the original's nodes that are not in the file.
+        derived: Names among `tensors` that the original's file has no tensor of: statistics of weights that are fixed, copies
+            of shared vectors, and what stood in functions and branches.
         set_id: Of the set that the plan is written with, or None; plans of the same content are equal.
     """
 
@@ -47,30 +50,42 @@ class Plan:
     sparsity: Mapping[str, float] = field(default_factory=dict)
     pattern: str | None = None
     gone: tuple[str, ...] = ()
+    derived: frozenset[str] = frozenset()
     set_id: str | None = field(default=None, compare=False)
 
     def to_json(self) -> str:
         """Return the plan as the contract's JSON, one line a group and a tensor."""
         groups = ",\n  ".join(json.dumps(g) for g in self.groups)
-        tensors = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(axes)}" for name, axes in self.tensors.items())
+        tensors, derived = (
+            ",\n  ".join(
+                f"{json.dumps(name)}: {json.dumps(axes)}"
+                for name, axes in self.tensors.items()
+                if (name in self.derived) == is_derived
+            )
+            for is_derived in (False, True)
+        )
         model = json.dumps({"sha256": self.sha256, "opset": self.opset})
         pattern = "" if self.pattern is None else f', "sparsity_pattern": {json.dumps(self.pattern)}'
         name = DEEP_FORMAT if self.gone else FORMAT
         gone = f',\n "gone": {json.dumps(self.gone)}, "folded": {{}}' if self.gone else ""
+        derived = f',\n "derived": {{\n  {derived}}}' if derived else ""
         set_id = "" if self.set_id is None else f' "set": {json.dumps(self.set_id)},\n'
         return (
             f'{{"format": "{name}",\n{set_id} "model": {model},\n "groups": [\n  {groups}],\n "tensors": {{\n  {tensors}}},\n'
-            f' "sparsity": {json.dumps(dict(self.sparsity))}{pattern}{gone}}}\n'
+            f' "sparsity": {json.dumps(dict(self.sparsity))}{pattern}{derived}{gone}}}\n'
         )
 
 
-def make_plan(channels: Channels, kept: Sequence[IntArray], sha256: str) -> Plan:
+def make_plan(
+    channels: Channels, kept: Sequence[IntArray], sha256: str, original: onnx.ModelProto | None = None
+) -> Plan:
     """Return the plan of a choice of units.
 
     Args:
         channels: The analysis.
         kept: For each prunable group the kept positions, ascending.
         sha256: Digest of the original's file.
+        original: As it lies in the file, where it is not the model that was analysed.
     """
     groups: list[dict[str, Any]] = [
         {"name": g.name, "units": g.n_units, "keep": np.asarray(k).tolist(), "why_frozen": None}
@@ -87,7 +102,17 @@ def make_plan(channels: Channels, kept: Sequence[IntArray], sha256: str) -> Plan
     }
     tensors.update((name, {"0": []}) for name in channels.graph.tensors if name in closed.neutral)
     gone = [next(filter(None, channels.graph.nodes[i].outputs)) for i in sorted(closed.gone)]
-    return Plan(sha256, channels.graph.opset, tuple(groups), tensors, gone=tuple(gone))
+    derived = frozenset() if original is None else tensors.keys() - _tensor_names(original.graph)
+    return Plan(sha256, channels.graph.opset, tuple(groups), tensors, gone=tuple(gone), derived=frozenset(derived))
+
+
+def _tensor_names(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of initializers, of outputs of Constants, and of Identities of these."""
+    names = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" or (node.op_type == "Identity" and node.input[0] in names):
+            names.add(node.output[0])
+    return names
 
 
 def _nothing(kept: Sequence[IntArray]) -> list[int]:
@@ -131,6 +156,13 @@ class PlanFile:
         Meta(description="share of zeros of tensors that keep their shape"),
     ] = field(default_factory=dict)
     sparsity_pattern: Annotated[str, Meta(description="N:M", pattern="^[1-9][0-9]*:[1-9][0-9]*$")] | None = None
+    derived: Annotated[
+        dict[str, dict[str, list[int | list[int]]]],
+        Meta(
+            description="the same of what the original's file has no tensor of: statistics of weights that are fixed, copies of"
+            " shared vectors, and what stood in functions and branches"
+        ),
+    ] = field(default_factory=dict)
     gone: Annotated[list[str], Meta(description="first outputs of the original's nodes that are not in the file")] = (
         field(default_factory=list)
     )
@@ -156,8 +188,8 @@ def read_plan(path: str | Path) -> Plan:
         )
     found = checked(data, PlanFile, path, "a plan", _TODO, PlanError)
     groups = tuple(asdict(group) for group in found.groups)
-    facts = found.tensors, found.sparsity, found.sparsity_pattern, tuple(found.gone), found.set
-    return Plan(found.model.sha256, found.model.opset, groups, *facts)
+    facts = found.sparsity, found.sparsity_pattern, tuple(found.gone), frozenset(found.derived), found.set
+    return Plan(found.model.sha256, found.model.opset, groups, found.tensors | found.derived, *facts)
 
 
 def kept_units(channels: Channels, plan: Plan) -> list[IntArray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from agmc_onnx.errors import ModelError, PlanError, VerificationError
 from agmc_onnx.graph.edit import with_arrays
 from agmc_onnx.graph.files import read_sparse
 from agmc_onnx.graph.view import Graph, graph_of
+from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.ops.table import op_of
 from agmc_onnx.options import pattern_of
 from agmc_onnx.pruning.plan import Plan
@@ -271,6 +272,30 @@ def store(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
             places = numpy_helper.from_array(index, f"{tensor.name}__index")
             moved[tensor.name] = onnx.helper.make_sparse_tensor(values, places, list(array.shape))
     return with_arrays(model, moved) if moved else model
+
+
+def sparse_names(model: onnx.ModelProto) -> set[str]:
+    """Return the names of a model's sparse initializers."""
+    return {sparse.values.name for sparse in model.graph.sparse_initializer}
+
+
+def smallest(model: onnx.ModelProto, names: Iterable[str], feeds: Sequence[dict[str, np.ndarray]]) -> onnx.ModelProto:
+    """Return a model that is `store`d, or itself where onnxruntime does not load that or it does not answer the same.
+
+    Args:
+        model: With dense initializers; not changed.
+        names: The tensors that may be stored sparse.
+        feeds: Inputs; the first is run.
+    """
+    stored = store(model, names)
+    if stored is model:
+        return model
+    try:
+        answers = [run_model(make_session(one), feeds[0]) for one in (model, stored)]
+    except ModelError:
+        return model
+    same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*answers, strict=True) if isinstance(a, np.ndarray))
+    return stored if same else model
 
 
 def dense(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -28,7 +28,7 @@ from agmc_onnx.measuring.sizes import Sizes, graph_at
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.bodies import uncounted
-from agmc_onnx.pruning.cost import count_macs, count_params
+from agmc_onnx.pruning.cost import count_macs, stored_params
 from agmc_onnx.pruning.depth import layers_gone
 from agmc_onnx.pruning.sparsity import dense
 from agmc_onnx.pruning.verification import Verification
@@ -153,7 +153,7 @@ def environment_versions(provider: str) -> dict[str, str]:
 def sizes_of(model: onnx.ModelProto, sizes: InputSizes) -> dict[str, int]:
     """Return the MACs at some sizes of its inputs, the parameters and the bytes of a model."""
     graph = graph_at(normalize(dense(model)), sizes)
-    return {"macs": sum(count_macs(graph).values()), "params": count_params(graph), "file_bytes": model_bytes(model)}
+    return {"macs": sum(count_macs(graph).values()), "params": stored_params(model), "file_bytes": model_bytes(model)}
 
 
 def _side(model: onnx.ModelProto, sizes: InputSizes, score: Score, times: Latency, peak: int | None) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def analyse_model(
         UsageError: If a name to exclude fits no group.
     """
     file = read_model(path)
-    model = normalize(file.proto)
+    model = normalize(file.proto, dense=True)
 
     def samples() -> Samples:
         assert data is not None

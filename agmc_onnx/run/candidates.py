@@ -232,13 +232,12 @@ def reachable(
     least = target.cost(bare.min_keep)
     if least <= target.budget:
         return bare
-    best = least / target.full
+    best = _up(least / target.full)
     finer = "" if settings.search.round_to == 1 else _with_all_widths(analysis, target, data, settings, base, best)
     left = " and what --exclude names" if settings.search.exclude else ""
     raise BudgetError(
-        f"--{target.kind}: cannot keep only {target.budget / target.full:.4f} of the original, since channels tied to inputs"
-        f" and outputs{left} stay; the best reachable value is {best:.4f}{finer}."
-        f" Ask for at least {np.ceil(best * 1e4) / 1e4:.4f}.",
+        f"--{target.kind}: cannot keep only {target.share:.4f} of the original, since channels tied to inputs"
+        f" and outputs{left} stay; the best reachable value is {best:.4f}{finer}. Ask for at least {best:.4f}.",
         best,
     )
 
@@ -248,8 +247,13 @@ def _with_all_widths(
 ) -> str:
     """Return what could be reached in widths that are no multiples, where that is less; else ""."""
     finest = environment_of(analysis, data, settings.but(round_to=1), floor=0.0, base=base)
-    reached = target.cost(finest.min_keep) / target.full
-    return f", with --round-to 1 it is {reached:.4f}" if reached < best - 5e-5 else ""
+    reached = _up(target.cost(finest.min_keep) / target.full)
+    return f", with --round-to 1 it is {reached:.4f}" if reached < best else ""
+
+
+def _up(share: float) -> float:
+    """Return a share with four digits that may be asked for: rounded up."""
+    return float(np.ceil(share * 1e4 - 1e-9) / 1e4)
 
 
 def search_candidates(

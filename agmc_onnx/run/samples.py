@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from agmc_onnx.graph.view import Graph
@@ -12,6 +13,9 @@ from agmc_onnx.run.analysis import Analysis
 
 DREAM_MACS = 1e12  # of the original, that images may cost: about a minute
 MIN_IMAGES = 8
+LARGE = (
+    1 << 16
+)  # entries of a sample of guessed size, beyond which a role has few: 224 x 224 pixels say no more than 64 x 64
 
 
 def with_recovery(analysis: Analysis, data: str | Path | None, settings: CompressOptions) -> CompressOptions:
@@ -61,7 +65,10 @@ def roles_of(analysis: Analysis, data: str | Path | None, settings: CompressOpti
         DataError: If the data cannot be used with this model.
         ModelError: If onnxruntime cannot run the model.
     """
-    roles = Roles(analysis.file.proto, data, settings.data, settings.execution, analysis.sizes.inputs)
+    sizes = analysis.sizes
+    is_large = sizes.source == "guessed" and max(map(math.prod, sizes.inputs.values()), default=0) > LARGE
+    more = {"n_random": MIN_IMAGES} if is_large else {}
+    roles = Roles(analysis.file.proto, data, settings.data, settings.execution, sizes.inputs, **more)
     if data is None and settings.recovery.recover != "none":
         from agmc_onnx.pruning.cost import macs_cost
         from agmc_onnx.refit.options import RecoverOptions

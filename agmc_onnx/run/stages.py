@@ -117,7 +117,7 @@ def by_stages(job: Job, environment: Environment, target: Target) -> Found:
         done.append(found)
         _note(job, stage, found)
         told.append({"stage": stage, "keep": aim.share, "reached": aim.cost(found.search.kept) / aim.full})
-        plan = make_plan(job.analysis.channels, found.kept, job.analysis.file.sha256)
+        plan = make_plan(job.analysis.channels, found.kept, job.analysis.file.sha256, job.analysis.file.proto)
         whole = masked(job.analysis.model, plan, found.model)
         base = Base(whole, found.kept, job.analysis.graph.shapes, is_last=stage + 1 == n)
     return replace(done[-1], search=joined([one.search for one in done], "stage"), facts={"stages": told})

@@ -41,8 +41,13 @@ class Target:
         return int(self.share / self.miss * self.full)
 
 
-def target_of(asked: Budget, channels: Channels) -> Target:
+def target_of(asked: Budget, channels: Channels, n_params: int | None = None) -> Target:
     """Return the target of a run.
+
+    Args:
+        asked: The budget.
+        channels: The analysis.
+        n_params: Parameters of the original's file; None: as many as the analysed model has.
 
     Raises:
         UsageError: If there is none.
@@ -53,5 +58,6 @@ def target_of(asked: Budget, channels: Channels) -> Target:
             share = 1.0  # what is tried is less; see `run.dropping`
         if share is not None:
             cost = make(channels)
-            return Target(kind, share, cost, cost([group.n_units for group in channels.groups]))
+            full = n_params if kind == "params" and n_params else cost([group.n_units for group in channels.groups])
+            return Target(kind, share, cost, full)
     raise UsageError("budget: none given; expected --flops R or --params R, with 0 < R < 1. Say how much to keep.")

@@ -17,7 +17,7 @@ from agmc_onnx.ops.conv import kernel_shape
 from agmc_onnx.ops.table import node_macs, op_of
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.cost import macs_cost, params_cost
-from agmc_onnx.pruning.importance import choose
+from agmc_onnx.pruning.importance import choose, is_read
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.search.budget import meet_target, met
 from agmc_onnx.search.depth import Depth, Losses
@@ -36,7 +36,7 @@ class Environment:
         channels: The analysis.
         scores: Importance of every unit, float (channels.n_units,).
         macs, params: Costs as functions of kept counts.
-        n_units, step, min_keep: int (n_groups,) each; see `Problem`.
+        n_units, step, min_keep: int (n_groups,) each; see `Problem`. Of a group that nothing reads, one step is the most.
     """
 
     def __init__(
@@ -70,7 +70,8 @@ class Environment:
                 all of them stay.
         """
         self.channels = channels
-        self.scores = scores
+        reads = is_read(channels)
+        self.scores = np.where(reads, scores, -1.0)  # what nothing reads goes first
         self.macs = macs_cost(channels)
         self.params = params_cost(channels)
         self._surgeon = Surgeon(channels)
@@ -85,6 +86,8 @@ class Environment:
         self.step = np.array(
             [s if s <= g.n_units else g.step for g, s in zip(channels.groups, steps, strict=True)], np.int64
         )
+        unread = np.array([not reads[group.units].any() for group in channels.groups], bool)
+        self.n_units = np.where(unread, np.minimum(self.step, self.n_units), self.n_units)
         lowest = np.maximum(np.ceil(sizes * floor / self.step), 1).astype(np.int64) * self.step
         self.min_keep = np.minimum(lowest, self.n_units)
         self.depth = None if losses is None else self._depth(losses)

@@ -10,8 +10,9 @@ import onnx
 from agmc_onnx.errors import PlanError
 from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.outputs import check_output, is_same, output_files, stamped, with_id, write_files
+from agmc_onnx.measuring.sizes import samples_at
 from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
-from agmc_onnx.pruning.sparsity import planned, sparse_plan, thin_by_magnitude
+from agmc_onnx.pruning.sparsity import planned, smallest, sparse_names, sparse_plan, thin_by_magnitude
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verification import Verification
 from agmc_onnx.reporting.record import sizes_of, verified_facts
@@ -89,14 +90,16 @@ def apply(model: Given, plan: str | Path, output: str | Path | None = None, *, f
         )
     kept = kept_units(analysis.channels, wanted)
     pruned = Surgeon(analysis.channels).cut(kept)
-    made = make_plan(analysis.channels, kept, analysis.file.sha256)
+    made = make_plan(analysis.channels, kept, analysis.file.sha256, analysis.file.proto)
     if wanted.sparsity:
         sparsity = planned(wanted)
         pruned = thin_by_magnitude(pruned, sparsity)
         made = sparse_plan(made, pruned, sparsity)
+    found = checked(analysis, pruned, made, recovered=False)
+    if may_be_sparse := sparse_names(analysis.file.proto):
+        pruned = smallest(pruned, may_be_sparse, samples_at(analysis.model, analysis.sizes.inputs, 1, 0).feeds(1))
     pruned, set_id = (with_id(pruned, wanted.set_id), wanted.set_id) if in_place else stamped(pruned, made.to_json())
     made = replace(made, set_id=set_id)
-    found = checked(analysis, pruned, made, recovered=False)
     report = AppliedReport(
         Sizes(**sizes_of(analysis.file.proto, analysis.sizes.inputs)),
         Sizes(**sizes_of(pruned, analysis.sizes.inputs)),

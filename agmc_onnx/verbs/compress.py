@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
-from agmc_onnx.errors import AgmcError, ModelError, UsageError, VerificationError
+from agmc_onnx.errors import AgmcError, UsageError, VerificationError
 from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.outputs import check_output, stamped, write_files
 from agmc_onnx.measuring.roles import Roles
-from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.options import (
     Budget,
     CompressOptions,
@@ -29,8 +27,9 @@ from agmc_onnx.options import (
     options_in,
 )
 from agmc_onnx.policies import POLICIES
+from agmc_onnx.pruning.cost import stored_params
 from agmc_onnx.pruning.plan import Plan, make_plan
-from agmc_onnx.pruning.sparsity import facts, sparse_plan, sparsity_of, store
+from agmc_onnx.pruning.sparsity import facts, smallest, sparse_names, sparse_plan, sparsity_of
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verification import Verification
 from agmc_onnx.reporting.advice import circumstances
@@ -214,7 +213,7 @@ def _compress(
     target = (
         latency_target(analysis, environment, data_of, settings, tell)
         if by_latency
-        else target_of(settings.budget, analysis.channels)
+        else target_of(settings.budget, analysis.channels, stored_params(analysis.file.proto))
     )
     if isinstance(environment, JointEnvironment):
         target = replace(target, cost=environment.of_groups(target.cost))
@@ -248,7 +247,7 @@ def _searched(
     found = replace(result_of.search, kept=result_of.search.kept[: len(best)])  # without densities
     as_cut = Surgeon(analysis.channels).cut(best)
     sparsity = sparsity_of(settings.sparsity, analysis.graph, settings.recovery.is_refit)
-    plan = make_plan(analysis.channels, best, analysis.file.sha256)
+    plan = make_plan(analysis.channels, best, analysis.file.sha256, analysis.file.proto)
     plan = plan if sparsity is None else sparse_plan(plan, compressed, sparsity)
     tell("verifying", {})
     verification = checked(
@@ -259,8 +258,10 @@ def _searched(
         data_of.verification_feeds(),
         settings.execution.seed,
     )
+    may_be_sparse = sparse_names(analysis.file.proto)
     if settings.sparsity.sparse_storage == "smallest":
-        compressed = _smallest(compressed, plan, data_of.verification_feeds())
+        may_be_sparse |= plan.sparsity.keys()
+    compressed = smallest(compressed, may_be_sparse, data_of.verification_feeds())
     compressed, set_id = stamped(compressed, plan.to_json())
     plan = replace(plan, set_id=set_id)
     tell("measuring", {})
@@ -356,16 +357,3 @@ def _torch_threads(settings: CompressOptions) -> AbstractContextManager[None]:
     from agmc_onnx.torch_view.threads import torch_threads
 
     return torch_threads(settings.execution.threads)
-
-
-def _smallest(model: onnx.ModelProto, plan: Plan, feeds: Sequence[dict[str, np.ndarray]]) -> onnx.ModelProto:
-    """Return a model with sparse initializers where that is smaller, onnxruntime loads it, and it answers the same."""
-    stored = store(model, plan.sparsity)
-    if stored is model:
-        return model
-    try:
-        answers = [run_model(make_session(one), feeds[0]) for one in (model, stored)]
-    except ModelError:
-        return model
-    same = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*answers, strict=True) if isinstance(a, np.ndarray))
-    return stored if same else model

@@ -17,7 +17,7 @@ from agmc_onnx.latency.tables import cached_table
 from agmc_onnx.motifs import build, describe
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.bodies import uncounted
-from agmc_onnx.pruning.cost import macs_cost, params_cost
+from agmc_onnx.pruning.cost import macs_cost, params_cost, stored_params
 from agmc_onnx.pruning.depth import layers_that_may_go
 from agmc_onnx.pruning.widths import FINE
 from agmc_onnx.run.analysis import Analysis, analyse_model
@@ -73,7 +73,7 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
         "outputs": _values(proto.graph.output, set()),
         "ops": dict(ops.most_common()),
         "macs": costs["macs"](n_units),
-        "params": costs["params"](n_units),
+        "params": stored_params(proto),
         "sizes": asdict(analysis.sizes),
         "uncounted": uncounted(analysis.graph),
         "prunable": {name: cost.prunable_share(n_units) for name, cost in costs.items()},

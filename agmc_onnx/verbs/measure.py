@@ -18,7 +18,7 @@ from agmc_onnx.measuring.memory import peak_bytes
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.measuring.sizes import graph_at, samples_at, settle
 from agmc_onnx.options import Execution
-from agmc_onnx.pruning.cost import count_macs, count_params
+from agmc_onnx.pruning.cost import count_macs, stored_params
 from agmc_onnx.pruning.sparsity import dense
 from agmc_onnx.reporting.record import environment_versions
 from agmc_onnx.verbs.given import Given, on_files, path_of
@@ -81,7 +81,7 @@ def measure(
             {
                 "path": str(file.path),
                 "macs": sum(count_macs(graph).values()),
-                "params": count_params(graph),
+                "params": stored_params(file.proto),
                 "file_bytes": file.file_bytes,
                 "metric": score
                 and {"name": score.name, "value": score.value, "n": score.n, "interval": score.interval},

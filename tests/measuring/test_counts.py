@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.sizes import input_dims, symbols_of
 from agmc_onnx.measuring.sizes import graph_at, samples_at, second_feeds, settle
+from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.bodies import uncounted
-from agmc_onnx.pruning.cost import count_macs
+from agmc_onnx.pruning.cost import count_macs, params_cost, stored_params
 from tests.independent_counter import count
 from tests.nets import model as net
 from tests.pruning.test_equivalence import SMALL_NETS
@@ -59,3 +61,23 @@ def test_a_node_that_cannot_be_counted_is_named() -> None:
         g (float[N, 4] x) => (y) { a = far.Away(x) b = MatMul(a, w) y = Relu(b) }"""
     graph = graph_at(net(text, {"w": [4, 4]}), {"x": (1, 4)})
     assert uncounted(graph) == ["Away a (unknown op of far)", "MatMul b (unknown shape)"]
+
+
+def test_parameters_are_those_that_the_file_holds() -> None:
+    """A copy that an Identity makes, and a statistic of a weight that is fixed, are none of the original's."""
+    text = """g (float[1, 3, 9, 9] x) => (float[1, 8, 7, 7] y) {
+        v = Identity(w) a = Conv(x, w) b = Conv(x, v) m = ReduceMean<axes = [1, 2, 3], keepdims = 0>(w) r = Reshape(m, shape)
+        s = Add(a, b) y = Mul(s, r) }"""
+    model = net(text, {"w": (8, 3, 3, 3), "shape": np.array([1, 8, 1, 1])})
+    assert stored_params(model) == 8 * 27
+    assert stored_params(normalize(model)) == 2 * 8 * 27 + 8
+
+
+def test_parameters_in_branches_count() -> None:
+    text = """g (float[N, 8] x, bool p) => (float[N, 4] y) {
+        h = MatMul(x, w)
+        r = If (p) <then_branch = t () => (o1) <float[8] k = {1,2,3,4,5,6,7,8}> { o1 = Mul(h, k) },
+                    else_branch = e () => (o2) { c = Constant<value = float[1] {2}>() o2 = Mul(h, c) }> y = MatMul(r, v) }"""
+    model = net(text, {"w": (8, 8), "v": (8, 4)})
+    channels = analyse(graph_at(model, {"x": (1, 8), "p": ()}))
+    assert stored_params(model) == params_cost(channels)([g.n_units for g in channels.groups]) == 64 + 32 + 8 + 1

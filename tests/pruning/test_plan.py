@@ -11,13 +11,14 @@ import numpy as np
 import onnx
 import pytest
 
-from agmc_onnx import apply, verify
+from agmc_onnx import apply, compress, verify
 from agmc_onnx.errors import PlanError
 from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.plan import Plan, kept_units, make_plan, read_plan
 from agmc_onnx.ties.groups import Channels
+from tests.graph.test_normalize import standardised
 from tests.ties.test_closed import RESIDUAL
 
 
@@ -58,6 +59,27 @@ def test_a_plan_is_applied_and_verified(tmp_path: Path) -> None:
     assert result.verification.masked_equivalence and result.plan.gone == plan.gone
     assert verify(tmp_path / "model.onnx", tmp_path / "small.onnx").masked_equivalence
     assert (tmp_path / "small.plan.json").read_bytes() == before, "an input is never written over"
+
+
+def test_a_plan_names_tensors_of_the_file_and_others_apart(tmp_path: Path) -> None:
+    """Statistics of standardised weights, and copies of vectors that layers share, are no tensors of the original."""
+    onnx.save(standardised(), tmp_path / "model.onnx")
+    options = {
+        "flops": 0.7,
+        "policy": "uniform",
+        "recover": "none",
+        "latency_seconds": 0.0,
+        "output": tmp_path / "c.onnx",
+    }
+    compress(tmp_path / "model.onnx", **options)
+    found = json.loads((tmp_path / "c.plan.json").read_text())
+    assert found["format"] == "agmc-onnx/plan@1"
+    names = {tensor.name for tensor in standardised().graph.initializer}
+    assert found["tensors"].keys() == {"w0", "w1", "to_flat", "to0", "to1", "ones", "zeros"} & found["tensors"].keys()
+    assert {"w0", "w1", "ones", "zeros"} <= found["tensors"].keys() <= names
+    assert {"mean0", "var0", "ones__2", "zeros__2"} & found["derived"].keys() and not found["derived"].keys() & names
+    assert read_plan(tmp_path / "c.plan.json").tensors == found["tensors"] | found["derived"]
+    assert verify(tmp_path / "model.onnx", tmp_path / "c.onnx").masked_equivalence is not False
 
 
 def test_a_plan_that_keeps_units_of_what_is_gone_is_refused() -> None:

@@ -325,3 +325,20 @@ def test_a_model_without_dense_layers_is_told():
     text = "net (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {\n y = Conv(x, w)\n }"
     with pytest.raises(ModelError, match=r"no weights of dense layers .* Try --sparse-layers all"):
         sparsity_of(CompressOptions.of(flops=0.5, sparsity=0.5).sparsity, graph_of(model(text, {"w": (4, 4, 1, 1)})))
+
+
+def test_a_model_with_sparse_weights_is_cut_and_stays_sparse(tmp_path):
+    """Their channels are as prunable as others; the result stores them sparse where that is smaller."""
+    whole = model("g (float[N, 16] x) => (float[N, 5] y) { h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }",
+                  {"w1": (16, 64), "w2": (64, 5)})  # fmt: skip
+    array = onnx.numpy_helper.to_array(whole.graph.initializer[0]).copy()
+    array[np.abs(array) < np.quantile(np.abs(array), 0.9)] = 0
+    whole.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(array, "w1"))
+    onnx.save(store(whole, ["w1"]), tmp_path / "m.onnx")
+    options = {"policy": "uniform", "recover": "none", "latency_seconds": 0.0}
+    result = agmc_onnx.compress(tmp_path / "m.onnx", flops=0.5, output=tmp_path / "c.onnx", **options)
+    assert [s.values.name for s in result.model.graph.sparse_initializer] == ["w1"]
+    assert result.report["original"]["params"] == 64 * 21 and result.report["compressed"]["params"] == 32 * 21
+    assert agmc_onnx.verify(tmp_path / "m.onnx", tmp_path / "c.onnx").masked_equivalence
+    applied = agmc_onnx.apply(tmp_path / "m.onnx", tmp_path / "c.plan.json")
+    assert [s.values.name for s in applied.model.graph.sparse_initializer] == ["w1"]
