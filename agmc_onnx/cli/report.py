@@ -12,9 +12,10 @@ RUN = "X.report.json, the X.onnx beside it, or the folder X.run of a run that ha
 @argument("runs", "RUN...", RUN, nargs=-1, required=True)
 @option("output", str, "OUT.html", "default: X.report.html of one run, comparison.html of several", short="-o")
 @option("force", bool, "", FORCE, False)
-def command(runs: tuple[str, ...], output: str | None, force: bool) -> Said:
+@option("watch", bool, "", "make the page again every ten seconds until the run has ended", False)
+def command(runs: tuple[str, ...], output: str | None, force: bool, watch: bool) -> Said:
     """Make a page and say where it lies."""
     from agmc_onnx.verbs.report import report
 
-    path = report(*runs, output=output, force=force)
+    path = report(*runs, output=output, force=force, watch=watch)
     return Said({"output": str(path)}, [f"wrote {path}"])

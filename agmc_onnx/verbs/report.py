@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from agmc_onnx.reporting.loading import Run, read_run
 from agmc_onnx.reporting.plots import curves, scatter
 
 SEVERAL = "comparison.html"
+WATCH_S = 10.0  # between two makings of a page that is watched, and between two loadings by the browser
 
 
-def report(*sources: str | Path, output: str | Path | None = None, force: bool = False) -> Path:
+def report(*sources: str | Path, output: str | Path | None = None, force: bool = False, watch: bool = False) -> Path:
     """Make one HTML page of one run or several, and return where it was written.
 
     Args:
@@ -25,28 +27,41 @@ def report(*sources: str | Path, output: str | Path | None = None, force: bool =
         output: The page; default: X.report.html of a single run (X.running.html while it lasts), comparison.html in the
             working directory of several.
         force: Write over a file that is not ours; what is read is never written over.
+        watch: Make the page again and again until the run has ended; a browser that shows it loads it by itself. One run only.
 
     Raises:
         UsageError: If there is no run, a file is none, or the page cannot be written.
     """
     if not sources:
         raise UsageError("report: got no run; expected X.report.json, X.onnx or X.run. Name what compress wrote.")
+    if watch and len(sources) > 1:
+        raise UsageError(f"report: --watch takes one run, got {len(sources)}. Name one.")
     runs = [read_run(source) for source in sources]
-    made = render_runs(runs)
+    made = render_runs(runs, watch)
     path = Path(output) if output is not None else _default(runs)
     files = [file for run in runs for file in (run.path, run.beside["model"], run.beside["plan"])]
     check_output(path, {"what is read": files}, force, alone=True)
     write_page(made, path)
+    while watch and runs[0].report is None:
+        time.sleep(WATCH_S)
+        runs = [_further(runs[0])]
+        write_page(render_runs(runs, watch), path)
     return path
 
 
-def render_runs(runs: Sequence[Run]) -> str:
-    """Return the page of one run, or that of several."""
+def _further(run: Run) -> Run:
+    """Return a run as it stands now; its report once its journal is gone."""
+    place = run.path if run.path.exists() else run.beside["report"]
+    return read_run(place) if place.exists() else run
+
+
+def render_runs(runs: Sequence[Run], watched: bool = False) -> str:
+    """Return the page of one run, or that of several; one that lasts loads itself again where it is watched."""
     if len(runs) > 1:
         return _comparison(runs)
     run = runs[0]
     if run.report is None:
-        return _running(run)
+        return _running(run, WATCH_S if watched else None)
     try:
         return render(run.report)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -64,7 +79,7 @@ def _default(runs: Sequence[Run]) -> Path:
     return run.path.with_name(f"{run.name}.report.html")
 
 
-def _running(run: Run) -> str:
+def _running(run: Run, every: float | None) -> str:
     rows, settings = run.evaluations, run.settings
     best = max(rows, key=lambda row: row["reward"], default=None)
     tops = [max(row["kept"][i] for row in rows) for i in range(len(rows[0]["kept"]))] if rows else []
@@ -79,6 +94,7 @@ def _running(run: Run) -> str:
         }
     return page(
         "running.html",
+        every=every,
         name=run.name,
         said=f"{asked}{said}",
         path=str(run.path),

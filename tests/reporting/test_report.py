@@ -311,6 +311,24 @@ def test_page_of_a_run_that_lasts(runs):
     assert write_report(runs / "c.onnx") == path, "X.onnx names the run while there is no report"
 
 
+def test_a_watched_page_follows_the_run_to_its_report(runs, report, monkeypatch):
+    pages = []
+
+    def later(seconds):
+        pages.append((runs / "c.running.html").read_text())
+        (runs / "c.run" / "journal.jsonl").unlink(missing_ok=True)
+        if len(pages) == 2:  # the report comes a moment after the journal has gone
+            (runs / "c.report.json").write_text(json.dumps(report | {"seed": 7}))
+
+    monkeypatch.setattr("time.sleep", later)
+    assert write_report(runs / "c.run", watch=True) == runs / "c.running.html"
+    assert len(pages) == 2
+    assert all('http-equiv="refresh" content="10"' in page for page in pages)
+    assert (runs / "c.running.html").read_text() == render(report | {"seed": 7})
+    with pytest.raises(UsageError, match="--watch takes one run, got 2"):
+        write_report(runs / "a.report.json", runs / "b.report.json", watch=True)
+
+
 def test_several_runs_on_one_page(runs):
     path = write_report(runs / "a.report.json", runs / "b.report.json", runs / "c.run", output=runs / "all.html")
     page = parse(path.read_text())
