@@ -26,8 +26,19 @@ LAYOUTS = ("NCHW", "NHWC")
 COLORS = ("RGB", "BGR", "L")
 AUGMENTATIONS = ("flip", "crop")
 BUILT_IN = {"digits": Path(__file__).parent / "digits" / "digits.toml"}
-NEEDS_LABELS = {"top1": True, "top5": True, "agreement": False}  # a "module:function" gets the labels if there are any
+COMPARING = (
+    "agreement",
+    "positions",
+    "miou",
+    "boxes",
+    "cosine",
+    "neighbours",
+    "psnr",
+    "sisdr",
+)  # with the original's answers
+NEEDS_LABELS = {"top1": True, "top5": True} | dict.fromkeys(COMPARING, False)  # a "module:function" gets labels, if any
 MAX_CALIBRATION = 1000  # samples, of the default roles
+WANTED = 500  # samples that a refit and distillation want before the other roles get more
 
 Slice = tuple[int, int]
 Size = tuple[int, int]
@@ -87,6 +98,7 @@ class DataCard:
         metric: A key of `NEEDS_LABELS`, or "module:function"; None means top1 with labels and agreement without.
         roles: Role name -> (start, stop); empty means `default_roles`.
         train: For fine-tuning only.
+        outputs: What outputs of the model say, a key of `measuring.outputs.KINDS` by their name, where the graph does not tell.
     """
 
     where: str
@@ -103,6 +115,7 @@ class DataCard:
     metric: str | None = None
     roles: Mapping[str, Slice] = field(default_factory=dict)
     train: TrainCard | None = None
+    outputs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,9 +155,12 @@ class CardFile:
     ] = None
     mean: Annotated[float | list[float], Meta(description="then (x / scale - mean) / std")] = 0.0
     std: float | list[float] = 1.0
-    metric: Annotated[str | None, Meta(description="top1, top5, agreement or module:function; see below")] = None
+    metric: Annotated[str | None, Meta(description="see below")] = None
     roles: RolesFile = field(default_factory=RolesFile)
     train: TrainFile | None = None
+    outputs: Annotated[dict[str, str], Meta(description="what an output says, by its name; see below")] = field(
+        default_factory=dict
+    )
 
 
 CARD_KEYS, TRAIN_KEYS, ROLES = (tuple(f.name for f in fields(schema)) for schema in (CardFile, TrainFile, RolesFile))
@@ -163,8 +179,8 @@ def shape_text(shape: Sequence[int | str | None]) -> str:
 def default_roles(n: int, where: str = "data") -> dict[str, Slice]:
     """Return the roles of `n` samples whose card names none.
 
-    The first tenth (at least 1, at most `MAX_CALIBRATION`) is calibration, half of the rest is
-    reward, what remains is test.
+    Calibration is the first tenth (at most `MAX_CALIBRATION`), or the `WANTED` first samples where that is more, but no more than
+    two thirds; half of the rest is reward, what remains is test.
 
     Args:
         n: Number of samples, at least 3.
@@ -175,7 +191,7 @@ def default_roles(n: int, where: str = "data") -> dict[str, Slice]:
     """
     if n < len(ROLES):
         raise bad_data(where, "too few samples for three roles", n, "at least 3", "Add images.")
-    first = min(max(n // 10, 1), MAX_CALIBRATION)
+    first = min(max(n // 10, min(WANTED, 2 * n // 3), 1), MAX_CALIBRATION, n - 2)
     second = first + (n - first) // 2
     return {"calibration": (0, first), "reward": (first, second), "test": (second, n)}
 
@@ -306,7 +322,16 @@ def _card(where: str, table: Mapping[str, Any]) -> DataCard:
         metric=_metric(where, table.get("metric")),
         roles=roles,
         train=_train(where, table, roles),
+        outputs=_outputs(where, table.get("outputs", {})),
     )
+
+
+def _outputs(where: str, given: Any) -> dict[str, str]:
+    if not isinstance(given, Mapping) or not all(isinstance(kind, str) for kind in given.values()):
+        raise bad_data(
+            where, "bad outputs", repr(given), "a table", 'Write [outputs], and under it NAME = "detections".'
+        )
+    return dict(given)
 
 
 def _train(where: str, table: Mapping[str, Any], roles: Mapping[str, Slice]) -> TrainCard | None:

@@ -7,31 +7,32 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+import onnx
 
 from agmc_onnx.arrays import FloatArray
 from agmc_onnx.data.card import NEEDS_LABELS, shape_text
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import DataError, ModelError, UsageError
+from agmc_onnx.graph.files import read_model
+from agmc_onnx.measuring.agreeing import MEASURES, Interval, agreement, wilson
 from agmc_onnx.measuring.closeness import (
-    agreement,
     are_probabilities,
     class_scores,
     fidelity,
     names_classes,
     ranks,
     soft_classes,
-    thinned,
 )
+from agmc_onnx.measuring.outputs import Answer, Seen, answers_by_shape, answers_of
 from agmc_onnx.measuring.racing import estimate, image_errors, is_lost, looks
 from agmc_onnx.measuring.session import Model, Run, opened
 
-Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 BATCH = 20  # samples per inference: values of CIFAR networks stay in cache; 100 take 5 to 8 % longer
 
 Outputs = list[np.ndarray]
@@ -43,16 +44,17 @@ class Score:
     """A metric's value.
 
     Attributes:
-        name: The metric.
-        value: Percent, 0..100; of a "module:function" metric, what the function returned (nan counts as 0).
+        name: The metric: top1, top5, "module:function"; or what "agreement" came to for the kind of output, a key of
+            `agreeing.MEASURES`, "agreement" (classes) or "closeness" (numbers).
+        value: Percent, 0..100, or decibels; of a "module:function" metric, what the function returned (nan counts as 0).
         n: Number of samples.
-        interval: (low, high) of 95 % confidence in percent, Wilson; None where the value is not a share of the samples.
+        interval: (low, high) of 95 % confidence in the same unit: Wilson's of shares of samples, else of the bootstrap; or None.
     """
 
     name: str
     value: float
     n: int
-    interval: tuple[float, float] | None
+    interval: Interval | None
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,9 @@ class Evaluator:
         metric: str = "top1",
         *,
         batch_size: int = BATCH,
-        reference: Model | None = None,
-        original: Model | None = None,
+        reference: Model | Run | None = None,
+        original: Model | Run | None = None,
+        answers: Sequence[Answer] | None = None,
         n_first: int | None = None,
         stops_early: bool = False,
         threads: int = 1,
@@ -109,9 +112,10 @@ class Evaluator:
             metric: A key of `METRICS`, or "module:function" of a function(outputs, labels) -> float, higher is better;
                 outputs are the graph outputs in order, all samples along their first axis.
             batch_size: Samples per inference.
-            reference: The original model, for "agreement".
+            reference: The original model, for metrics that need no labels.
             original: Model whose outputs the fidelity is measured to, class scores (metrics top1 and top5 say that they are)
                 as `soft_classes`; None: fidelity is not measured.
+            answers: What the outputs are (`measuring.outputs`); None: the original's graph tells.
             n_first: Samples that every model is measured on; None: all.
             stops_early: In a race, stop models that are clearly worse before these too.
             threads: Of onnxruntime.
@@ -129,22 +133,23 @@ class Evaluator:
                 f"{samples.name}: metric {metric} needs labels, got samples without; expected labels. "
                 'Use a role that has them, or metric "agreement".'
             )
-        self._reference: Outputs | None = None
-        if metric == "agreement":
-            if reference is None:
-                raise UsageError(
-                    "metric: agreement needs a reference, got none; expected the original. Pass its model."
-                )
-            self._reference = self._run(reference)[0]
-        self._kinds: list[
-            bool | None
-        ] = []  # of the original's outputs: class scores, as probabilities or not; None: others
-        self._original: Outputs | None = None
-        if original is not None:
-            outputs = thinned(self._reference or self._run(original)[0])
+        self._answers = None if answers is None else tuple(answers)
+        self._told: list[Seen] | None = None  # what the original says
+        self._kinds: list[bool | None] = []  # of its answers: class scores, as probabilities or not; None: others
+        self._original: Outputs | None = None  # what closeness is measured to
+        if needs_original(metric) and reference is None:
+            raise UsageError(f"metric: {metric} needs a reference, got none; expected the original. Pass its model.")
+        teacher = reference if needs_original(metric) else original
+        self._compares = teacher is not None
+        if teacher is not None:
+            if self._answers is None:
+                self._answers = _answers_of(teacher)
+            self._told = self._run(teacher).seen
+        if original is not None and self._told is not None:
+            compared = [seen.compared for seen in self._told]
             if names_classes(metric):
-                self._kinds = [are_probabilities(o) if class_scores(o) is not None else None for o in outputs]
-            self._original = self._comparable(outputs)
+                self._kinds = [are_probabilities(o) if class_scores(o) is not None else None for o in compared]
+            self._original = self._comparable(compared)
         self.n_first, self._stops_early = min(n_first or samples.n, samples.n), stops_early
         self._first: Evaluator | None = None
 
@@ -159,7 +164,7 @@ class Evaluator:
 
         Args:
             model: Takes the same inputs as the model the samples were opened for; or a function that runs one.
-            keep_outputs: Return the outputs too; for agreement, the entries that were compared.
+            keep_outputs: Return the outputs too; of metrics that need no labels, what was counted of them.
             race: Measure it on all samples if it keeps up with the best one, and return its errors if it is better.
             best: Errors of the best model so far, on all samples; None: this is the first.
 
@@ -171,31 +176,30 @@ class Evaluator:
             if self._first is None:
                 self._first = self._of_first(self.n_first)
             return self._first(model, keep_outputs)
-        outputs, inference_s, session_s = self._run(model, best)
-        close_by = [] if self._original is None else self._comparable(outputs)
+        ran = self._run(model, best)
+        close_by = [] if self._original is None else self._comparable([seen.compared for seen in ran.seen])
         errors = (
             image_errors(close_by, self._original) if race and self._original is not None and self._can_race else None
         )
         n = self.samples.n if errors is None else len(errors)
         judge = self if n == self.samples.n else self._of_first(n)
-        value, interval = self._score(outputs, judge)
-        score = Score(self.metric, value, n, interval)
-        kept = outputs if keep_outputs else None
+        name, value, interval = self._score(ran, judge)
+        score = Score(name, value, n, interval)
+        kept, costs = ran.outputs if keep_outputs else None, (ran.inference_s, ran.session_s)
         if judge is not self:
             assert errors is not None
             assert best is not None
-            return Evaluation(score, inference_s, session_s, kept, estimate(errors, best), None, n)
+            return Evaluation(score, *costs, kept, estimate(errors, best), None, n)
         close = None if self._original is None else fidelity(close_by, self._original)
         if errors is not None and best is not None and errors.mean() >= best.mean():
             errors = None
-        return Evaluation(score, inference_s, session_s, kept, close, errors)
+        return Evaluation(score, *costs, kept, close, errors)
 
-    def _comparable(self, outputs: Outputs) -> Outputs:
-        """Return outputs as their closeness is measured: class scores as soft probabilities, others thinned."""
-        thin = thinned(outputs)
-        if len(thin) != len(self._kinds):
-            return thin
-        kinds = zip(thin, self._kinds, strict=True)
+    def _comparable(self, compared: Outputs) -> Outputs:
+        """Return what is compared of outputs; class scores as soft probabilities where the metric says that they are."""
+        if len(compared) != len(self._kinds):
+            return compared
+        kinds = zip(compared, self._kinds, strict=True)
         return [value if kind is None else soft_classes(value, kind) for value, kind in kinds]
 
     @property
@@ -208,69 +212,107 @@ class Evaluator:
         """Return an evaluator of the first samples alone."""
         found = copy.copy(self)
         found.samples, found.n_first, found._first = self.samples.take(n), n, None
-        found._reference = None if self._reference is None else [value[:n] for value in self._reference]
+        rows = self.samples.n
+
+        def cut(value: np.ndarray) -> np.ndarray:
+            return value[:n] if value.ndim and len(value) == rows else value
+
+        if self._told is not None:
+            found._told = [replace(one, compared=cut(one.compared), said=cut(one.said)) for one in self._told]
         if self._original is not None:
-            found._original = [
-                value[:n] if value.ndim and len(value) == self.samples.n else value for value in self._original
-            ]
+            found._original = [cut(value) for value in self._original]
         return found
 
-    def _is_lost(
-        self, per_batch: list[list[np.ndarray]], valid_rows: list[int], best: FloatArray, margin: float
-    ) -> bool:
+    def _is_lost(self, seen: Sequence[Sequence[Seen]], rows: Sequence[int], best: FloatArray, margin: float) -> bool:
         """Whether the batches so far show that a model is worse than the best one by so many standard errors."""
         assert self._original is not None
-        rows = valid_rows[: len(per_batch)]
-        outputs = [_join(parts, rows) for parts in zip(*per_batch, strict=True)]
-        errors = image_errors(self._comparable(outputs), self._original)
+        compared = [_join([one.compared for one in parts], rows) for parts in zip(*seen, strict=True)]
+        errors = image_errors(self._comparable(compared), self._original)
         return errors is not None and len(errors) == sum(rows) and is_lost(errors, best, margin)
 
-    def _run(self, model: Model | Run, best: FloatArray | None = None) -> tuple[Outputs, float, float]:
+    def _run(self, model: Model | Run, best: FloatArray | None = None) -> _Ran:
+        """Run a model on all samples, or till it is clearly lost; without `_told` it is the original."""
         feeds = self.samples.feeds(self.batch_size)
         start = perf_counter()
         run, _ = opened(model, self._threads, self._provider)
         session_s = perf_counter() - start
-        inference_s = 0.0
-        per_batch: list[list[np.ndarray]] = []
+        inference_s, at = 0.0, 0
+        raw: list[list[np.ndarray]] = []
+        seen: list[list[Seen]] = []
         valid_rows = self.samples.valid_rows(self.batch_size)
         coming = [] if best is None else looks(self.n_first, self.samples.n, self._stops_early)
         for feed, rows in zip(feeds, valid_rows, strict=True):
             start = perf_counter()
             outputs = run(feed)
             inference_s += perf_counter() - start
-            per_batch.append([self._valid(value, rows) for value in outputs if isinstance(value, np.ndarray)])
-            n = sum(valid_rows[: len(per_batch)])
-            if coming and coming[0][0] <= n < self.samples.n:
+            arrays = [self._valid(value, rows) for value in outputs if isinstance(value, np.ndarray)]
+            if not needs_original(self.metric):
+                raw.append(arrays)
+            if self._compares:
+                seen.append(self._look(arrays, at, rows))
+            at += rows
+            if coming and coming[0][0] <= at < self.samples.n:
                 margin = coming[0][1]
-                coming = [look for look in coming if look[0] > n]
-                if best is not None and self._is_lost(per_batch, valid_rows, best, margin):
+                coming = [look for look in coming if look[0] > at]
+                if best is not None and self._is_lost(seen, valid_rows[: len(seen)], best, margin):
                     break
-        rows_run = valid_rows[: len(per_batch)]
-        return [_join(parts, rows_run) for parts in zip(*per_batch, strict=True)], inference_s, session_s
+        rows_run = valid_rows[: max(len(raw), len(seen))]
+        outputs = [_join(parts, rows_run) for parts in zip(*raw, strict=True)]
+        joined = [_joined(parts, rows_run) for parts in zip(*seen, strict=True)]
+        return _Ran(outputs or [one.said for one in joined], joined, inference_s, session_s)
+
+    def _look(self, arrays: list[np.ndarray], at: int, rows: int) -> list[Seen]:
+        """Return what is looked at of a batch whose first sample is number `at`."""
+        if self._told is None and not at:
+            known = self._answers or ()
+            if not known or max(i for answer in known for i in answer.at) >= len(arrays):
+                known = answers_by_shape(arrays)
+            self._answers = tuple(answer.settled(arrays) for answer in known)
+        assert self._answers is not None
+        marks = [None if one.marks is None else one.marks[at : at + rows] for one in self._told or ()]
+        return [
+            answer.seen(arrays, marks[i] if marks else None)
+            for i, answer in enumerate(self._answers)
+            if answer.at[-1] < len(arrays)
+        ]
 
     def _valid(self, output: np.ndarray, rows: int) -> np.ndarray:
-        """Return the output without the rows of padding, thinned where only some entries are compared."""
+        """Return the output without the rows of padding."""
         fixed = self.samples.fixed_batch
-        if fixed and rows < fixed and output.ndim and len(output) == fixed:
-            output = output[:rows]
-        return thinned([output])[0] if self.metric == "agreement" else output
+        return output[:rows] if fixed and rows < fixed and output.ndim and len(output) == fixed else output
 
     @property
     def reference(self) -> Outputs:
-        """The original's outputs."""
-        assert self._reference is not None
-        return self._reference
+        """What is counted of the original's outputs."""
+        assert self._told is not None
+        return [one.said for one in self._told]
 
 
-Judged = tuple[float, tuple[float, float] | None]
+@dataclass(frozen=True)
+class _Ran:
+    """What a model answered, and what it took."""
+
+    outputs: Outputs
+    seen: list[Seen]
+    inference_s: float
+    session_s: float
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a share in 0..1 of `n` samples, as shares (Wilson 1927)."""
-    centre = share + Z95**2 / (2 * n)
-    half = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
-    scale = 1 + Z95**2 / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+Judged = tuple[str, float, Interval | None]
+
+
+def needs_original(metric: str) -> bool:
+    """Return whether a metric holds answers against the original's."""
+    return metric == "agreement" or metric in MEASURES
+
+
+def _answers_of(teacher: Model | Run) -> tuple[Answer, ...] | None:
+    """Return what the graph of a model tells of its outputs; None of a function."""
+    if isinstance(teacher, onnx.ModelProto):
+        return answers_of(teacher)
+    if isinstance(teacher, Path):
+        return answers_of(read_model(teacher).proto)
+    return answers_of(onnx.load_model_from_string(teacher)) if isinstance(teacher, bytes) else None
 
 
 def _join(parts: Sequence[np.ndarray], valid_rows: Sequence[int]) -> np.ndarray:
@@ -286,9 +328,18 @@ def _join(parts: Sequence[np.ndarray], valid_rows: Sequence[int]) -> np.ndarray:
     return np.concatenate([p.ravel() for p in parts])
 
 
-def _top(k: int) -> Callable[[Outputs, Evaluator], Judged]:
-    def score(outputs: Outputs, evaluator: Evaluator) -> Judged:
-        samples = evaluator.samples
+def _joined(parts: Sequence[Seen], rows: Sequence[int]) -> Seen:
+    marks = [part.marks for part in parts if part.marks is not None]
+    return Seen(
+        _join([part.compared for part in parts], rows),
+        _join([part.said for part in parts], rows),
+        _join(marks, rows) if marks else None,
+    )
+
+
+def _top(k: int) -> Callable[[_Ran, Evaluator], Judged]:
+    def score(ran: _Ran, evaluator: Evaluator) -> Judged:
+        samples, outputs = evaluator.samples, ran.outputs
         labels = samples.labels
         assert labels is not None
         candidates = (class_scores(output) for output in outputs if output.ndim and len(output) == samples.n)
@@ -311,24 +362,24 @@ def _top(k: int) -> Callable[[Outputs, Evaluator], Judged]:
             )
         share = float(np.mean(ranks(scores, labels) < k))
         low, high = wilson(share, samples.n)
-        return 100 * share, (100 * low, 100 * high)
+        return f"top{k}", 100 * share, (100 * low, 100 * high)
 
     return score
 
 
-def _agree(outputs: Outputs, evaluator: Evaluator) -> Judged:
-    value = agreement(outputs, evaluator.reference)
-    is_share = len(outputs) == 1 and class_scores(evaluator.reference[0]) is not None
-    if not is_share:
-        return value, None
-    low, high = wilson(value / 100, evaluator.samples.n)
-    return value, (100 * low, 100 * high)
+def _agree(ran: _Ran, evaluator: Evaluator) -> Judged:
+    told, answers = evaluator._told, evaluator._answers
+    assert told is not None
+    assert answers is not None
+    return agreement(answers, ran.seen, told, evaluator.metric)
 
 
-METRICS: dict[str, Callable[[Outputs, Evaluator], Judged]] = {"top1": _top(1), "top5": _top(5), "agreement": _agree}
+METRICS: dict[str, Callable[[_Ran, Evaluator], Judged]] = {
+    "top1": _top(1), "top5": _top(5), "agreement": _agree, **dict.fromkeys(MEASURES, _agree),
+}  # fmt: skip
 
 
-def _user_metric(text: str) -> Callable[[Outputs, Evaluator], Judged]:
+def _user_metric(text: str) -> Callable[[_Ran, Evaluator], Judged]:
     """Return the metric of a function named "module:function"; the working directory is searched as well."""
     module, _, name = text.partition(":")
     choices = ", ".join(METRICS) + ' or "module:function"'
@@ -351,15 +402,15 @@ def _user_metric(text: str) -> Callable[[Outputs, Evaluator], Judged]:
     if not callable(function):
         raise UsageError(f"metric: no function {name!r} in {module}, got {function!r}; expected one. Correct the name.")
 
-    def score(outputs: Outputs, evaluator: Evaluator) -> Judged:
+    def score(ran: _Ran, evaluator: Evaluator) -> Judged:
         try:
-            value = float(function(outputs, evaluator.samples.labels))
+            value = float(function(ran.outputs, evaluator.samples.labels))
         except (Exception, SystemExit) as error:  # the user's code may do anything
             raise UsageError(
                 f"metric: {text} failed, got {type(error).__name__}: {error}; expected a number. Correct the function."
             ) from error
         if math.isinf(value):
             raise UsageError(f"metric: {text} gave {value}; expected a finite number. Correct the function.")
-        return (0.0 if math.isnan(value) else value), None
+        return text, (0.0 if math.isnan(value) else value), None
 
     return score

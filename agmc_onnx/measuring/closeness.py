@@ -1,69 +1,44 @@
-"""How close outputs are to the original's: agreement, fidelity, and what of the outputs is compared."""
+"""How close outputs are to the original's, in numbers: the fidelity that a search is steered by."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.errors import ModelError
 
-MAX_ENTRIES = 65536  # of an output, per sample, that agreement compares
+MAX_ENTRIES = 65536  # of an output, per sample, that are compared
 TEMPERATURE = 4.0  # of class scores where outputs are compared, as in distillation
 LEAST_PROBABILITY = 1e-9
 
 
-def agreement(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
-    """Return how far outputs agree with the original's, 0..100: the mean over the outputs of
-
-      - class scores (`class_scores` knows their form): percent of samples whose highest score is of the same class;
-      - other float outputs: 100 (1 - e), with the normalised error e = E / (E + S), where E is the root mean square of
-        the difference and S that of the original's deviation from its own mean over the samples, entry by entry (from
-        the mean of all entries, where there is one sample). So e = 0 means equal, and an error as large as the
-        original's variation gives 1/2; it never reaches 1, so a search can always tell better from worse. Samples with
-        an infinite or nan entry count as 0;
-      - whole numbers, bools and strings: percent of equal entries.
-    An output whose shape differs from the original's (a varying number of boxes) counts as 0. Of outputs with more than
-    `MAX_ENTRIES` entries per sample, entries at equal distances are compared.
-
-    Args:
-        outputs: Of shape (n, ...) each.
-        reference: The original's, likewise.
-
-    Raises:
-        ModelError: If the number of outputs differs, or there are none.
-    """
-    return _mean_of(_agreement_of, outputs, reference)
-
-
-def _mean_of(
-    score: Callable[[np.ndarray, np.ndarray], float], outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]
-) -> float:
-    """Return the mean score of outputs, 0..100."""
-    if not outputs or len(outputs) != len(reference):
-        raise ModelError(
-            f"model: outputs do not match the original's, got {len(outputs)}; expected {len(reference)}, at least 1. "
-            "Compare a model with the one it was made from."
-        )
-    return 100 * float(np.mean([score(a, b) for a, b in zip(outputs, reference, strict=True)]))
-
-
 def fidelity(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
-    """Return how close outputs are to the original's, 0..100: as `agreement`, but class scores count by their error too.
+    """Return how close outputs are to the original's, 0..100: the mean of `closeness_of`.
 
     Which class comes first says one bit of a sample; the error of its scores says how far it is from changing. So
     fidelity tells candidates apart with a quarter of the images, and needs no labels (docs/decisions/judge.md).
 
     Args:
-        outputs: Of shape (n, ...) each.
+        outputs: What is compared of them (`measuring.outputs.Seen`), of shape (n, ...) each.
         reference: The original's, likewise.
 
     Raises:
-        ModelError: As `agreement`.
+        ModelError: If their number differs, or there are none.
     """
-    return _mean_of(_closeness, outputs, reference)
+    check_as_many(outputs, reference)
+    return 100 * float(np.mean([closeness_of(a, b) for a, b in zip(outputs, reference, strict=True)]))
+
+
+def check_as_many(outputs: Sequence[object], reference: Sequence[object]) -> None:
+    """Raise ModelError unless there are as many outputs as the original has, and any."""
+    if not outputs or len(outputs) != len(reference):
+        raise ModelError(
+            f"model: outputs do not match the original's, got {len(outputs)}; expected {len(reference)}, at least 1. "
+            "Compare a model with the one it was made from."
+        )
 
 
 def class_scores(output: np.ndarray) -> np.ndarray | None:
@@ -86,8 +61,13 @@ def names_classes(metric: str) -> bool:
 
 def are_probabilities(scores: np.ndarray) -> bool:
     """Return whether class scores (n, ...) are probabilities: none below 0, of sum 1."""
-    flat = scores.reshape(len(scores), -1).astype(np.float64)
-    return bool((flat >= 0).all() and np.allclose(flat.sum(axis=1), 1.0, rtol=0, atol=1e-2))
+    return are_shares(scores.reshape(len(scores), -1), 1)
+
+
+def are_shares(values: np.ndarray, axis: int) -> bool:
+    """Return whether numbers are none below 0, and of sum 1 along a dim."""
+    values = values.astype(np.float64)
+    return bool((values >= 0).all() and np.allclose(values.sum(axis=axis), 1.0, rtol=0, atol=1e-2))
 
 
 def soft_classes(output: np.ndarray, probabilities: bool) -> np.ndarray:
@@ -102,27 +82,28 @@ def soft_classes(output: np.ndarray, probabilities: bool) -> np.ndarray:
         probabilities: Whether they are probabilities already; these are taken by their logarithm.
     """
     scores = class_scores(output)
-    if scores is None:
-        return output
+    return output if scores is None else softened(scores, probabilities)
+
+
+def softened(scores: np.ndarray, probabilities: bool) -> np.ndarray:
+    """Return scores (..., classes) as probabilities softened at `TEMPERATURE`, float64; see `soft_classes`."""
     x = scores.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         if probabilities:
             x = np.log(np.maximum(x, LEAST_PROBABILITY))
-        x = np.exp((x - x.max(axis=1, keepdims=True)) / TEMPERATURE)
-        return np.asarray(x / x.sum(axis=1, keepdims=True))
+        x = np.exp((x - x.max(axis=-1, keepdims=True)) / TEMPERATURE)
+        return np.asarray(x / x.sum(axis=-1, keepdims=True))
 
 
-def _agreement_of(output: np.ndarray, reference: np.ndarray) -> float:
-    """Return the agreement of one output, 0..1."""
-    if output.shape == reference.shape:
-        scores, wanted = class_scores(output), class_scores(reference)
-        if scores is not None and wanted is not None:
-            return float(np.mean(ranks(scores, np.argmax(wanted, axis=1)) == 0))
-    return _closeness(output, reference)
+def closeness_of(output: np.ndarray, reference: np.ndarray) -> float:
+    """Return how close one output is to the original's, 0..1; 0 where its shape differs.
 
-
-def _closeness(output: np.ndarray, reference: np.ndarray) -> float:
-    """Return one minus the normalised error of one output, 0..1; of what is not float the share of equal entries."""
+    Float entries: one minus the normalised error e = E / (E + S), where E is the root mean square of the difference and S that
+    of the original's deviation from its own mean over the samples, entry by entry (from the mean of all entries, where
+    there is one sample). So e = 0 means equal, and an error as large as the original's variation gives 1/2; it never
+    reaches 1, so a search can always tell better from worse. Samples with an infinite or nan entry count as 0. Whole
+    numbers, bools and strings: the share of equal entries.
+    """
     if output.shape != reference.shape:
         return 0.0
     if not reference.size:

@@ -12,8 +12,8 @@ import onnx
 
 from agmc_onnx.data.samples import Dataset, Samples, load_card, open_data
 from agmc_onnx.graph.sizes import InputSizes
-from agmc_onnx.measuring.accuracy import BATCH, Evaluator
-from agmc_onnx.measuring.closeness import MAX_ENTRIES
+from agmc_onnx.measuring.accuracy import BATCH, Evaluator, needs_original
+from agmc_onnx.measuring.outputs import MAX_ENTRIES, answers_of
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 from agmc_onnx.options import Data, Execution
@@ -30,6 +30,7 @@ class Roles:
         source: What the user named it, or None.
         metric: What is measured.
         augment: How the card augments what is learned from.
+        answers: What the original's outputs are.
     """
 
     def __init__(
@@ -64,18 +65,20 @@ class Roles:
             dataset = open_data(load_card(source), inputs)
             self.metric = dataset.metric
             self.augment = () if dataset.card.train is None else dataset.card.train.augment
+            said = dataset.card.outputs
             self._roles = {name: dataset.role(name) for name in ("calibration", "reward", "test")}
             self._dataset: Dataset | None = dataset if dataset.card.train is not None else None
             self._whole_reward = self._roles["reward"]
             self._roles["reward"] = self._whole_reward.take(amounts.reward_samples)
         else:
-            self.metric = "agreement"
+            self.metric, said = "agreement", {}
             self._roles = {
                 name: runnable(self._model, n_random, execution.seed + i, sizes)
                 for i, name in enumerate(("calibration", "reward", "test"))
             }
             self._whole_reward, self._dataset = self._roles["reward"], None
             self.augment = ()
+        self.answers = answers_of(self._model, said)
         feed = self._roles["test"].take(1).feeds(1)[0]
         outputs = run_model(make_session(self._model, execution.threads), feed)
         arrays = [value for value in outputs if isinstance(value, np.ndarray)]
@@ -141,9 +144,9 @@ class Roles:
         )
 
     def _evaluator(self, samples: Samples, **more: Any) -> Evaluator:
-        reference = self._model if self.metric == "agreement" else None
-        threads, provider = self._execution.threads, self._execution.provider
-        return Evaluator(samples, self.metric, reference=reference, threads=threads, provider=provider, **more)
+        reference = self._model if needs_original(self.metric) else None
+        run = {"threads": self._execution.threads, "provider": self._execution.provider}
+        return Evaluator(samples, self.metric, reference=reference, answers=self.answers, **run, **more)
 
     def _first_rewards(self, n: int) -> Samples:
         """Return samples of the reward role, the same object for the same number: it keeps what it has read."""

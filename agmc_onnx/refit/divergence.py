@@ -15,6 +15,7 @@ from scipy.special import log_softmax
 from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.data.samples import Feed, Samples
 from agmc_onnx.graph.view import Graph
+from agmc_onnx.measuring.outputs import answers_of
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.pruning.cost import macs_cost
 from agmc_onnx.pruning.importance import choose
@@ -42,8 +43,8 @@ def divergence_curves(
     """Return what every group costs at every width, each group alone, in units of the answers.
 
     The unit is the Kullback-Leibler divergence from the original's answers in nats where outputs are scores of classes,
-    else the squared error over the variance. Between the measured widths the curve is interpolated; it never falls where
-    units go.
+    else the squared error over the variance of what is compared of them (`measuring.outputs`). Between the measured
+    widths the curve is interpolated; it never falls where units go.
 
     Args:
         channels: Analysis of the original.
@@ -122,6 +123,9 @@ class _Judge:
         goals = output_goals(graph)
         wanted = {goal.value: goal.is_scores for goal in goals}
         makers = [graph.producer.get(output) for output in graph.outputs]
+        answers = answers_of(graph)
+        self._looked = [answer for answer in answers if answer.kind in ("positions", "mask", "detections", "embedding")]
+        taken = {i for answer in self._looked for i in answer.at}
         self._kinds: list[str] = []
         for output, maker in zip(graph.outputs, makers, strict=True):
             behind = maker.inputs[0] if maker is not None and maker.op_type in ("Softmax", "LogSoftmax") else ""
@@ -129,6 +133,8 @@ class _Judge:
                 self._kinds.append("probabilities" if maker is not None and maker.op_type == "Softmax" else "scores")
             else:
                 self._kinds.append("scores" if wanted.get(output) else "numbers" if output in wanted else "")
+        self._kinds = ["" if i in taken else kind for i, kind in enumerate(self._kinds)]
+        self._marks: list[list[np.ndarray | None]] | None = None  # of every answer, those of the batches
         self._answers = self._run(graph.model)
 
     def _run(self, model: onnx.ModelProto) -> list[FloatArray]:
@@ -142,14 +148,30 @@ class _Judge:
             if kind == "probabilities":
                 array = np.log(np.maximum(array, 1e-30))
             found.append(log_softmax(array, axis=1) if kind == "scores" else array)
-        return found
+        return found + self._compared([[np.asarray(value) for value in part] for part in parts])
+
+    def _compared(self, parts: Sequence[Sequence[np.ndarray]]) -> list[FloatArray]:
+        """Return what is compared of the answers that are looked at, of all batches; the first model is the original."""
+        is_original = self._marks is None
+        if is_original:
+            self._looked = [answer.settled(parts[0]) for answer in self._looked]
+        seen = [
+            [
+                answer.seen(part, None if self._marks is None else self._marks[number][batch])
+                for batch, part in enumerate(parts)
+            ]
+            for number, answer in enumerate(self._looked)
+        ]
+        if is_original:
+            self._marks = [[one.marks for one in batches] for batches in seen]
+        return [np.concatenate([one.compared.astype(np.float64) for one in batches]) for batches in seen]
 
     def __call__(self, model: onnx.ModelProto) -> float:
         """Return the mean over the outputs of the divergence from the original's."""
         total = 0.0
-        kinds = [kind for kind in self._kinds if kind]
+        kinds = [kind for kind in self._kinds if kind] + ["looked at"] * len(self._looked)
         for kind, ours, theirs in zip(kinds, self._run(model), self._answers, strict=True):
-            if kind == "numbers":
+            if kind in ("numbers", "looked at"):
                 total += float(((ours - theirs) ** 2).mean() / max(theirs.var(), 1e-30))
             else:
                 total += float((np.exp(theirs) * (theirs - ours)).sum(1).mean())

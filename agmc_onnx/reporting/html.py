@@ -70,7 +70,7 @@ def render(report: Report) -> str:
         curves=curves({report["policy"]: report["history"]}),
         best=max((record["reward"] for record in report["history"]), default=None),
         metric=metric_scale(_metrics(report)),
-        metric_name=before["metric"]["name"],
+        metric_name=text.metric_title(before["metric"]["name"]),
         n_samples=before["metric"]["n"],
         latency=latency_scale([("original", before["latency_ms"]), ("compressed", after["latency_ms"])]),
         latency_ratio=latency_words(report.get("latency_ratio")),
@@ -104,7 +104,7 @@ def headline(report: Report) -> str:
     cost = f"{100 * target['reached']:.1f} % of the {text.KINDS.get(target['kind'], target['kind'])} kept"
     if not report.get("accuracy_measured", True):
         return f"{cost}; accuracy not measured"
-    return f"{cost}; {one['name']} {text.metric_text(one)} before, {text.metric_text(other)} after"
+    return f"{cost}; {text.metric_title(one['name'])} {text.metric_text(one)} before, {text.metric_text(other)} after"
 
 
 def latency_words(found: Mapping[str, Any] | None) -> str:

@@ -22,7 +22,7 @@ TODO = "Name an X.report.json that compress wrote."
 
 @dataclass(frozen=True, eq=False)
 class Metric(Record):
-    """A metric's value on the test role: percent for top1, top5 and agreement, else what the function returned."""
+    """A metric's value on the test role: percent, decibels (psnr, sisdr), or what a function of the user's returned."""
 
     name: str
     value: float

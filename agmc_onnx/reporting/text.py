@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from agmc_onnx.graph.sizes import sizes_text
+from agmc_onnx.measuring.agreeing import MEASURES
 from agmc_onnx.options import known_options
 from agmc_onnx.reporting import verdict
 
 KINDS = {"flops": "MACs", "params": "parameters", "latency": "latency"}
-PERCENT_METRICS = ("top1", "top5", "agreement")
+PERCENT_METRICS = ("top1", "top5", "agreement", "closeness")
 NOT_MEASURED = (
     "Accuracy was not measured: without --data the policy worked on synthetic inputs, and 'agreement' says only how often"
     " the two models answer alike on those."
@@ -75,13 +76,28 @@ def ratio(after: float, before: float) -> str:
 
 def metric_text(metric: Mapping[str, Any], value: float | None = None) -> str:
     """Return a metric's value with its unit."""
-    value = metric["value"] if value is None else value
-    return f"{value:.2f} %" if metric["name"] in PERCENT_METRICS else f"{value:.6g}"
+    value, unit = metric["value"] if value is None else value, metric_unit(metric["name"])
+    if unit is None:
+        return f"{value:.6g}"
+    return f"{value / 100:.3f}" if unit == "" else f"{value:.2f} {unit}"
+
+
+def metric_unit(name: str) -> str | None:
+    """Return the unit of a metric: "%", "dB", "" of a share that is printed as 0.71; None of a user's own."""
+    return MEASURES[name].unit if name in MEASURES else "%" if name in PERCENT_METRICS else None
+
+
+def metric_title(name: str) -> str:
+    """Return what a metric is called in print."""
+    return MEASURES[name].title if name in MEASURES else name
 
 
 def interval_text(metric: Mapping[str, Any]) -> str:
     """Return the 95 % interval of a metric, or "" where it has none."""
-    return f"[{metric['interval'][0]:.2f}, {metric['interval'][1]:.2f}]" if metric.get("interval") else ""
+    if not metric.get("interval"):
+        return ""
+    scale, digits = (100, 3) if metric_unit(metric["name"]) == "" else (1, 2)
+    return "[" + ", ".join(f"{end / scale:.{digits}f}" for end in metric["interval"]) + "]"
 
 
 def rows(report: Report) -> list[Row]:
@@ -92,15 +108,15 @@ def rows(report: Report) -> list[Row]:
         for what, key in (("MACs", "macs"), ("parameters", "params"), ("file bytes", "file_bytes"))
     ]
     one, other = before["metric"], after["metric"]
-    unit = " points" if one["name"] in PERCENT_METRICS else ""
-    label = f"{one['name']} (n = {one['n']:,}{', 95 % interval' if one.get('interval') else ''})"
+    unit = {"%": " points", "dB": " dB"}.get(metric_unit(one["name"]) or "", "")
+    label = f"{metric_title(one['name'])} (n = {one['n']:,}{', 95 % interval' if one.get('interval') else ''})"
     change = other["value"] - one["value"]
     found.append(
         Row(
             label,
             f"{metric_text(one)} {interval_text(one)}".strip(),
             f"{metric_text(other)} {interval_text(other)}".strip(),
-            f"{change:+.2f}{unit}",
+            f"{change / 100:+.3f}" if metric_unit(one["name"]) == "" else f"{change:+.2f}{unit}",
             None if abs(change) < 0.005 or _overlap(one.get("interval"), other.get("interval")) else change > 0,
         )
     )
@@ -180,7 +196,9 @@ def summary(report: Report) -> list[str]:
     lines = [*verdict.lines(report.get("verdict")), "", *aligned(table), "", *sizes_lines(report), target_line(report)]
     cut, metric = report["compressed"].get("metric_before_recovery"), report["compressed"]["metric"]
     if cut is not None and report["verified"].get("recovered"):
-        lines.append(f"recovery: {metric['name']} {metric_text(metric, cut)} as cut, {metric_text(metric)} after it")
+        lines.append(
+            f"recovery: {metric_title(metric['name'])} {metric_text(metric, cut)} as cut, {metric_text(metric)} after it"
+        )
         if cut == metric["value"]:
             lines.append(NOTHING_RECOVERED)
     lines += [*gone_lines(report), *stage_lines(report), *sparsity_lines(report)]
@@ -301,7 +319,7 @@ def applied(report: Report) -> list[str]:
 
 def finetuned(report: Report) -> list[str]:
     """Return what `finetune` prints: the metric of the original, and of the model before and after."""
-    table = [("test role", report["after"]["name"], "95 % interval")]
+    table = [("test role", metric_title(report["after"]["name"]), "95 % interval")]
     for what in ("teacher", "before", "after"):
         table.append((what, metric_text(report[what]), interval_text(report[what])))
     labels = "with labels" if report["labels"] else "without labels"
@@ -327,7 +345,7 @@ def measurement(found: Report) -> list[str]:
         times.append([str(i + 1), f"{latency['p50']:.3f}", f"[{low:.3f}, {high:.3f}]", *rest, ratios])
     tables = [*aligned(sizes, ""), ""]
     if metric:
-        scored = [[f"{metric['name']} (n = {metric['n']:,})", "", "95 % interval"]]
+        scored = [[f"{metric_title(metric['name'])} (n = {metric['n']:,})", "", "95 % interval"]]
         for i, model in enumerate(models, 1):
             scored.append([str(i), metric_text(model["metric"]), interval_text(model["metric"])])
         tables += [*aligned(scored, ""), ""]
@@ -415,5 +433,7 @@ def one_line(report: Report) -> str:
     words = [f"{before['macs']:,} -> {after['macs']:,} MACs ({ratio(after['macs'], before['macs'])})"]
     words.append(f"{before['params']:,} -> {after['params']:,} parameters")
     if "metric" in before and report.get("accuracy_measured", True):
-        words.append(f"{before['metric']['name']} {metric_text(before['metric'])} -> {metric_text(after['metric'])}")
+        words.append(
+            f"{metric_title(before['metric']['name'])} {metric_text(before['metric'])} -> {metric_text(after['metric'])}"
+        )
     return ", ".join(words)

@@ -21,8 +21,9 @@ from agmc_onnx.graph.commit import settle, staging
 from agmc_onnx.graph.files import ModelFile, read_model
 from agmc_onnx.graph.outputs import check_output, stamp_file
 from agmc_onnx.latency.timing import Latency, compare, ratio
-from agmc_onnx.measuring.accuracy import Evaluator, Score
+from agmc_onnx.measuring.accuracy import Evaluator, Score, needs_original
 from agmc_onnx.measuring.closeness import class_scores
+from agmc_onnx.measuring.outputs import answers_of
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import Run, make_session, model_inputs, run_model
 from agmc_onnx.options import Execution
@@ -213,8 +214,10 @@ def _measured(
         found = _difference(row, source, run, tested.take(N_COMPARED))
         found["inputs"] = "synthetic" if dataset is None else "test role"
         if dataset is not None:
-            reference = source.path if dataset.metric == "agreement" else None
-            evaluator = Evaluator(tested, dataset.metric, reference=reference, threads=settings.threads)
+            reference = source.path if needs_original(dataset.metric) else None
+            answers = answers_of(read_model(source.path).proto, dataset.card.outputs)
+            run_by = {"answers": answers, "threads": settings.threads}
+            evaluator = Evaluator(tested, dataset.metric, reference=reference, **run_by)
             metric = {"onnx": _score(evaluator(source.path).score), "exported": _score(evaluator(run).score)}
         size = tested.batch_size(settings.batch)
         feeds = tested.take(8 * size).feeds(size)

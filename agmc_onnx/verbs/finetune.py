@@ -14,7 +14,8 @@ from agmc_onnx.errors import ModelError, UsageError
 from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.files import read_model
 from agmc_onnx.graph.outputs import check_output, check_set, output_files, stamped, write_files
-from agmc_onnx.measuring.accuracy import Evaluator
+from agmc_onnx.measuring.accuracy import Evaluator, needs_original
+from agmc_onnx.measuring.outputs import answers_of
 from agmc_onnx.measuring.session import model_inputs, processors
 from agmc_onnx.pruning.plan import read_plan
 from agmc_onnx.pruning.sparsity import dense
@@ -118,9 +119,10 @@ def finetune(
     card = load_card(data)
     dataset = open_data(card, model_inputs(original))
     samples = dataset.role("train" if card.train is not None else "calibration")
-    reference = original if dataset.metric == "agreement" else None
+    reference = original if needs_original(dataset.metric) else None
+    kinds = {"answers": answers_of(original, card.outputs), "threads": threads}
     scored = {
-        name: Evaluator(dataset.role(name).take(n), dataset.metric, reference=reference, threads=threads)
+        name: Evaluator(dataset.role(name).take(n), dataset.metric, reference=reference, **kinds)
         for name, n in (("reward", REWARD_SAMPLES), ("test", dataset.role("test").n))
     }
     from agmc_onnx.distill.distillation import distill

@@ -13,8 +13,9 @@ from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.files import ModelFile, read_model
 from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.latency.timing import MORE_ROUNDS, compare, ratio
-from agmc_onnx.measuring.accuracy import Evaluator
+from agmc_onnx.measuring.accuracy import Evaluator, needs_original
 from agmc_onnx.measuring.memory import peak_bytes
+from agmc_onnx.measuring.outputs import answers_of
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.measuring.sizes import graph_at, samples_at, settle
 from agmc_onnx.options import Execution
@@ -67,8 +68,10 @@ def measure(
     paths = [file.path for file in files]
     scores: list[Any] = [None] * len(files)
     if metric is not None:
-        reference = paths[0] if metric == "agreement" else None
-        evaluator = Evaluator(samples, metric, reference=reference, threads=threads, provider=provider)
+        reference = paths[0] if needs_original(metric) else None
+        answers = answers_of(files[0].proto, dataset.card.outputs if dataset else {})
+        run = {"threads": threads, "provider": provider}
+        evaluator = Evaluator(samples, metric, reference=reference, answers=answers, **run)
         scores = [evaluator(path).score for path in paths]
     feeds = samples.take(8 * batch).feeds(batch)
     feeds = feeds[:-1] if len(feeds) > 1 and samples.n % batch else feeds  # only batches of one size are comparable

@@ -11,7 +11,7 @@ import onnx.parser
 import pytest
 from PIL import Image
 
-from agmc_onnx.data.card import default_roles
+from agmc_onnx.data.card import NEEDS_LABELS, default_roles
 from agmc_onnx.data.samples import InputSpec, Samples, load_card, open_data, synthetic
 from agmc_onnx.errors import AgmcError, DataError, ModelError, UsageError
 from agmc_onnx.measuring.session import model_inputs
@@ -73,7 +73,8 @@ def test_data_given_directly(folder: Path) -> None:
     "n, roles",
     [
         (3, {"calibration": (0, 1), "reward": (1, 2), "test": (2, 3)}),
-        (100, {"calibration": (0, 10), "reward": (10, 55), "test": (55, 100)}),
+        (100, {"calibration": (0, 66), "reward": (66, 83), "test": (83, 100)}),
+        (1000, {"calibration": (0, 500), "reward": (500, 750), "test": (750, 1000)}),
         (50000, {"calibration": (0, 1000), "reward": (1000, 25500), "test": (25500, 50000)}),
     ],
 )
@@ -98,7 +99,7 @@ BAD_CARDS = [
     ("images = 'x.npz'\nstd = [1, 0, 1]", "card.toml: bad std, got [1.0, 0.0, 1.0]; expected numbers above 0. "),
     (
         "images = 'x.npz'\nmetric = 'top3'",
-        "card.toml: unknown metric, got 'top3'; expected top1, top5, agreement or \"module:function\". Choose one.",
+        f"card.toml: unknown metric, got 'top3'; expected {', '.join(NEEDS_LABELS)} or \"module:function\". Choose one.",
     ),
     ("images = 'x.npz'\nroles = 3", "card.toml: bad roles, got 3; expected a table. Write [roles]."),
     (

@@ -17,9 +17,11 @@ from agmc_onnx.data.card import NEEDS_LABELS
 from agmc_onnx.data.samples import InputSpec, Samples, load_card, open_data, synthetic
 from agmc_onnx.errors import AgmcError, DataError, ModelError, UsageError
 from agmc_onnx.measuring import session as session_module
-from agmc_onnx.measuring.accuracy import METRICS, Evaluator, wilson
-from agmc_onnx.measuring.closeness import agreement, class_scores
+from agmc_onnx.measuring.accuracy import METRICS, Evaluator
+from agmc_onnx.measuring.agreeing import wilson
+from agmc_onnx.measuring.closeness import class_scores
 from agmc_onnx.measuring.session import make_session, model_inputs, provider_of, run_model
+from tests.measuring.agreement import agree
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -135,22 +137,22 @@ def test_agreement_of_class_scores() -> None:
 
 def test_agreement_of_other_outputs_is_the_share_of_signal() -> None:
     reference = np.array([[[0.0, 5.0], [1.0, 1.0]], [[2.0, 5.0], [1.0, 3.0]]])  # deviations 1, 0, 0, 1: S^2 = 1/2
-    assert agreement([reference], [reference]) == 100.0
+    assert agree([reference], [reference]) == 100.0
     mean = np.broadcast_to(reference.mean(axis=0), reference.shape)
-    assert agreement([mean], [reference]) == pytest.approx(50.0)  # E = S
-    assert agreement([reference + np.sqrt(0.5) * 3], [reference]) == pytest.approx(25.0)  # E = 3 S
+    assert agree([mean], [reference]) == pytest.approx(50.0)  # E = S
+    assert agree([reference + np.sqrt(0.5) * 3], [reference]) == pytest.approx(25.0)  # E = 3 S
     half = reference.copy()
     half[0, 0, 0] = np.inf
-    assert agreement([half], [reference]) == 50.0
-    assert agreement([np.full_like(reference, np.nan)], [reference]) == 0.0
-    assert agreement([reference, half], [reference, reference]) == 75.0
+    assert agree([half], [reference]) == 50.0
+    assert agree([np.full_like(reference, np.nan)], [reference]) == 0.0
+    assert agree([reference, half], [reference, reference]) == 75.0
 
 
 def test_agreement_of_integers_and_of_changing_shapes() -> None:
     a = np.array([1, 2, 3, 4])
-    assert agreement([a], [np.array([1, 2, 0, 0])]) == 50.0
-    assert agreement([np.ones(3, np.float32)], [np.ones(4, np.float32)]) == 0.0
-    assert agreement([np.ones((0, 4), np.float32)], [np.ones((0, 4), np.float32)]) == 100.0
+    assert agree([a], [np.array([1, 2, 0, 0])]) == 50.0
+    assert agree([np.ones(3, np.float32)], [np.ones(4, np.float32)]) == 0.0
+    assert agree([np.ones((0, 4), np.float32)], [np.ones((0, 4), np.float32)]) == 100.0
 
 
 def test_agreement_of_outputs_without_a_batch_axis() -> None:
@@ -245,7 +247,7 @@ def test_a_user_metric_that_cannot_be_used(
 
 def test_metric_errors() -> None:
     with fails(
-        "metric: unknown name, got 'top3'; expected top1, top5, agreement or \"module:function\". Choose one.",
+        f"metric: unknown name, got 'top3'; expected {', '.join(NEEDS_LABELS)} or \"module:function\". Choose one.",
         UsageError,
     ):
         Evaluator(rows(SCORES, None), "top3")
@@ -286,7 +288,7 @@ def test_agreement_with_another_number_of_outputs() -> None:
         "Compare a model with the one it was made from.",
         ModelError,
     ):
-        agreement([np.ones(2)], [np.ones(2), np.ones(2)])
+        agree([np.ones(2)], [np.ones(2), np.ones(2)])
 
 
 # --- sessions

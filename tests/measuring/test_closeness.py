@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from agmc_onnx.measuring.closeness import MAX_ENTRIES, agreement, class_scores, thinned
+from agmc_onnx.measuring.closeness import MAX_ENTRIES, class_scores, thinned
+from tests.measuring.agreement import agree
 
 
 def test_a_large_grid_stays_one_when_it_is_thinned() -> None:
@@ -13,7 +14,7 @@ def test_a_large_grid_stays_one_when_it_is_thinned() -> None:
     assert thin.ndim == 3 and thin[0].size <= MAX_ENTRIES
     assert class_scores(thin) is None
     other = grid + 0.5 * np.random.default_rng(1).standard_normal(grid.shape)
-    assert abs(agreement(thinned([other]), [thin]) - agreement([other], [grid])) < 1
+    assert abs(agree(thinned([other]), [thin]) - agree([other], [grid])) < 1
 
 
 def test_class_scores_are_not_thinned() -> None:

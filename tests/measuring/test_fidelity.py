@@ -8,9 +8,10 @@ import pytest
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import ModelError, UsageError
 from agmc_onnx.measuring.accuracy import Evaluator
-from agmc_onnx.measuring.closeness import agreement, are_probabilities, fidelity, soft_classes
+from agmc_onnx.measuring.closeness import are_probabilities, fidelity, soft_classes
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.search.problem import Outcome
+from tests.measuring.agreement import agree
 
 REFERENCE = [np.random.default_rng(0).normal(size=(40, 10)).astype(np.float32)]
 
@@ -27,7 +28,7 @@ def test_equal_outputs_are_at_100_and_an_error_as_large_as_the_variation_at_50()
 
 def test_fidelity_tells_apart_what_agreement_cannot():
     near, far = with_noise(1e-4), with_noise(1e-2)
-    assert agreement(near, REFERENCE) == agreement(far, REFERENCE) == 100
+    assert agree(near, REFERENCE) == agree(far, REFERENCE) == 100
     assert fidelity(near, REFERENCE) > fidelity(far, REFERENCE)
 
 

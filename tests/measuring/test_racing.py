@@ -67,14 +67,16 @@ class Counting:
         return [self.answers[rows]]
 
 
-def evaluator(**options) -> Evaluator:
+def evaluator(n_outputs: int = 1, **options) -> Evaluator:
     """Return one of 400 images whose feed is their number, with the clean scores as the original's."""
     samples = Samples(
         "test", lambda index: {"x": index[:, None].astype(np.float32)}, np.arange(400), np.zeros(400, int)
     )
-    made = Evaluator(samples, "top1", **options)
-    made._original = [scores()]
-    return made
+
+    def original(feed):
+        return [scores()[feed["x"][:, 0].astype(int)]] * n_outputs
+
+    return Evaluator(samples, "agreement", reference=original, original=original, **options)
 
 
 def test_a_lost_race_ends_after_a_quarter_of_the_images() -> None:
@@ -119,8 +121,7 @@ def test_who_is_almost_as_good_is_measured_to_the_end_and_is_nobodys_rival() -> 
 
 
 def test_outputs_without_an_error_for_each_image_are_measured_on_the_first_images_alone() -> None:
-    race = evaluator(n_first=100)
-    race._original = [scores(), scores()]
+    race = evaluator(n_outputs=2, n_first=100)
     model = Counting(0.3)
     assert race(lambda feed: model(feed) * 2, race=True, best=np.ones(400)).score.n == model.n == 100
 
