@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 
 from agmc_onnx.arrays import Mask
-from agmc_onnx.measuring.accuracy import Z95, Evaluator, Outputs
+from agmc_onnx.measuring.accuracy import Evaluator, Outputs
+from agmc_onnx.measuring.agreeing import Z95
 from agmc_onnx.measuring.closeness import class_scores
 
 ONE_SIDED = 1.6448536269514722  # 95 % point of the normal distribution
