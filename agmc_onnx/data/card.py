@@ -38,6 +38,7 @@ COMPARING = (
 )  # with the original's answers
 NEEDS_LABELS = {"top1": True, "top5": True} | dict.fromkeys(COMPARING, False)  # a "module:function" gets labels, if any
 MAX_CALIBRATION = 1000  # samples, of the default roles
+FEW = 50  # samples, of which no role gets many
 WANTED = 500  # samples that a refit and distillation want before the other roles get more
 
 Slice = tuple[int, int]
@@ -180,7 +181,7 @@ def default_roles(n: int, where: str = "data") -> dict[str, Slice]:
     """Return the roles of `n` samples whose card names none.
 
     Calibration is the first tenth (at most `MAX_CALIBRATION`), or the `WANTED` first samples where that is more, but no more than
-    two thirds; half of the rest is reward, what remains is test.
+    two thirds, and of fewer than `FEW` the first tenth; half of the rest is reward, what remains is test.
 
     Args:
         n: Number of samples, at least 3.
@@ -191,7 +192,8 @@ def default_roles(n: int, where: str = "data") -> dict[str, Slice]:
     """
     if n < len(ROLES):
         raise bad_data(where, "too few samples for three roles", n, "at least 3", "Add images.")
-    first = min(max(n // 10, min(WANTED, 2 * n // 3), 1), MAX_CALIBRATION, n - 2)
+    wanted = min(WANTED, 2 * n // 3) if n >= FEW else 1
+    first = min(max(n // 10, wanted), MAX_CALIBRATION)
     second = first + (n - first) // 2
     return {"calibration": (0, first), "reward": (first, second), "test": (second, n)}
 
