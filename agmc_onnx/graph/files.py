@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +86,12 @@ def read_model(path: str | Path) -> ModelFile:
     if not proto.ir_version or not proto.graph.node or not proto.opset_import:
         raise ModelError(f"{path}: not an ONNX model (no graph found); expected an .onnx file. Export the model again.")
     check_sound(proto, path.name)
-    _drop_part_names(proto)
-    file_bytes = len(raw) + sum(file.stat().st_size for file in _external_files(proto, path.parent))
-    referred = sum(_stored_bytes(tensor) for tensor in external_tensors(proto))  # many may refer to the same bytes
-    limit = None if max(file_bytes, referred) <= _LOADED_BYTES else _SMALL_BYTES
-    _load_external(proto, path.parent, limit)
-    for tensor in external_tensors(proto):
+    external = list(external_tensors(proto))
+    _drop_part_names(external)
+    file_bytes = len(raw) + sum(file.stat().st_size for file in _external_files(external, path.parent))
+    referred = sum(_stored_bytes(tensor) for tensor in external)  # many may refer to the same bytes
+    _load_external(external, path.parent, None if max(file_bytes, referred) <= _LOADED_BYTES else _SMALL_BYTES)
+    for tensor in filter(is_external, external):
         next(e for e in tensor.external_data if e.key == "location").value = str(_location(tensor, path.parent)[0])
     return ModelFile(proto, path, hashlib.sha256(raw).hexdigest(), file_bytes)
 
@@ -101,7 +101,7 @@ def model_files(path: str | Path) -> list[Path]:
     path, proto = Path(path), onnx.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
-        return [path, *_external_files(proto, path.parent)]
+        return [path, *_external_files(external_tensors(proto), path.parent)]
     except (OSError, DecodeError, ModelError):
         return [path]
 
@@ -186,7 +186,7 @@ def write_model(
         if any(True for _ in external_tensors(proto)):
             loaded = onnx.ModelProto()
             loaded.CopyFrom(proto)
-            _load_external(loaded, folder)
+            _load_external(list(external_tensors(loaded)), folder)
             proto = loaded
         data = _serialize(proto, path)
         write_atomically(path, data)
@@ -224,7 +224,7 @@ def without_external(proto: onnx.ModelProto) -> onnx.ModelProto:
     if len(kept) < len(slim.graph.initializer):
         del slim.graph.initializer[:]
         slim.graph.initializer.extend(kept)
-    _load_external(slim, None)
+    _load_external(list(external_tensors(slim)), None)
     return slim
 
 
@@ -346,9 +346,9 @@ def _stored_bytes(tensor: onnx.TensorProto, dims: tuple[int, ...] | None = None)
     return len(tensor.raw_data) if found is None else found
 
 
-def _load_external(proto: onnx.ModelProto, folder: Path | None, limit: int | None = None) -> None:
+def _load_external(tensors: Sequence[onnx.TensorProto], folder: Path | None, limit: int | None = None) -> None:
     """Read external data, of tensors of up to `limit` bytes or of all, into the tensors that refer to it, in place."""
-    for tensor in external_tensors(proto):
+    for tensor in tensors:
         if limit is None or _stored_bytes(tensor) <= limit:
             tensor.raw_data = external_bytes(tensor, folder).tobytes()
             tensor.ClearField("external_data")
@@ -439,14 +439,14 @@ def _location(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, int]:
     return path, offset, length
 
 
-def _drop_part_names(proto: onnx.ModelProto) -> None:
+def _drop_part_names(tensors: Iterable[onnx.TensorProto]) -> None:
     """Forget what a file says under the keys that name parts: only this process may."""
-    for tensor in external_tensors(proto):
+    for tensor in tensors:
         if is_part(tensor):
             kept = [entry for entry in tensor.external_data if not entry.key.startswith("agmc.")]
             tensor.ClearField("external_data")
             tensor.external_data.extend(kept)
 
 
-def _external_files(proto: onnx.ModelProto, folder: Path) -> list[Path]:
-    return sorted({_location(tensor, folder)[0] for tensor in external_tensors(proto)})
+def _external_files(tensors: Iterable[onnx.TensorProto], folder: Path) -> list[Path]:
+    return sorted({_location(tensor, folder)[0] for tensor in tensors})

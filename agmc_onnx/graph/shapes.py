@@ -39,6 +39,8 @@ _ACTIVATION = (
     "activation_beta",
     "activation_gamma",
 )  # of fused ops
+_MOST_REMEMBERED = 32
+_REMEMBERED: dict[tuple[bytes, tuple[tuple[str, int], ...]], dict[str, tuple[int, ...]]] = {}  # the oldest first
 _KEPT_ELEMENTS = 1024  # constants up to this size keep their numbers: shape arithmetic needs them
 
 
@@ -120,8 +122,15 @@ def guessed_sizes(model: onnx.ModelProto) -> InputSizes:
 def _infer(
     skeleton: onnx.ModelProto, inputs: Mapping[str, InputDims], setting: Setting, made: list[str]
 ) -> dict[str, tuple[int, ...]]:
-    """Infer at a setting of the open dimensions; the skeleton has no sizes of its own afterwards."""
+    """Infer at a setting of the open dimensions; the skeleton has no sizes of its own afterwards.
+
+    What was found at guesses is remembered: of one model it is asked for when branches are taken, sizes settled, ties found.
+    """
     known = dict.fromkeys(batch_symbols(inputs), 1) | setting
+    is_guess = bool(setting.keys() - batch_symbols(inputs))
+    key = (skeleton.SerializeToString(deterministic=True) if is_guess else b"", tuple(sorted(known.items())))
+    if is_guess and key in _REMEMBERED:
+        return _REMEMBERED[key]
     at = sizes_at(inputs, known)
     opened = []
     for value in (*skeleton.graph.input, *skeleton.graph.value_info):
@@ -131,7 +140,7 @@ def _infer(
                 opened.append((dim, dim.dim_param))
                 dim.dim_value = size
     try:
-        inferred = infer_graph(skeleton, is_guess=bool(setting))
+        inferred = infer_graph(skeleton, is_guess)
         found = {value.name: value.type for value in (*inferred.input, *inferred.value_info, *inferred.output)}
     except Exception:  # inference stops at the first contradiction it meets; node by node gets further
         found = {}
@@ -141,6 +150,10 @@ def _infer(
         sizes = _walk(skeleton, found)
     for dim, name in opened:
         dim.dim_param = name  # takes the number away
+    if is_guess:
+        _REMEMBERED[key] = sizes
+        while len(_REMEMBERED) > _MOST_REMEMBERED:
+            del _REMEMBERED[next(iter(_REMEMBERED))]
     return sizes
 
 
@@ -355,4 +368,8 @@ class _Numbers:
 
 
 def _add_input(graph: onnx.GraphProto, name: str, dtype: int, dims: Iterator[int]) -> None:
-    graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, list(dims)))
+    kind = graph.input.add(name=name).type.tensor_type
+    kind.elem_type = dtype
+    kind.shape.SetInParent()  # a number has a shape without dims
+    for size in dims:
+        kind.shape.dim.add(dim_value=size)

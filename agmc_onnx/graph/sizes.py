@@ -47,13 +47,6 @@ def input_dims(model: onnx.ModelProto) -> dict[str, InputDims]:
     graph = model.graph
     tensors = {t.name: t for t in graph.initializer}
     has_value = tensors.keys() | {t.values.name for t in graph.sparse_initializer}
-    channels: dict[str, int] = {}
-    for node in graph.node:
-        op = graph_op(node.domain, node.op_type)
-        weight = tensors.get(node.input[1]) if op is not None and op.in_channels and len(node.input) > 1 else None
-        if op is not None and op.in_channels and weight is not None and len(weight.dims) > 1:
-            n_groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-            channels[node.input[0]] = op.in_channels(weight.dims, n_groups)
     found: dict[str, InputDims] = {}
     for value in graph.input:
         kind = value.type.tensor_type
@@ -63,9 +56,21 @@ def input_dims(model: onnx.ModelProto) -> dict[str, InputDims]:
         for at, dim in enumerate(kind.shape.dim):
             is_known = dim.HasField("dim_value") and dim.dim_value > 0
             dims.append(dim.dim_value if is_known else dim.dim_param or f"{value.name}:{at}")
-        if len(dims) > 1 and isinstance(dims[1], str) and value.name in channels:
-            dims[1] = channels[value.name]
+        if len(dims) > 1 and isinstance(dims[1], str):
+            dims[1] = _channels(graph, value.name, tensors) or dims[1]
         found[value.name] = tuple(dims)
+    return found
+
+
+def _channels(graph: onnx.GraphProto, value: str, tensors: Mapping[str, onnx.TensorProto]) -> int | None:
+    """Return how many channels the weights that a value meets want of it; None where none says."""
+    found = None
+    for node in graph.node:
+        op = graph_op(node.domain, node.op_type) if value in node.input[:1] and len(node.input) > 1 else None
+        weight = tensors.get(node.input[1]) if op is not None and op.in_channels else None
+        if op is not None and op.in_channels and weight is not None and len(weight.dims) > 1:
+            n_groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            found = op.in_channels(weight.dims, n_groups)
     return found
 
 
