@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-from agmc_onnx.graph.normalize import normalize
-from agmc_onnx.pruning.verify import verify
 
 from agmc_onnx.data.samples import synthetic
 from agmc_onnx.errors import AgmcError
+from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.sizes import InputSizes, input_dims, others, setting_of, sizes_at
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 from agmc_onnx.measuring.sizes import graph_at, settle
@@ -24,6 +23,7 @@ from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.masked_norms import norms_of
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
+from agmc_onnx.pruning.verification import verify
 from agmc_onnx.ties.groups import Channels
 from tests.independent_counter import count
 

@@ -84,6 +84,20 @@ def pool(ledger: Ledger, node: Node) -> None:
     pass_through(ledger, node, {0, 1})
 
 
+def mean_pool(ledger: Ledger, node: Node) -> None:
+    """GlobalAveragePool: channels pass; a mean over what is cut (how tf2onnx writes that of a LayerNorm) changes."""
+    pool(ledger, node)
+    for dim in range(2, ledger.shape(node.inputs[0]).rank):
+        entries = ledger.axis(node, node.inputs[0], dim)
+        if entries is not None:
+            ledger.normalise(entries.ids, node)
+
+
+def _places(graph: Graph, node: Node) -> set[int] | None:
+    shape = graph.shape(node.inputs[0])
+    return None if shape is None else set(range(2, shape.rank))
+
+
 def regions(ledger: Ledger, node: Node) -> None:
     """RoiAlign, MaxRoiPool: channels pass, to as many samples as there are regions."""
     pass_through(ledger, node, {1})
@@ -110,7 +124,13 @@ OPS = register(
     Op("MaxPool", pool, keeps_zero=where_first_is, edge="max-pool", **_SLIDES),
     Op("AveragePool", pool, keeps_zero=where_first_is, edge="average-pool", **_SLIDES),
     Op("LpPool", pool, keeps_zero=where_first_is, edge="average-pool", shrinks=True),
-    Op("GlobalAveragePool", pool, keeps_zero=where_first_is, edge="global-pool"),
+    Op(
+        "GlobalAveragePool",
+        mean_pool,
+        keeps_zero=where_first_is,
+        edge="global-pool",
+        statistics=Statistics(_places, masked="weigh"),
+    ),
     Op("GlobalMaxPool", pool, keeps_zero=where_first_is, edge="global-pool"),
     Op("GlobalLpPool", pool, keeps_zero=where_first_is, edge="global-pool"),
     Op("GridSample", pool),

@@ -14,6 +14,7 @@ from agmc_onnx.graph.registry import Attributes
 from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import Node
 from agmc_onnx.ops.editor import Editor
+from agmc_onnx.ops.grouped import grouped_statistics
 from agmc_onnx.ops.heads import normed_heads
 from agmc_onnx.ops.passing import only_user
 from agmc_onnx.ops.table import ARRANGES, Op, op_of, register
@@ -33,7 +34,10 @@ def reshape_ties(ledger: Ledger, node: Node) -> None:
     """
     x, y = node.inputs[0], node.outputs[0]
     if node.op_type == "Reshape" and (
-        _shuffle(ledger, node) or _strided_view(ledger, node) or normed_heads(ledger, node)
+        _shuffle(ledger, node)
+        or _strided_view(ledger, node)
+        or normed_heads(ledger, node)
+        or grouped_statistics(ledger, node)
     ):
         return
     before, after = ledger.shape(x), ledger.shape(y)
@@ -356,6 +360,11 @@ def reshape_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     view = cut.channels.views.get(node.index)
     if view is not None and cut.is_cut(view.outputs[0]):
         editor.bypass(node, view)
+        return
+    if cut.runs(y, 2) is not None:
+        editor.forget([value for value, _ in cut.channels.runs])
+        editor.constant(proto, 1, [0, cut.size(y, 1), -1])
+        editor.attribute(proto, "allowzero", None)
         return
     if not (cut.is_cut(y) or cut.is_cut(node.inputs[0]) or editor.reads_cut_size(node)):
         return

@@ -31,6 +31,7 @@ class Norm:
             where an entry stays, an array that fits the input, or its channels as (1, groups, channels of a group, 1).
         size: How many there were.
         is_weight: Whether it is the result, a weight made of constants, that is 0 wherever an entry goes.
+        is_run: Whether every entry is a run of places, in an input (batch, groups, all the rest).
     """
 
     output: str
@@ -38,6 +39,7 @@ class Norm:
     kept: IntArray | Mask
     size: int
     is_weight: bool = False
+    is_run: bool = False
 
 
 def norms_of(channels: Channels, kept: Sequence[IntArray]) -> list[Norm] | None:
@@ -60,6 +62,10 @@ def norms_of(channels: Channels, kept: Sequence[IntArray]) -> list[Norm] | None:
         if node.label not in labels or node.index in gone:
             continue
         x = node.inputs[0]
+        runs = cut.runs(x, 2)
+        if runs is not None:
+            found.append(Norm(node.outputs[0], 2, runs[None, :, :, None], runs.shape[1], is_run=True))
+            continue
         shape = channels.graph.shape(x)
         assert shape is not None
         statistics = op_of(node).statistics or _UNKNOWN
@@ -162,10 +168,18 @@ def _edit_of(graph: Graph, norm: Norm, name: str) -> Edit:
 def _weigh(graph: Graph, node: Node, norm: Norm, name: str) -> Edit:
     """Let a sum or mean see 0 wherever an entry goes, and a mean count only those that stay."""
     weights = norm.kept.astype(np.float32)
-    if node.op_type == "ReduceMean":
-        weights *= norm.size / norm.kept.sum(axis=norm.dim, keepdims=True)
-    made = Made("Mul", (node.inputs[0], name), (f"{name}_weighed",))
-    return [made, Input(norm.output, 0, f"{name}_weighed")], {name: weights}
+    if node.op_type in ("GlobalAveragePool", "ReduceMean"):
+        weights *= norm.size / norm.kept.sum(axis=norm.dim, keepdims=True, dtype=np.float32)
+    made, arrays = [Made("Mul", (node.inputs[0], name), (f"{name}_weighed",))], {name: weights}
+    if norm.is_run:
+        apart, whole, together = (f"{name}_{part}" for part in ("apart", "whole", "together"))
+        arrays |= {apart: np.array([0, *weights.shape[1:3], -1]), together: np.array([0, weights.shape[1], -1])}
+        made = [
+            Made("Reshape", (node.inputs[0], apart), (f"{name}_runs",)),
+            Made("Mul", (f"{name}_runs", name), (whole,)),
+            Made("Reshape", (whole, together), (f"{name}_weighed",)),
+        ]
+    return [*made, Input(norm.output, 0, f"{name}_weighed")], arrays
 
 
 def _silence(graph: Graph, node: Node, norm: Norm, name: str) -> Edit:
@@ -187,7 +201,7 @@ def _write_out(graph: Graph, node: Node, norm: Norm, name: str) -> Edit:
     epsilon = np.array(node.attribute("epsilon", 1e-5), np.float32)
     constants = {".m": stays, ".r": (1 / share).astype(np.float32), ".e": epsilon}
     nodes: list[tuple[str, list[str], str]] = []
-    grouped = node.op_type == "GroupNormalization"
+    grouped = norm.is_run or node.op_type == "GroupNormalization"
     if grouped:
         constants[".g"] = np.array([0, *stays.shape[1:3], -1], np.int64)
         nodes += [("Shape", [x], ".s"), ("Reshape", [x, ".g"], ".x")]

@@ -34,6 +34,11 @@ class Cut:
         gone = self.gone[axis.units]
         return ~gone if gone.any() else None
 
+    def runs(self, value: str, dim: int) -> Mask | None:
+        """Return which runs of places of an axis stay: bool (groups, size); None where all do or it has none."""
+        units = self.channels.runs.get((value, dim))
+        return None if units is None or not self.gone[units].any() else ~self.gone[units]
+
     def size(self, value: str, dim: int) -> int:
         """Return the size of an axis after the cut."""
         mask = self.mask(value, dim)

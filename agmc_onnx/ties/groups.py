@@ -96,6 +96,7 @@ class Channels:
         shuffles: Channel shuffles by the index of their first node.
         views: Gathers that, with the Reshape of this index, change nothing.
         sized: Axes whose size a node computes with, by the node's index.
+        runs: Units (groups, size) of axes in which every unit is a run of places, of any length.
         staying: Names of groups that may shrink but not keep nothing, with the reason.
     """
 
@@ -108,6 +109,7 @@ class Channels:
     shuffles: Mapping[int, Shuffle]
     views: Mapping[int, Node]
     sized: Mapping[int, Set[Axis]]
+    runs: Mapping[Axis, IntArray]
     staying: Mapping[str, str] = field(default_factory=dict)
 
     def removed(self, kept: list[IntArray]) -> Mask:
@@ -238,8 +240,9 @@ def analyse(graph: Graph, op_of: OpOf) -> Channels:
             groups.append(group)
         elif has_weight[units].any():  # what no weight has is nobody's to cut
             frozen.append(group)
+    runs = {axis: unit_of[entries.ids] for axis, entries in ledger.runs.items()}
     return Channels(
-        graph, op_of, axes, tuple(groups), tuple(frozen), n_units, ledger.shuffles, ledger.views, ledger.sized
+        graph, op_of, axes, tuple(groups), tuple(frozen), n_units, ledger.shuffles, ledger.views, ledger.sized, runs
     )
 
 

@@ -82,6 +82,7 @@ class Ledger:
         shuffles: Channel shuffles by the index of their first node: the nodes, the dim they permute, and its rows.
         views: Gathers that, with the Reshape of this index, change nothing.
         sized: Axes whose size a node computes with, by the node's index.
+        runs: Ids of axes in which every entry is a run of places, as many for each; (groups, size) by the dim before.
         skipped: Nodes that a rule of another node stands for.
     """
 
@@ -96,6 +97,7 @@ class Ledger:
         self.shuffles: dict[int, Shuffle] = {}
         self.views: dict[int, Node] = {}
         self.sized: dict[int, set[Axis]] = {}
+        self.runs: dict[Axis, Entries] = {}
         self.skipped: set[int] = set()
         self.n_ids = 0
 

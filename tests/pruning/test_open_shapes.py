@@ -68,6 +68,34 @@ NETS: dict[str, tuple[str, dict[str, Any], int]] = {
         {"wa": (8, 3, 1, 1), "wb": (8, 8, 3, 3), "wo": (2, 8, 1, 1)},
         1,
     ),
+    "group norm, height and width open": (
+        """g (float[N, 3, H, W] x) => (float[N, 2, H, W] out) {
+           a = Conv(x, wa) r = Reshape(a, groups) i = InstanceNormalization(r, one, nil) s = Shape(a) b = Reshape(i, s)
+           c = Mul(b, scale) d = Add(c, bias) e = Relu(d) out = Conv(e, wo) }""",
+        {
+            "wa": (12, 3, 1, 1), "wo": (2, 12, 1, 1), "groups": i64(0, 3, -1), "one": np.ones(3, np.float32),
+            "nil": np.zeros(3, np.float32), "scale": (12, 1, 1), "bias": (12, 1, 1),
+        },
+        1,
+    ),
+    "group norm in pieces, height and width open": (
+        """g (float[N, 3, H, W] x) => (float[N, 2, H, W] out) {
+           a = Conv(x, wa) r = Reshape(a, groups) m = ReduceMean<axes = [2]>(r) z = Sub(r, m) q = Mul(z, z)
+           v = ReduceMean<axes = [-1]>(q) w = Add(v, tiny) k = Sqrt(w) i = Div(z, k) s = Shape(a) b = Reshape(i, s)
+           c = Mul(b, scale) d = Add(c, bias) e = Relu(d) out = Conv(e, wo) }""",
+        {
+            "wa": (12, 3, 1, 1), "wo": (2, 12, 1, 1), "groups": i64(0, 3, -1), "tiny": np.array(1e-5, np.float32),
+            "scale": (12, 1, 1), "bias": (12, 1, 1),
+        },
+        1,
+    ),
+    "means of a layer norm by global pools": (
+        """g (float[N, T, 6] x) => (float[N, T, 3] out) {
+           a = MatMul(x, wa) m = GlobalAveragePool(a) z = Sub(a, m) q = Mul(z, z) v = GlobalAveragePool(q) w = Add(v, tiny)
+           k = Sqrt(w) i = Div(z, k) c = Mul(i, scale) d = Add(c, bias) out = MatMul(d, wo) }""",
+        {"wa": (6, 8), "wo": (8, 3), "tiny": np.array(1e-5, np.float32), "scale": (8,), "bias": (8,)},
+        1,
+    ),
     "the first token is only measured": (
         """g (float[N, T, 6] x) => (float[N, T, 3] out) {
            a = MatMul(x, wa) p = Gather<axis = 2>(a, last) h = Shape(p) to = Concat<axis = 0>(h, m1) b = Reshape(a, to)
