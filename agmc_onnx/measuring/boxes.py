@@ -80,7 +80,7 @@ def decoded(
         if form.startswith("pair"):
             place, scores = values[0].astype(np.float32), values[1].astype(np.float32)
             if "logits" in form and background is None:
-                scores = 1 / (1 + np.exp(-scores))
+                scores = (1 / (1 + np.exp(-scores))).astype(np.float32)
             elif "logits" in form:
                 scores = np.exp(scores - scores.max(axis=2, keepdims=True))
                 scores /= scores.sum(axis=2, keepdims=True)

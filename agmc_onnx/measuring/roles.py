@@ -145,7 +145,7 @@ class Roles:
 
     def _evaluator(self, samples: Samples, **more: Any) -> Evaluator:
         reference = self._model if needs_original(self.metric) else None
-        run = {"threads": self._execution.threads, "provider": self._execution.provider}
+        run: dict[str, Any] = {"threads": self._execution.threads, "provider": self._execution.provider}
         return Evaluator(samples, self.metric, reference=reference, answers=self.answers, **run, **more)
 
     def _first_rewards(self, n: int) -> Samples:

@@ -130,11 +130,12 @@ def _slice_parts(graph: Graph, node: Node) -> list[list[int | None]] | None:
         given = [(name, graph.sizes(name) if name else None) for name in (*node.inputs[1:], "", "")[:4]]
         if any(name and value is None for name, value in given[2:]):
             return None
-        starts, ends, axes, steps = (value for _, value in given)
+        first, last, axes, steps = (value for _, value in given)
         count = next((len(value) for _, value in given if value is not None), None)
         if count is None:
             return None
-        starts, ends = (value if value is not None else [None] * count for value in (starts, ends))
+        unknown: list[int | None] = [None] * count
+        starts, ends = first or unknown, last or unknown
     else:
         starts, ends, axes = (node.attribute(name) for name in ("starts", "ends", "axes"))
         steps = None

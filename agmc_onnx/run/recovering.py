@@ -82,8 +82,9 @@ def distilled(
     tell: Progress,
 ) -> onnx.ModelProto:
     """Let the refitted result learn from the original, with all processors; the reward role decides which state is kept."""
-    from agmc_onnx.distill.distillation import distill, torch_threads
+    from agmc_onnx.distill.distillation import distill
     from agmc_onnx.refit.options import RecoverOptions
+    from agmc_onnx.torch_view.threads import torch_threads
 
     evaluator = data.evaluator("reward", data.n_most)
     sparsity = sparsity_of(settings.sparsity, analysis.graph, settings.recovery.is_refit)

@@ -216,7 +216,7 @@ def _measured(
         if dataset is not None:
             reference = source.path if needs_original(dataset.metric) else None
             answers = answers_of(read_model(source.path).proto, dataset.card.outputs)
-            run_by = {"answers": answers, "threads": settings.threads}
+            run_by: dict[str, Any] = {"answers": answers, "threads": settings.threads}
             evaluator = Evaluator(tested, dataset.metric, reference=reference, **run_by)
             metric = {"onnx": _score(evaluator(source.path).score), "exported": _score(evaluator(run).score)}
         size = tested.batch_size(settings.batch)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -120,7 +121,7 @@ def finetune(
     dataset = open_data(card, model_inputs(original))
     samples = dataset.role("train" if card.train is not None else "calibration")
     reference = original if needs_original(dataset.metric) else None
-    kinds = {"answers": answers_of(original, card.outputs), "threads": threads}
+    kinds: dict[str, Any] = {"answers": answers_of(original, card.outputs), "threads": threads}
     scored = {
         name: Evaluator(dataset.role(name).take(n), dataset.metric, reference=reference, **kinds)
         for name, n in (("reward", REWARD_SAMPLES), ("test", dataset.role("test").n))

@@ -70,7 +70,7 @@ def measure(
     if metric is not None:
         reference = paths[0] if needs_original(metric) else None
         answers = answers_of(files[0].proto, dataset.card.outputs if dataset else {})
-        run = {"threads": threads, "provider": provider}
+        run: dict[str, Any] = {"threads": threads, "provider": provider}
         evaluator = Evaluator(samples, metric, reference=reference, answers=answers, **run)
         scores = [evaluator(path).score for path in paths]
     feeds = samples.take(8 * batch).feeds(batch)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,11 @@ from agmc_onnx.policies.agmc.states import States
 from agmc_onnx.torch_view.threads import torch_threads
 
 
-def single_thread() -> AbstractContextManager[None]:
+@contextmanager
+def single_thread() -> Iterator[None]:
     """Run torch on one thread inside: these networks are too small to share, several threads are slower by a factor."""
-    return torch_threads(1)
+    with torch_threads(1):
+        yield
 
 
 def truncated_normal(mean: Tensor, sigma: Tensor | float, generator: torch.Generator) -> Tensor:
