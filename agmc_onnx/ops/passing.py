@@ -7,7 +7,7 @@ from functools import reduce
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.view import Graph, Node
-from agmc_onnx.ties.ledger import Entries, Ledger
+from agmc_onnx.ties.ledger import Axis, Entries, Ledger
 
 
 def carry(
@@ -90,7 +90,9 @@ def broadcast(ledger: Ledger, node: Node, inputs: Sequence[str], output: str) ->
     for dim in range(rank):
         members = [(name, dim - first) for name, size, first in ends if dim >= first and size[dim - first] > 1]
         others = [m for m in members if m[0] not in ledger.graph.tensors]
-        if not (all_weights or any(m in ledger.entries for m in others)):
+        if not (
+            all_weights or any(m in ledger.entries for m in others) or (not others and _stands_alone(ledger, members))
+        ):
             continue
         constants = [m for m in members if m[0] in ledger.graph.tensors]
         found = [(m, ledger.axis(node, *m)) for m in others]
@@ -110,6 +112,11 @@ def broadcast(ledger: Ledger, node: Node, inputs: Sequence[str], output: str) ->
         ]
         joined = reduce(ledger.meet, shifted)
         ledger.set(output, dim, joined.ids, joined.rows)
+
+
+def _stands_alone(ledger: Ledger, members: Sequence[Axis]) -> bool:
+    """Whether a dim comes from one constant that has no other: the frequencies that positions are multiplied by."""
+    return len(members) == 1 and sum(size > 1 for size in ledger.shape(members[0][0]).other) == 1
 
 
 def only_user(graph: Graph, value: str) -> Node | None:

@@ -96,6 +96,32 @@ NETS: dict[str, tuple[str, dict[str, Any], int]] = {
         {"wa": (6, 8), "wo": (8, 3), "tiny": np.array(1e-5, np.float32), "scale": (8,), "bias": (8,)},
         1,
     ),
+    "keys shared by heads of queries, turned by their places": (
+        """g (float[N, T, 6] x) => (float[N, T, 3] out) {
+           h = Shape(x) b = Slice(h, i0, i1) t = Slice(h, i1, i2) count = Squeeze(t) places = Range(zero, count, one)
+           pf = Cast<to = 1>(places) pu = Unsqueeze(pf, i1) angles = Mul(pu, frequencies) both = Concat<axis = -1>(angles, angles)
+           cos = Cos(both) sin = Sin(both)
+           q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv)
+           toq = Concat<axis = 0>(b, t, i4, i8) tok = Concat<axis = 0>(b, t, i2, i8)
+           q1 = Reshape(q0, toq) k1 = Reshape(k0, tok) v1 = Reshape(v0, tok)
+           q = Transpose<perm = [0, 2, 1, 3]>(q1) k = Transpose<perm = [0, 2, 1, 3]>(k1) v = Transpose<perm = [0, 2, 1, 3]>(v1)
+           qa = Slice(q, i0, i4, i3) qb = Slice(q, i4, i8, i3) qn = Neg(qb) qr = Concat<axis = -1>(qn, qa)
+           qc = Mul(q, cos) qs = Mul(qr, sin) qt = Add(qc, qs)
+           ka = Slice(k, i0, i4, i3) kb = Slice(k, i4, i8, i3) kn = Neg(kb) kr = Concat<axis = -1>(kn, ka)
+           kc = Mul(k, cos) ks = Mul(kr, sin) kt = Add(kc, ks)
+           ku = Unsqueeze(kt, i2) vu = Unsqueeze(v, i2)
+           wide = Concat<axis = 0>(b, i2, i2, t, i8) ke = Expand(ku, wide) ve = Expand(vu, wide)
+           heads = Concat<axis = 0>(b, i4, t, i8) kh = Reshape(ke, heads) vh = Reshape(ve, heads)
+           kx = Transpose<perm = [0, 1, 3, 2]>(kh) s = MatMul(qt, kx) p = Softmax<axis = -1>(s) o = MatMul(p, vh)
+           ot = Transpose<perm = [0, 2, 1, 3]>(o) back = Concat<axis = 0>(b, t, i32) of = Reshape(ot, back)
+           out = MatMul(of, wo) }""",
+        {
+            "wq": (6, 32), "wk": (6, 16), "wv": (6, 16), "wo": (32, 3), "zero": np.array(0, np.int64),
+            "one": np.array(1, np.int64),
+            "frequencies": np.array([1, 0.1, 0.01, 0.001], np.float32),
+        },
+        2,
+    ),
     "the first token is only measured": (
         """g (float[N, T, 6] x) => (float[N, T, 3] out) {
            a = MatMul(x, wa) p = Gather<axis = 2>(a, last) h = Shape(p) to = Concat<axis = 0>(h, m1) b = Reshape(a, to)
