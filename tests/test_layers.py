@@ -6,7 +6,9 @@ Imports inside functions count, and those for type checkers. What still breaks a
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "agmc_onnx"
@@ -102,3 +104,14 @@ def test_no_module_has_the_name_of_its_function() -> None:
         if path.split("/")[-1].removesuffix(".py") in names and not path.startswith("verbs/"):
             found.add(path)
     assert not found, f"new: {sorted(found)}"
+
+
+def test_what_functions_import_is_there() -> None:
+    missing = set()
+    for path, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("agmc_onnx."):
+                module = importlib.import_module(node.module or "")
+                names = {a.name for a in node.names if not hasattr(module, a.name)}
+                missing |= {f"{path} -> {node.module}.{n}" for n in names if find_spec(f"{node.module}.{n}") is None}
+    assert not missing

@@ -24,6 +24,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from agmc_onnx.errors import ModelError
 from agmc_onnx.graph._book import Book
 from agmc_onnx.graph.protobuf import copy_fields, import_domains, unmade, used_names, without_initializers
+from agmc_onnx.graph.view import captured_names
 
 _SILENCE = G_LOGGER.CRITICAL + 1
 LAST_IR_WITH_INPUTS = 3  # up to this IR version every initializer has to be listed as a graph input too
@@ -279,7 +280,10 @@ def _restructured(
 
 
 def _read_constants(slim: onnx.ModelProto, initializers: Sequence[str], changes: Sequence[Change]) -> set[str] | None:
-    """Let constants take the place of constants, or of what nodes make of them, in place; that concerns no other node.
+    """Let nodes read new constants, be constants, or be others that read the same and constants, in place.
+
+    That concerns no other node.
+
 
     Returns:
         Names of the initializers that there are then; None, and nothing is changed, where the changes are others.
@@ -289,20 +293,34 @@ def _read_constants(slim: onnx.ModelProto, initializers: Sequence[str], changes:
     constants = {"", *initializers} | {name for name, node in makers.items() if _is_constant(node)}
     known = constants | makers.keys() | {value.name for value in graph.input}
     reads = [change for change in changes if isinstance(change, Input)]
+    made = [change for change in changes if isinstance(change, Made)]
     gone = {change.output for change in changes if isinstance(change, Gone)}
     undeclared = {change.value for change in changes if isinstance(change, Undeclared)}
     old = {_input(makers[one.output], one.position) if one.output in makers else None for one in reads}
     old.update(name for output in gone for name in makers[output].input)
+    fresh = {one.value for one in reads}
+    for new in made:
+        node = makers.get(new.place or new.outputs[0])
+        if new.behind or new.domain or node is None or tuple(node.output) != new.outputs or any(captured_names(node)):
+            return None
+        old.update(set(node.input).difference(new.inputs))
+        fresh.update(name for name in new.inputs if name not in node.input)
     if (
         slim.ir_version <= LAST_IR_WITH_INPUTS
-        or not all(isinstance(change, Input | Gone | Undeclared) for change in changes)
+        or not all(isinstance(change, Input | Made | Gone | Undeclared) for change in changes)
         or any(len(makers[output].output) > 1 for output in gone)
         or not (constants | gone).issuperset(old)
-        or not known.isdisjoint(one.value for one in reads)
+        or not known.isdisjoint(fresh)
     ):
         return None
     for one in reads:
         _connect(makers[one.output].input, one.position, one.value)
+    for new in made:
+        node = makers[new.place or new.outputs[0]]
+        node.op_type, node.domain, node.name = new.op_type, new.domain, new.name or node.name
+        node.input[:] = new.inputs
+        del node.attribute[:]
+        node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in new.attributes)
     for i in reversed(range(len(graph.node)) if gone else ()):
         if graph.node[i].output and graph.node[i].output[0] in gone:
             del graph.node[i]
@@ -317,7 +335,7 @@ def _read_constants(slim: onnx.ModelProto, initializers: Sequence[str], changes:
     for i in reversed(range(len(graph.value_info))):
         if graph.value_info[i].name in undeclared:
             del graph.value_info[i]
-    return ({*initializers} - unused) | {one.value for one in reads} | (gone & used)
+    return ({*initializers} - unused) | fresh | (gone & used)
 
 
 def put_attributes(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ Array = np.ndarray
 _LIMIT = 1_900_000_000  # protobuf cannot hold 2 GiB; leave room for the graph itself
 _LOADED_BYTES = 256_000_000  # external data up to this size is loaded; of larger models only what is small
 _SMALL_BYTES = 32_768  # shape inference and folding want to see numbers
+_QUICKLY_HASHED = 1 << 20  # bytes
 _INLINE_BYTES = 1024  # smaller initializers stay in the graph file, for the same reason
 _ALIGNMENT = 4096  # of large external data, so that it can be memory-mapped (onnx.proto, TensorProto.external_data)
 
@@ -75,6 +77,7 @@ def read_model(path: str | Path) -> ModelFile:
                 "or compress all of them with agmc-onnx batch."
             ) from None
         raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+    digest = _Digest(raw)
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(raw)
@@ -93,7 +96,28 @@ def read_model(path: str | Path) -> ModelFile:
     _load_external(external, path.parent, None if max(file_bytes, referred) <= _LOADED_BYTES else _SMALL_BYTES)
     for tensor in filter(is_external, external):
         next(e for e in tensor.external_data if e.key == "location").value = str(_location(tensor, path.parent)[0])
-    return ModelFile(proto, path, hashlib.sha256(raw).hexdigest(), file_bytes)
+    return ModelFile(proto, path, digest.hexadecimal(), file_bytes)
+
+
+class _Digest:
+    """The SHA-256 of bytes; of many, it is made beside what else goes on."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._found = ""
+        self._thread = threading.Thread(target=self._make, args=(raw,), daemon=True)
+        if len(raw) > _QUICKLY_HASHED:
+            self._thread.start()
+        else:
+            self._make(raw)
+
+    def _make(self, raw: bytes) -> None:
+        self._found = hashlib.sha256(raw).hexdigest()
+
+    def hexadecimal(self) -> str:
+        """Return it, once it is there."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        return self._found
 
 
 def model_files(path: str | Path) -> list[Path]:

@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from agmc_onnx.graph.fold import evaluate_node
-from agmc_onnx.graph.inference import infer_graph
+from agmc_onnx.graph.inference import Infer, inferring
 from agmc_onnx.graph.registry import Dims, ShapeRule, graph_op, same_as_first
 from agmc_onnx.graph.sizes import (
     InputDims,
@@ -78,6 +78,11 @@ def infer_shapes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | No
         model: Any model; not changed.
         sizes: Of the inputs, with batch 1; None: the first guess (`agmc_onnx.graph.sizes.guesses`) at which no size vanishes.
     """
+    with inferring() as infer:
+        return _infer_both(infer, model, sizes)
+
+
+def _infer_both(infer: Infer, model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None) -> dict[str, Shape]:
     skeleton = _without_weights(model)
     inputs = input_dims(model)
     made = [output for node in skeleton.graph.node for output in node.output if output]
@@ -85,7 +90,7 @@ def infer_shapes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | No
     first: dict[str, tuple[int, ...]] = {}
     setting: Setting = {}
     for tried in guesses(inputs, model) if sizes is None else [setting_of(inputs, sizes)]:
-        found = _infer(skeleton, inputs, tried, made)
+        found = _infer(infer, skeleton, inputs, tried, made)
         good = {name: dims for name, dims in found.items() if min(dims, default=1) >= least}
         if len(good) > len(first):
             first, setting = good, tried
@@ -93,7 +98,7 @@ def infer_shapes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | No
             break
     best: dict[str, Shape] = {}
     for tried in others(inputs, setting):
-        second = _infer(skeleton, inputs, tried, made)
+        second = _infer(infer, skeleton, inputs, tried, made)
         shapes = {
             name: Shape(dims, second[name])
             for name, dims in first.items()
@@ -110,7 +115,8 @@ def dims_at(model: onnx.ModelProto, settings: Sequence[Setting]) -> list[dict[st
     """Return the sizes of every value that inference can tell, for each of some settings of the open dimensions."""
     skeleton, inputs = _without_weights(model), input_dims(model)
     made = [output for node in skeleton.graph.node for output in node.output if output]
-    return [_infer(skeleton, inputs, setting, made) for setting in settings]
+    with inferring() as infer:
+        return [_infer(infer, skeleton, inputs, setting, made) for setting in settings]
 
 
 def guessed_sizes(model: onnx.ModelProto) -> InputSizes:
@@ -120,7 +126,7 @@ def guessed_sizes(model: onnx.ModelProto) -> InputSizes:
 
 
 def _infer(
-    skeleton: onnx.ModelProto, inputs: Mapping[str, InputDims], setting: Setting, made: list[str]
+    infer: Infer, skeleton: onnx.ModelProto, inputs: Mapping[str, InputDims], setting: Setting, made: list[str]
 ) -> dict[str, tuple[int, ...]]:
     """Infer at a setting of the open dimensions; the skeleton has no sizes of its own afterwards.
 
@@ -140,7 +146,7 @@ def _infer(
                 opened.append((dim, dim.dim_param))
                 dim.dim_value = size
     try:
-        inferred = infer_graph(skeleton, is_guess)
+        inferred = infer(skeleton, is_guess)
         found = {value.name: value.type for value in (*inferred.input, *inferred.value_info, *inferred.output)}
     except Exception:  # inference stops at the first contradiction it meets; node by node gets further
         found = {}

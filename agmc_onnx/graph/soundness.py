@@ -22,6 +22,13 @@ LONGEST_DIM = 2**40  # of anything declared: sizes are multiplied in 64 bits
 PACKED_NAMES = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
 PACKED_BITS = {TensorProto.DataType.Value(name): bits for name, bits in PACKED_NAMES.items()
                if name in TensorProto.DataType.keys()}  # fmt: skip  # noqa: SIM118
+_BYTES = {
+    TensorProto.FLOAT: 4,
+    TensorProto.FLOAT16: 2,
+    TensorProto.DOUBLE: 8,
+    TensorProto.INT64: 8,
+    TensorProto.INT8: 1,
+}
 _COMPLEX = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
 _TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 _STANDARD = ("", "ai.onnx")
@@ -102,7 +109,8 @@ class _Body:
             _check_value(value, self.where)
         given = {value.name for value in graph.input}
         for tensor in graph.initializer:
-            _check_tensor(tensor, f"{self.where}: initializer {tensor.name}")
+            if not _is_plain(tensor):
+                _check_tensor(tensor, f"{self.where}: initializer {tensor.name}")
             given.add(tensor.name)
         for sparse in graph.sparse_initializer:
             _check_sparse(sparse, f"{self.where}: sparse initializer {sparse.values.name}")
@@ -120,15 +128,14 @@ class _Body:
         needs: list[list[str]] = []
         free: dict[str, str] = {}
         for i, node in enumerate(nodes):
-            name = label(node)
             used = [value for value in node.input if value]
-            used += [value for value in self._check_node(node, name, depth) if value]
+            used += [value for value in self._check_node(node, depth) if value]
             needs.append(used)
             for output in node.output:
                 if output and (output in maker or output in given):
                     other = f"{label(nodes[maker[output]])} and" if output in maker else "an input or initializer and"
                     raise ModelError(
-                        f"{self.where}: value {output} is made twice, got {other} {name}; expected once. {_AGAIN}"
+                        f"{self.where}: value {output} is made twice, got {other} {label(node)}; expected once. {_AGAIN}"
                     )
                 if output:
                     maker[output] = i
@@ -163,9 +170,9 @@ class _Body:
             raise ModelError(f"{self.where}: its nodes form a cycle, got {cycle}; expected none. {_AGAIN}")
         return order
 
-    def _check_node(self, node: onnx.NodeProto, name: str, depth: int) -> Iterator[str]:
+    def _check_node(self, node: onnx.NodeProto, depth: int) -> Iterator[str]:
         """Check one node, and yield what its subgraphs take from outside."""
-        where = f"{self.where}: node {name}"
+        where = f"{self.where}: node {label(node)}"
         _check_text(
             where, node.name, node.op_type, node.domain, node.overload, node.doc_string, *node.input, *node.output
         )
@@ -319,6 +326,22 @@ def _check_value(value: onnx.ValueInfoProto, where: str) -> None:
             raise ModelError(
                 f"{where}: value {value.name} has a size of {dim.dim_value}; expected at most 2^40. {_AGAIN}"
             )
+
+
+def _is_plain(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor is as most are, which is told at once: with names that are text, inline, with as many bytes as it says."""
+    size, dims = _BYTES.get(tensor.data_type), tensor.dims
+    return (
+        size is not None
+        and isinstance(tensor.name, str)
+        and isinstance(tensor.doc_string, str)
+        and not tensor.external_data
+        and tensor.data_location != TensorProto.EXTERNAL
+        and min(dims, default=1) >= 0
+        and max(dims, default=1) <= LONGEST_DIM
+        and tensor.HasField("raw_data")
+        and len(tensor.raw_data) == size * math.prod(dims)
+    )
 
 
 def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:

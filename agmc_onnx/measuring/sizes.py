@@ -13,6 +13,7 @@ import onnx
 from agmc_onnx.data.samples import Samples, synthetic
 from agmc_onnx.errors import AgmcError, UsageError
 from agmc_onnx.graph.files import external_tensors
+from agmc_onnx.graph.protobuf import used_names
 from agmc_onnx.graph.shapes import Shape, dims_at, guessed_sizes, infer_shapes
 from agmc_onnx.graph.sizes import (
     InputDims,
@@ -162,7 +163,8 @@ def shapes_of(model: onnx.ModelProto, sizes: InputSizes) -> dict[str, Shape]:
     A value whose shape neither tells is left out.
     """
     shapes = infer_shapes(model, sizes)
-    missing = [name for node in model.graph.node for name in node.output if name and name not in shapes]
+    used = set(used_names(model.graph))
+    missing = [name for node in model.graph.node for name in node.output if name in used and name not in shapes]
     inputs = input_dims(model)
     if not missing or not all(name in shapes for name in inputs):
         return shapes
