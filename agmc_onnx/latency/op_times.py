@@ -25,6 +25,7 @@ import onnxruntime as ort
 
 TABLE_FORMAT = "agmc-onnx/latency-table@1"
 RUNS = 10
+ROUNDS = 10  # of the estimate of how busy the machine was
 PASSES = 3  # over all models, so that a busy minute does not fall on one of them
 WARMUP = 3
 PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
@@ -79,6 +80,46 @@ def faster(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         return dict(min(one, other, key=lambda found: float(found["ms"])))
     ops = [[*x[:2], min(x[2], y[2])] for x, y in zip(a, b, strict=True)]
     return {**one, "ops": ops, "ms": min(one["ms"], other["ms"])}
+
+
+def calmed(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return samples whose ops' times are divided by how busy the machine was while each sample was timed.
+
+    Ops that several samples have say it: the median, weighted by their times, of what they took over what they take otherwise,
+    again and again (Tukey 1977, "Exploratory Data Analysis", median polish). Else a width that was met in a busy moment looks
+    slower than a larger one. The calmest quarter counts as not busy.
+
+    Args:
+        samples: Of "ops", each [owner, key, ms].
+    """
+    place = {key: i for i, key in enumerate(dict.fromkeys(key for sample in samples for _, key, _ in sample["ops"]))}
+    rows = [
+        (s, place[key], np.log(max(ms, 1e-6)), ms) for s, sample in enumerate(samples) for _, key, ms in sample["ops"]
+    ]
+    if not rows:
+        return [dict(sample) for sample in samples]
+    sample_of, key_of = (np.array([row[i] for row in rows], np.int64) for i in (0, 1))
+    ms_log, weight = np.array([row[2] for row in rows]), np.array([row[3] for row in rows])
+    seen = np.bincount(np.unique(key_of * len(samples) + sample_of) // len(samples), minlength=len(place))
+    is_shared = seen[key_of] > 1
+    busy, own = np.zeros(len(samples)), np.zeros(len(place))
+    for _ in range(ROUNDS):
+        for key in np.unique(key_of[is_shared]):
+            own[key] = np.median((ms_log - busy[sample_of])[key_of == key])
+        for s in np.unique(sample_of[is_shared]):
+            mine = is_shared & (sample_of == s)
+            busy[s] = _median((ms_log - own[key_of])[mine], weight[mine])
+        busy -= np.percentile(busy, 25)
+    factor = np.exp(np.maximum(busy, 0.0)).tolist()
+    return [
+        {**sample, "ops": [[owner, key, ms / f] for owner, key, ms in sample["ops"]]}
+        for sample, f in zip(samples, factor, strict=True)
+    ]
+
+
+def _median(values: np.ndarray, weight: np.ndarray) -> float:
+    order = np.argsort(values)
+    return float(values[order][np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)])
 
 
 def device() -> dict[str, str]:
@@ -168,7 +209,7 @@ def fill(folder: Path, threads: int, provider: str, runs: int) -> dict[str, Any]
             samples[i:] = [faster(samples[i], found), *samples[i + 1 :]] if n_pass else [found]
             print(f"pass {n_pass + 1} of {PASSES}, model {i + 1}: {timed['ms']:.3f} ms", flush=True)
     setting = {"threads": threads, "provider": provider, "batch": request["batch"]}
-    return packed(device(), setting, {request["model"]: samples})
+    return packed(device(), setting, {request["model"]: calmed(samples)})
 
 
 def packed(

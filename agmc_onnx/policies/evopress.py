@@ -60,9 +60,27 @@ class EvoPressPolicy:
         return kept
 
     def _step(self, kept: IntArray, group: int, sign: int) -> None:
-        """Move a group's kept count by one step, in place, within its limits."""
+        """Move a group's kept count by one step, in place, within its limits; below the least its branch goes."""
+        if self._switched(kept, group, sign):
+            return
         whole, step, least = (int(a[group]) for a in (self.problem.n_units, self.problem.step, self.problem.min_keep))
         top = (whole - 1) // step * step  # the largest multiple below all units
         down = top if kept[group] == whole else int(kept[group]) - step
         up = whole if kept[group] >= top else int(kept[group]) + step
         kept[group] = min(up, whole) if sign > 0 else max(down, least)
+
+    def _switched(self, kept: IntArray, group: int, sign: int) -> bool:
+        """Let the smallest branch of a group go, or come back at its least widths, in place; return whether that was the step."""
+        depth, least = self.problem.depth, np.asarray(self.problem.min_keep)
+        holding = [] if depth is None else [b for b, groups in enumerate(depth.groups) if group in groups]
+        if depth is None or not holding or not (kept[group] == 0 if sign > 0 else kept[group] == least[group]):
+            return False
+        branch = min(holding, key=lambda b: len(depth.groups[b]))
+        if sign > 0:
+            kept[depth.groups[branch]] = least[depth.groups[branch]]
+            return True
+        gone = {b for b, groups in enumerate(depth.groups) if not kept[groups].any()} | {branch}
+        if depth.possible(gone) != gone:
+            return False
+        kept[depth.nothing(gone)] = 0
+        return True

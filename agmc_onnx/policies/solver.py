@@ -5,13 +5,15 @@ convolution's cost is a product of two kept counts, so that costs are no sum ove
 
     cost(k) = cost(n) + sum_g u_g(k_g) + sum_{g < h} b_gh (n_g - k_g) (n_h - k_h).
 
+Where layers may go, a group of a branch has the choice of 0 too, which all groups of the branch make together.
+
 Each product of a width and a choice among widths is written with one part of the width for every choice (the convex hull of the
 two), which makes a mixed-integer linear program of it; HiGHS (Huangfu and Hall 2018) branches and bounds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -41,6 +43,7 @@ class PairCost:
         pairs: int (n_pairs, 2), groups whose widths multiply.
         factor: float64 (n_pairs,), b of each pair.
         is_exact: Whether it is the true cost at all widths that were tried.
+        atoms: Groups that keep nothing together; each has 0 among its options.
     """
 
     options: tuple[IntArray, ...]
@@ -49,6 +52,7 @@ class PairCost:
     pairs: IntArray
     factor: FloatArray
     is_exact: bool
+    atoms: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(cls, problem: Problem) -> PairCost:
@@ -59,6 +63,7 @@ class PairCost:
             for least, whole, step in zip(problem.min_keep.tolist(), units.tolist(), problem.step.tolist(), strict=True)
         )
         full = int(problem.cost(units))
+        atoms = () if problem.depth is None else tuple(map(tuple, problem.depth.atoms))
 
         def changed(*moves: tuple[int, int]) -> IntArray:
             kept = units.copy()
@@ -77,11 +82,22 @@ class PairCost:
         rest = costs_of(problem.cost, both) - full - lowest[every].sum(axis=1)
         area = (units - least)[every].prod(axis=1)
         is_pair = (rest != 0) & (area > 0)
-        made = cls(options, full, alone, every[is_pair], rest[is_pair] / area[is_pair], True)
+        pairs, factor = every[is_pair], rest[is_pair] / area[is_pair]
+        for groups in atoms:  # the first has what the branch saves, less what its pairs say already
+            nothing = changed(*((g, 0) for g in groups))
+            within = np.isin(pairs, groups).all(axis=1)
+            saved = int(problem.cost(nothing)) - full - float(units[pairs[within]].prod(axis=1) @ factor[within])
+            for g in groups:
+                own = np.concatenate([[round(saved) if g == groups[0] else 0], alone[g]])
+                alone = (*alone[:g], own, *alone[g + 1 :])
+                options = (*options[:g], np.concatenate([[0], options[g]]), *options[g + 1 :])
+        made = cls(options, full, alone, pairs, factor, True, atoms)
         rng = np.random.default_rng(0)
-        trials = np.array([[rng.choice(counts) for counts in options] for _ in range(N_CHECKS)])
+        trials = np.array([[rng.choice(counts[counts > 0]) for counts in options] for _ in range(N_CHECKS)])
+        for groups in atoms:
+            trials[np.ix_(rng.random(N_CHECKS) < 0.3, groups)] = 0
         near = np.abs(made(trials) - costs_of(problem.cost, trials)).max() <= 1e-6 * max(full, 1)
-        return cls(options, full, alone, made.pairs, made.factor, bool(near))
+        return replace(made, is_exact=bool(near))
 
     def __call__(self, kept: IntArray) -> FloatArray:
         """Return the costs (n,) at kept counts (n, n_groups)."""
@@ -159,6 +175,9 @@ def solve(errors: list[FloatArray], cost: PairCost, budget: int) -> Solution | N
             row(np.array([part, chosen]), np.array([1.0, -float(gone[g].max())]), -np.inf, 0.0)
         weights[parts] = factor * gone[h]
     row(np.arange(n_variables), weights / budget, -np.inf, (budget - cost.full) / budget)
+    for one, *others in cost.atoms:
+        for other in others:
+            row(np.array([first[one], first[other]]), np.array([1.0, -1.0]), 0.0, 0.0)
     rows, columns, values = zip(*entries, strict=True)
     matrix = coo_array((values, (rows, columns)), shape=(len(low), n_variables)).tocsc()
     goal = np.zeros(n_variables)

@@ -227,9 +227,9 @@ def reachable(
     if target.cost(environment.min_keep) <= target.budget:
         return environment
     bare = environment_of(analysis, data, settings, floor=0.0, base=base)
-    if target.cost(bare.min_keep) > target.budget and settings.search.round_to == AUTO:
+    if bare.smallest(target.cost) > target.budget and settings.search.round_to == AUTO:
         bare = environment_of(analysis, data, settings.but(round_to=FINE), floor=0.0, base=base)
-    least = target.cost(bare.min_keep)
+    least = bare.smallest(target.cost)
     if least <= target.budget:
         return bare
     best = _up(least / target.full)
@@ -247,7 +247,7 @@ def _with_all_widths(
 ) -> str:
     """Return what could be reached in widths that are no multiples, where that is less; else ""."""
     finest = environment_of(analysis, data, settings.but(round_to=1), floor=0.0, base=base)
-    reached = _up(target.cost(finest.min_keep) / target.full)
+    reached = _up(finest.smallest(target.cost) / target.full)
     return f", with --round-to 1 it is {reached:.4f}" if reached < best else ""
 
 

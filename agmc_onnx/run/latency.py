@@ -134,6 +134,7 @@ def timed_samples(
             candidate = laid_out(environment.candidate(kept), settings.execution.provider)
             found = {"kept": kept.tolist(), **time_sample(candidate, feed, table.threads, table.provider, ms)}
             samples[i:] = [time_ops.faster(samples[i], found), *samples[i + 1 :]] if n_pass else [found]
+    samples = [*time_ops.calmed(samples)]
     deep = [i for i, kept in enumerate(counts) if not kept.all()][: BESIDE // 2]
     wide = [i for i, kept in enumerate(counts) if i > 1 and kept.all()][: BESIDE - len(deep)]
     beside = sorted([*wide, *deep])

@@ -72,6 +72,11 @@ class Depth:
         """Numbers of the groups of every branch."""
         return [list(branch.groups) for branch in self.closer.branches]
 
+    @property
+    def atoms(self) -> list[list[int]]:
+        """Groups of the branches that go as one: with any group of it all others go, and nothing else does."""
+        return [groups for groups in self.groups if all(self.closer({g}).groups == frozenset(groups) for g in groups)]
+
     def nothing(self, branches: Iterable[int]) -> IntArray:
         """Return the numbers of the groups that keep nothing without some branches, ascending."""
         return np.array(sorted(self.closer.of(branches).groups), np.int64)
@@ -88,7 +93,8 @@ class Depth:
     def met(self, problem: Problem, keep_ratio: FloatArray) -> Rescaled:
         """Return kept counts in the proportions proposed, within the budget; those of branches proposed to go are 0.
 
-        Where more is proposed to go than the budget asks for, branches stay, those of the largest ratios first.
+        Where more is proposed to go than the budget asks for, branches stay, those of the largest ratios first; where the least
+        widths of what is left cost more than the budget, branches go, those of the smallest ratios first.
         """
         ratio = np.asarray(keep_ratio, np.float64).copy()
         gone = self.proposed(ratio)
@@ -96,11 +102,32 @@ class Depth:
             back = max(gone, key=lambda b: (ratio[self.groups[b]].max(), -self.worth[b], b))
             ratio[self.groups[back]] = 1.0
             gone = gone - {back}
+        gone = self.enough(problem, gone, ratio)
         rest, left = rest_of(problem, gone)
         found = meet_target(ratio[left], rest.cost, rest.n_units, rest.step, rest.min_keep, rest.budget)
         kept = np.zeros_like(problem.n_units)
         kept[left] = found.kept
         return replace(found, kept=kept, keep_ratio=kept / problem.n_units)
+
+    def enough(self, problem: Problem, gone: frozenset[int], ratio: FloatArray) -> frozenset[int]:
+        """Return these branches, and more where without them even the least widths of the rest cost more than the budget.
+
+        Args:
+            problem: The problem.
+            gone: Branches that are gone.
+            ratio: (n_groups,); the smaller those of a branch, the sooner it goes.
+        """
+        order = sorted(range(len(self.groups)), key=lambda b: (-ratio[self.groups[b]].max(), self.worth[b], -b))
+        while order and problem.cost(self.without(problem.min_keep, gone)) > problem.budget:
+            more = gone | {order.pop()}
+            gone = more if self.possible(more) == more else gone
+        return gone
+
+    def without(self, kept: IntArray, branches: Iterable[int]) -> IntArray:
+        """Return kept counts (n_groups,) with those of some branches 0."""
+        left = kept.copy()
+        left[self.nothing(branches)] = 0
+        return left
 
     def chain(self, problem: Problem) -> list[frozenset[int]]:
         """Return sets of branches, each with one more gone: the one whose loss, measured together, is least for what it saves.
@@ -133,9 +160,7 @@ class Depth:
 
     def whole_but(self, problem: Problem, branches: Iterable[int]) -> IntArray:
         """Return the kept counts of all but some branches, whole."""
-        kept = problem.n_units.copy()
-        kept[self.nothing(branches)] = 0
-        return kept
+        return self.without(problem.n_units, branches)
 
     def with_nothing(self, curves: Curves) -> KnownCurves:
         """Return curves that know what it costs that a branch is gone: shared by its groups.

@@ -117,6 +117,14 @@ class Environment:
             return met(self.problem(cost, budget), keep_ratio).kept
         return meet_target(keep_ratio, cost, self.n_units, self.step, self.min_keep, budget).kept
 
+    def smallest(self, cost: Callable[[npt.ArrayLike], int]) -> int:
+        """Return the smallest cost of a candidate: at the least widths, where layers may go also without as many as may."""
+        least = cost(self.min_keep)
+        if self.depth is None:
+            return least
+        every = self.depth.possible(range(len(self.depth.groups)))
+        return min(least, cost(self.depth.without(self.min_keep, every)))
+
     def kept(self, n_kept: IntArray) -> list[IntArray]:
         """Return the kept positions of every group at kept counts (n_groups,)."""
         return choose(self.channels, self.scores, n_kept)

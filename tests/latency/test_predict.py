@@ -212,3 +212,23 @@ def test_what_is_no_table_is_said_in_one_line(tmp_path: Path, text: str, said: s
     assert str(caught.value).startswith(f"{path}: ") and said in str(caught.value)
     with pytest.raises(UsageError, match="no latency table, got No such file"):
         read_table(tmp_path / "none.json")
+
+
+def test_a_busy_moment_is_taken_out_of_the_times_of_a_sample():
+    rng = np.random.default_rng(0)
+    own = {f"op{i}": float(ms) for i, ms in enumerate(rng.uniform(0.01, 0.2, 12))}
+    busy = np.where(np.arange(10) % 3 == 1, 1.6, 1.0)
+    samples = []
+    for factor in busy:
+        keys = [*rng.permutation(sorted(own))[:8], f"alone{len(samples)}"]
+        ms = [own.get(key, 0.1) * factor * rng.uniform(1.0, 1.02) for key in keys]
+        samples.append({"kept": [1], "ops": [["v", key, one] for key, one in zip(keys, ms, strict=True)], "ms": 1.0})
+    calm = time_ops.calmed(samples)
+    for sample in calm:
+        assert [ms for _, _, ms in sample["ops"]] == pytest.approx(
+            [own.get(k, 0.1) for _, k, _ in sample["ops"]], rel=0.04
+        )
+    quiet = [sample for sample, factor in zip(samples, busy, strict=True) if factor == 1]
+    assert [op[:2] for op in calm[0]["ops"]] == [op[:2] for op in samples[0]["ops"]]
+    assert time_ops.calmed(quiet)[0]["ops"][0][2] == pytest.approx(quiet[0]["ops"][0][2], rel=0.03)
+    assert time_ops.calmed([]) == []

@@ -8,6 +8,7 @@ from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.problem import Outcome
 from agmc_onnx.search.rewards import err
 from tests.policies.test_agmc import known_answer, run
+from tests.search.test_depth import problem as depth_problem
 
 
 def test_offspring_keep_the_budget_and_differ_in_few_groups():
@@ -32,3 +33,17 @@ def test_it_goes_on_from_the_best_and_ends_better_than_random():
     assert metric(found.kept) > run("random", 0, 60)[1]
     rewards = [record["reward"] for record in found.history]
     assert max(rewards) > rewards[0] + 0.5
+
+
+def test_a_branch_goes_below_its_least_widths_and_comes_back_at_them():
+    problem = depth_problem(0.3)
+    policy, kept = (
+        EvoPressPolicy(problem, SearchOptions("evopress", 60), np.random.default_rng(0)),
+        np.array([6, 4, 1, 3]),
+    )
+    policy._step(kept, 2, -1)  # v1, of the branch of v1 and v2
+    assert kept.tolist() == [6, 4, 0, 0]
+    policy._step(kept, 3, 1)
+    assert kept.tolist() == [6, 4, 1, 1]
+    policy._step(kept, 0, -1)
+    assert kept.tolist() == [5, 4, 1, 1]

@@ -7,6 +7,7 @@ from agmc_onnx.policies.guide.error_model import ErrorModel
 from agmc_onnx.policies.guide.guide import FARTHEST, N_CENTRES, N_NEIGHBOURS, NEAREST, PATIENCE, Guide
 from agmc_onnx.search.budget import met
 from tests.policies.test_agmc import known_answer
+from tests.search.test_depth import problem as depth_problem
 
 
 def guided(n_episodes=20, seed=0):
@@ -151,3 +152,14 @@ def test_guided_proposals_are_better_than_random_ones():
     random = [metric(watch(guide, problem, metric, rng.uniform(0.2, 1, 12)).kept) for _ in range(15)]
     found = guide.first_new(guide.climb(guide.best[1][None]))
     assert metric(met(problem, found).kept) > np.mean(random) + np.std(random)
+
+
+def test_where_layers_may_go_branches_are_switched_beside_the_best_episodes():
+    problem = depth_problem(0.4)
+    guide = Guide(problem, 10, torch.Generator().manual_seed(0), use_generalist=False)
+    assert len(guide.switched()) == 0
+    guide.observe(torch.tensor([1.0, 0.5, 0.0, 0.0]), -1.0)
+    found = guide.switched()
+    gone = {tuple((one < 0.1).tolist()) for one in found}
+    assert gone == {(False, True, True, True), (False, False, False, False), (False, True, False, False)}
+    assert (found[:, 0] == 1).all() and float(found.max()) <= 1

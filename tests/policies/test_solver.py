@@ -14,6 +14,7 @@ from agmc_onnx.search.options import SearchOptions
 from agmc_onnx.search.rewards import err
 from tests.policies.test_agmc import known_answer
 from tests.policies.test_greedy import with_curves
+from tests.search.test_depth import problem as depth_problem
 
 
 def small(n, step=4, seed=0):
@@ -71,3 +72,18 @@ def test_with_the_true_curves_it_finds_at_least_what_greedy_does_and_guided_it_l
         found[name] = metric(search(problem, policy, err, 8, rng).kept)
     assert found["solver"] >= found["greedy"] - 1e-9
     assert found["guided:solver"] >= found["greedy"] - 1e-9
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.7])
+def test_layers_go_where_that_is_the_best_of_all_plans(share):
+    found = depth_problem(share)
+    cost = PairCost.of(found)
+    assert found.depth.atoms == [[1], [2, 3]] and cost.is_exact
+    errors = known_errors(found, cost)[0]
+    plans = np.array([p for p in itertools.product(*cost.options) if (p[2] == 0) == (p[3] == 0)])
+    assert cost(plans) == pytest.approx([found.cost(plan) for plan in plans])
+    sums = np.array([sum(e[list(c).index(k)] for e, c, k in zip(errors, cost.options, p, strict=True)) for p in plans])
+    allowed = np.array([found.cost(plan) <= found.budget for plan in plans])
+    best = solve(errors, cost, found.budget)
+    assert best.is_exact and best.error == pytest.approx(sums[allowed].min())
+    assert found.cost(best.kept) <= found.budget and (best.kept[2] == 0) == (best.kept[3] == 0)

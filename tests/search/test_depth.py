@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,14 @@ def test_a_resumed_run_takes_losses_from_the_journal(
         journal.end(finished=False)
     assert chains[0] == chains[1] and len(asked) == 3  # each branch alone, and both; once
     assert journal.hint().startswith("What was measured is kept in")
+
+
+def test_branches_go_where_the_least_widths_of_all_cost_more_than_the_budget() -> None:
+    found = problem(0.5)
+    least = found.cost(found.min_keep)
+    tight = replace(found, budget=least - 1)
+    result = met(tight, np.array([0.9, 0.8, 0.5, 0.6]))
+    assert result.feasible and result.kept[2:].tolist() == [0, 0] and result.kept[:2].all()
+    assert environment(of_names(found.depth.closer.channels)).smallest(found.cost) < least
+    nothing_left = replace(found, budget=1)
+    assert not met(nothing_left, np.full(4, 0.5)).feasible

@@ -16,12 +16,14 @@ from agmc_onnx.policies.guide.error_model import ErrorModel, Tables, normalised
 from agmc_onnx.policies.guide.linear_budget import fit_linear_budget
 from agmc_onnx.policies.guide.prior import best_curves
 from agmc_onnx.search.budget import met
+from agmc_onnx.search.depth import GONE
 from agmc_onnx.search.policy import SMALLEST
 from agmc_onnx.search.problem import Curves, Problem
 
 N_GRID = 33  # keep ratios at which an error curve is read
 FARTHEST, NEAREST = 0.3, 0.15  # how far a climb may move a keep ratio, in the first and in the last episode
 N_NEIGHBOURS, N_CENTRES = 96, 8  # plans tried beside the best episodes, and how many of those
+N_SWITCHED = 24  # plans tried in which other branches are gone than in one of the best episodes
 N_MOVED = 3  # groups in which a neighbour differs, on average
 PATIENCE = 6  # episodes without a better one after which it looks there, too
 PER_PREFERRED = 3  # groups for each of the prior's candidates that a search measures
@@ -117,6 +119,27 @@ class Guide:
         step = torch.as_tensor(np.asarray(self.problem.step) / np.asarray(self.problem.n_units))
         return torch.stack([actions for actions, _ in best]).double()[centre] + moved * steps * step
 
+    def switched(self) -> Tensor:
+        """Return keep ratios (N_SWITCHED, n_groups) of one of the best episodes, but with a branch more gone, or back, or both.
+
+        What is a motif's action is none of a climb's: on the way from a narrow branch to none at all the answers only get worse.
+        """
+        depth, best = self.problem.depth, sorted(self._episodes, key=lambda episode: -episode[1])[:N_CENTRES]
+        if depth is None or not best:
+            return torch.zeros(0, self.problem.n_groups, dtype=torch.float64)
+        found = []
+        for _ in range(N_SWITCHED):
+            ratio = best[int(torch.randint(len(best), (), generator=self.generator))][0].double().clone()
+            gone = [groups for groups in depth.groups if float(ratio[groups].max()) < GONE]
+            left = [groups for groups in depth.groups if float(ratio[groups].max()) >= GONE]
+            kind = int(torch.randint(3, (), generator=self.generator))
+            for groups, value in ((left, 0.0), (gone, 1.0)):
+                if groups and (kind == 2 or kind == int(value)):
+                    which = groups[int(torch.randint(len(groups), (), generator=self.generator))]
+                    ratio[which] = value * float(torch.rand((), generator=self.generator) / 2 + 0.5)
+            found.append(ratio)
+        return torch.stack(found)
+
     def favourite(self, starts: Tensor) -> FloatArray:
         """Return the best new keep ratios (n_groups,) that climbs find; from farther away where all near are old.
 
@@ -132,7 +155,8 @@ class Guide:
         is_drawn = is_stuck and self._n_favourites % DRAWN_EVERY == 0
         for reach in (None, FARTHEST, 2 * FARTHEST):
             found = self.climb(starts, reach).double()
-            fresh = self._fresh(torch.cat([found, self.neighbours()]) if is_stuck else found)
+            more = [self.neighbours()] if is_stuck else []
+            fresh = self._fresh(torch.cat([found, self.switched(), *more]))
             if fresh:
                 executed = torch.as_tensor(np.array(list(fresh)) / self.problem.n_units)
                 values = self.model.expected(executed, self.generator if is_drawn else None)
