@@ -31,6 +31,7 @@ _FACTORS = (
     1.5,
     0.5,
 )  # of the second setting: the largest first, since few samples may make one token as fewer did
+_APART = ((1.5, 0.5), (4, 1))  # first factor and step of second settings in which every open dim has its own
 _IMAGE_RANK, _COLORS = 4, (1, 3, 4)
 _MOST_SYMBOLS = 8  # beyond which sums of two are not looked for
 _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -161,19 +162,31 @@ def others(inputs: Mapping[str, InputDims], first: Mapping[str, int]) -> Iterato
 
     First those in which no two symbols grow alike, then those that grow alike, so that any sum among them still holds.
     """
-    symbols = list(first)
     batch = batch_symbols(inputs)
-    free = [name for name in symbols if name not in batch]
+    free = [name for name in first if name not in batch]
     both = dict.fromkeys(batch, 2)
-    apart = {name: max(first[name], 1) * (_FACTORS[0] + i) for i, name in enumerate(free)}
-    whole = {name: int(size) for name, size in apart.items()}
     if len(free) > 1:
-        yield whole | both
-        for total, a, b in itertools.permutations(free, 3) if len(free) <= _MOST_SYMBOLS else ():
-            if a < b and first[total] == first[a] + first[b]:
-                yield whole | both | {total: whole[a] + whole[b]}
+        for factor, step in _APART:
+            apart = _apart({name: first[name] for name in free}, factor, step)
+            yield apart | both
+            for total, a, b in itertools.permutations(free, 3) if len(free) <= _MOST_SYMBOLS else ():
+                if a < b and first[total] == first[a] + first[b]:
+                    yield apart | both | {total: apart[a] + apart[b]}
     for factor in _FACTORS:
         yield {name: _near(first[name], factor) for name in free} | both
+
+
+def _apart(first: Mapping[str, int], factor: float, step: float) -> Setting:
+    """Return sizes of which no two are equal, nor equal to one of the first."""
+    found: Setting = {}
+    taken = set(first.values())
+    for name, size in first.items():
+        while (grown := _near(max(size, 1), factor)) in taken:
+            factor += step
+        found[name] = grown
+        taken.add(grown)
+        factor += step
+    return found
 
 
 def _near(size: int, factor: float) -> int:

@@ -204,7 +204,8 @@ def _runner(model: onnx.ModelProto, names: Sequence[str]) -> tuple[list[str], Ca
 def second_feeds(model: onnx.ModelProto, sizes: InputSizes, seed: int) -> list[Feed]:
     """Return inputs of other sizes, at which every value differs that can: what a result must run on too.
 
-    Of the settings that tell most values apart the smallest; none where no dim but the batch is open.
+    Of the settings that tell most values apart, and the open dims of the inputs from each other, the smallest; none where no
+    dim but the batch is open.
 
     Args:
         model: The original.
@@ -230,9 +231,12 @@ def second_feeds(model: onnx.ModelProto, sizes: InputSizes, seed: int) -> list[F
             if is_open
         )
 
-    ranked = sorted(
-        zip(map(alike, there), settings, strict=True), key=lambda pair: (pair[0], _entries(inputs, pair[1]))
-    )
+    def rank(pair: tuple[int, Setting]) -> tuple[int, int, int]:
+        n_alike, setting = pair
+        free = [size for name, size in setting.items() if name not in batch_symbols(inputs)]
+        return n_alike, len(free) - len(set(free)), _entries(inputs, setting)
+
+    ranked = sorted(zip(map(alike, there), settings, strict=True), key=rank)
     try:
         session, specs = make_session(model, optimise=False), model_inputs(model)
     except AgmcError:

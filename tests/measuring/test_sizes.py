@@ -54,6 +54,12 @@ def test_a_cache_of_past_tokens_is_a_sum() -> None:
     assert feed["mask"].shape[1] == feed["x"].shape[1] + feed["past"].shape[1] != 32
 
 
+@pytest.mark.parametrize("height, width", [(224, 224), (500, 400), (64, 256), (10, 40)])
+def test_the_second_size_tells_open_dims_apart(height: int, width: int) -> None:
+    (feed,) = second_feeds(IMAGES, {"x": (1, 3, height, width)}, 0)
+    assert len({*feed["x"].shape[2:], height, width}) == (4 if height != width else 3)
+
+
 def test_one_token_of_two_sizes_is_not_taken_for_fixed() -> None:
     """64 and 96 samples both make one token: only a far larger size tells."""
     text = "g (float[N, 1, L] x) => (y) { y = Conv<strides=[64]>(x, w) }"
