@@ -43,7 +43,7 @@ def command(model: str, **given: Any) -> Said:
 
 def lines(report: Mapping[str, Any]) -> list[str]:
     """Return what `export` prints."""
-    from agmc_onnx.reporting.text import aligned, interval_text, metric_text, ratio, setting_text
+    from agmc_onnx.reporting.text import aligned, interval_text, metric_text, ms_text, ratio, setting_text
 
     versions = ", ".join(f"{name} {version}" for name, version in report["converter"].items())
     found = [f"{report['to']}, with {versions}"]
@@ -58,8 +58,8 @@ def lines(report: Mapping[str, Any]) -> list[str]:
             table.append(["95 % interval", interval_text(one), interval_text(other), ""])
     if times:
         label = f"median ms, {setting_text(times['onnx'])}"
-        share = f"{100 * report['latency_ratio']['median']:.1f} %"
-        table.append([label, f"{times['onnx']['p50']:.3f}", f"{times['exported']['p50']:.3f}", share])
+        slow, fast = times["onnx"]["p50"], times["exported"]["p50"]
+        table.append([label, ms_text(slow), ms_text(fast), ratio(fast, slow)])
     found += aligned(table)
     if report["ran"]:
         gap = report["difference"]

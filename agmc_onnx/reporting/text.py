@@ -19,9 +19,10 @@ NOT_MEASURED = (
     " the two models answer alike on those."
 )
 
+NOT_COUNTED = "not counted: {}; the MACs are those of the rest. Export it with plain ops and fixed sizes to have all counted"
 NOTHING_RECOVERED = (
-    "Recovery changed no answer. Weights that are quantised or computed by other nodes cannot be refitted: compress the float"
-    " model, then quantise the result."
+    "Recovery left the metric as it was. Weights that are quantised or computed by other nodes cannot be refitted: compress"
+    " the float model, then quantise the result."
 )
 NO_FASTER = (
     "Zeros make the zipped file smaller, not the model faster: onnxruntime multiplies them like all other numbers."
@@ -72,6 +73,20 @@ def budget_line(kind: str, keep: float) -> str:
 def ratio(after: float, before: float) -> str:
     """Return a ratio in percent, one digit."""
     return f"{100 * after / before:.1f} %" if before else "-"
+
+
+def ms_text(ms: float) -> str:
+    """Return milliseconds with three digits behind the point, or as many as make four in all: their ratio is then as printed."""
+    return f"{ms:.{3 if ms >= 1 else 4 if ms >= 0.1 else 5}f}"
+
+
+def reached_text(reached: float, keep: float) -> str:
+    """Return what was reached in percent, with as many digits as tell on which side of the budget it is."""
+    for digits in range(2, 8):
+        text = f"{100 * reached:.{digits}f}"
+        if (float(text) <= 100 * keep + 1e-9) == (reached <= keep + 1e-11):
+            break
+    return f"{text} %" if reached <= keep + 1e-11 else f"{text} %, which is more"
 
 
 def metric_text(metric: Mapping[str, Any], value: float | None = None) -> str:
@@ -127,8 +142,8 @@ def rows(report: Report) -> list[Row]:
     found.append(
         Row(
             f"latency, median ms ({setting_text(slow)})",
-            f"{slow['p50']:.3f}",
-            f"{fast['p50']:.3f}",
+            ms_text(slow["p50"]),
+            ms_text(fast["p50"]),
             f"{100 * share:.1f} %{busy}",
             _less(paired, 1.0),
         )
@@ -158,11 +173,13 @@ def verified_line(verified: Mapping[str, Any]) -> str:
     kept = verified.get("statistics")
     over = f", the statistics of {_few(kept)} taken over what is kept" if kept else ""
     refitted = " and the refitted weights" if verified.get("recovered") else ""
+    n = verified.get("n_samples")
+    on = f" on {n} input{'s' if n != 1 else ''}" if n else ""
     n_sizes = len(verified.get("sizes", ()))
     at = f", at {n_sizes} settings of the open sizes" if n_sizes > 1 else ""
     return (
         f"verified: equals the original with its removed channels set to zero{refitted}{over}{at}; largest difference"
-        f" {verified['max_abs_diff']:.3g} of {verified['max_abs_output']:.3g} (allowed {verified['tolerance']:.3g}).{note}"
+        f" {verified['max_abs_diff']:.3g} of {verified['max_abs_output']:.3g} (allowed {verified['tolerance']:.3g}){on}.{note}"
     )
 
 
@@ -184,7 +201,8 @@ def target_line(report: Report) -> str:
         )
     what = KINDS.get(target["kind"], target["kind"])
     missing = " that could be counted" if report.get("uncounted") and target["kind"] != "params" else ""
-    line = f"budget: at most {percent(target['keep'])} of the {what}{missing}; reached {100 * target['reached']:.2f} %"
+    reached = reached_text(target["reached"], target["keep"])
+    line = f"budget: at most {percent(target['keep'])} of the {what}{missing}; reached {reached}"
     device = target.get("device")
     return f"{line}, as predicted for {device['cpu']}, not measured there" if device else line
 
@@ -213,7 +231,7 @@ def sizes_lines(found: Mapping[str, Any]) -> list[str]:
     """Return at which sizes of the inputs all is counted and measured, where they are open, and what could not be counted."""
     sizes, missing = found.get("sizes"), found.get("uncounted")
     lines = [f"sizes: {sizes_text(sizes['inputs'], sizes['source'])}"] if sizes and sizes["source"] != "fixed" else []
-    return lines + ([f"not counted: {_few(missing)}; the MACs are those of the rest"] if missing else [])
+    return lines + ([NOT_COUNTED.format(_few(missing))] if missing else [])
 
 
 def few_samples(report: Report) -> str | None:
@@ -334,15 +352,15 @@ def measurement(found: Report) -> list[str]:
     metric = first["metric"]
     names = [f"{i} {shortened(model['path'], 26)}" for i, model in enumerate(models, 1)]
     sizes = [["model", "MACs", "parameters", "file bytes", "peak bytes"]]
-    times = [["latency", "median ms", "95 % interval", "min", "CPU", "ratio", "95 % interval"]]
+    times = [["latency", "median ms", "95 % interval", "min", "CPU", "by round", "95 % interval"]]
     for i, model in enumerate(models):
         latency, paired = model["latency_ms"], model["latency_ratio"]
         peak = "-" if model["peak_bytes"] is None else f"{model['peak_bytes']:,}"
         sizes.append([names[i], f"{model['macs']:,}", f"{model['params']:,}", f"{model['file_bytes']:,}", peak])
         (low, high), (least, most) = latency["interval"], paired["interval"]
-        rest = [f"{latency['min']:.3f}", f"{latency['cpu_p50']:.3f}", f"{100 * paired['median']:.1f} %"]
+        rest = [ms_text(latency["min"]), ms_text(latency["cpu_p50"]), f"{100 * paired['median']:.1f} %"]
         ratios = f"[{100 * least:.1f}, {100 * most:.1f}]"
-        times.append([str(i + 1), f"{latency['p50']:.3f}", f"[{low:.3f}, {high:.3f}]", *rest, ratios])
+        times.append([str(i + 1), ms_text(latency["p50"]), f"[{ms_text(low)}, {ms_text(high)}]", *rest, ratios])
     tables = [*aligned(sizes, ""), ""]
     if metric:
         scored = [[f"{metric_title(metric['name'])} (n = {metric['n']:,})", "", "95 % interval"]]
@@ -354,7 +372,12 @@ def measurement(found: Report) -> list[str]:
     lines = [
         *tables,
         *sizes_lines(found),
-        f"latency: {setting_text(latency)}, {provider}, {latency['n']} interleaved rounds",
+        f"latency: {setting_text(latency)}, {provider}, {latency['n']} interleaved rounds"
+        + (
+            "; by round: the median of their ratios to 1, which are not the ratios of the medians"
+            if len(models) > 1
+            else ""
+        ),
     ]
     if all(model["latency_ratio"]["cpu"] is not None for model in models[1:]) and len(models) > 1:
         shares = ", ".join(f"{100 * model['latency_ratio']['cpu']:.1f} %" for model in models[1:])

@@ -16,6 +16,7 @@ from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import BudgetError, ModelError, UsageError
 from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.ops.table import op_of
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies import POLICIES, make_policy
 from agmc_onnx.pruning.importance import NEED_DATA, importance_of
@@ -65,9 +66,7 @@ def environment_of(
         ModelError: If nothing can be pruned.
     """
     if not analysis.channels.groups:
-        reasons = [group.why_frozen or "" for group in analysis.channels.frozen]
-        why = reasons[0] if reasons else "no op of it is understood"
-        raise ModelError(f"{analysis.file.path}: nothing in this model can be pruned ({why}). See agmc-onnx inspect.")
+        raise ModelError(_nothing(analysis))
     evaluator = data.race() if settings.data.judge == "fidelity" else data.evaluator("reward")
 
     def evaluate(model: onnx.ModelProto, *best: Errors) -> Outcome:
@@ -102,6 +101,25 @@ def environment_of(
         given = (scores, evaluate, None, rounds, least, curves, limit, divergence, losses)
         return JointEnvironment(channels, *given, names=sparsity.names, share=sparsity.share, thin=thin)
     return Environment(channels, scores, evaluate, recover, rounds, least, curves, limit, divergence, losses)
+
+
+def _nothing(analysis: Analysis) -> str:
+    """Return why nothing of a model can be pruned: the nodes that hold most channels, or those of ops without a rule."""
+    graph = analysis.graph
+    reasons = [
+        group.why_frozen or ""
+        for group in sorted(analysis.channels.frozen, key=lambda group: -group.n_units)
+        if group.why_frozen and not group.why_frozen.startswith("graph ")
+    ] + [
+        f"{node.label}: no rule for this op"
+        for node in graph.nodes
+        if op_of(node).ties is None and not graph.weights.issuperset(node.outputs)
+    ]
+    first, *others = dict.fromkeys(reasons or ["all its channels are those of its inputs and outputs"])
+    more = f", and {len(others)} more" if others else ""
+    todo = f"Export it {'in float and plain ops' if analysis.sizes.source == 'fixed' else 'with fixed sizes'}"
+    where = f"{analysis.file.path}: nothing in this model can be pruned"
+    return f"{where} ({first}{more}). {todo}; agmc-onnx inspect names all that stays."
 
 
 def _losses(
