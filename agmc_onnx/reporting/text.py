@@ -19,7 +19,9 @@ NOT_MEASURED = (
     " the two models answer alike on those."
 )
 
-NOT_COUNTED = "not counted: {}; the MACs are those of the rest. Export it with plain ops and fixed sizes to have all counted"
+NOT_COUNTED = (
+    "not counted: {}; the MACs are those of the rest. Export it with plain ops and fixed sizes to have all counted"
+)
 NOTHING_RECOVERED = (
     "Recovery left the metric as it was. Weights that are quantised or computed by other nodes cannot be refitted: compress"
     " the float model, then quantise the result."
