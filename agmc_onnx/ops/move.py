@@ -14,7 +14,7 @@ from agmc_onnx.arrays import Mask
 from agmc_onnx.graph.registry import Attributes
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
-from agmc_onnx.ops.passing import carry, pick_rows
+from agmc_onnx.ops.passing import carry, origin, pick_rows
 from agmc_onnx.ops.table import ARRANGES, PICKS, Op, Vanishing, register
 from agmc_onnx.ops.zeros import Removed, where_all_are, where_first_is
 from agmc_onnx.ties.ledger import Ledger
@@ -44,7 +44,9 @@ def concat(ledger: Ledger, node: Node) -> None:
                 joined = reduce(ledger.meet, (ledger.collapse(e, [r for r in e.rows if r == axis]) for e in known))
                 ledger.set(y, dim, joined.ids, joined.rows)
             else:
-                ledger.freeze_all(known, f"{node.label}: an input cannot be cut along dimension {dim}")
+                whole = next((v for v in node.inputs if v and (v, dim) not in ledger.entries), node.inputs[0])
+                why = f"{node.label}: it meets {origin(ledger.graph, whole)}, which keeps dimension {dim} whole"
+                ledger.freeze_all(known, why)
             continue
         entries_of = {v: ledger.axis(node, v, dim) for v in taken}
         if all(e is None for e in entries_of.values()):

@@ -7,7 +7,10 @@ from functools import reduce
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ops.table import op_of
 from agmc_onnx.ties.ledger import Axis, Entries, Ledger
+
+_LONGEST_WAY = 12  # nodes that are looked back for where a value comes from
 
 
 def carry(
@@ -102,8 +105,7 @@ def broadcast(ledger: Ledger, node: Node, inputs: Sequence[str], output: str) ->
         known = [(name, entries) for (name, _), entries in found if entries is not None]
         without = next((axis for axis, entries in found if entries is None), None)
         if without is not None:
-            place = f"its operand {without[0]} keeps dimension {without[1]} whole"
-            why = f"{node.label}: {place} (positions, the input, or all of it needed by an op)"
+            why = f"{node.label}: it meets {origin(ledger.graph, without[0])}, which keeps dimension {without[1]} whole"
             ledger.freeze_all((entries for _, entries in known), why)
             continue
         shifted = [
@@ -112,6 +114,23 @@ def broadcast(ledger: Ledger, node: Node, inputs: Sequence[str], output: str) ->
         ]
         joined = reduce(ledger.meet, shifted)
         ledger.set(output, dim, joined.ids, joined.rows)
+
+
+def origin(graph: Graph, value: str) -> str:
+    """Return in words where a value comes from, past ops that only move entries or keep their places."""
+    for _ in range(_LONGEST_WAY):
+        if value in graph.inputs:
+            return f"the input {value}"
+        if value in graph.tensors:
+            return f"the constant {value}"
+        node = graph.producer.get(value)
+        if node is None:
+            return value
+        sources = [name for name in node.inputs if name and name not in graph.tensors]
+        if len(sources) != 1 and not (op_of(node).edge == "reshape" and node.inputs):
+            break
+        value = node.inputs[0] if op_of(node).edge == "reshape" else sources[0]
+    return f"what {node.label} makes"
 
 
 def _stands_alone(ledger: Ledger, members: Sequence[Axis]) -> bool:

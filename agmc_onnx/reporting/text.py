@@ -12,6 +12,8 @@ from agmc_onnx.measuring.agreeing import MEASURES
 from agmc_onnx.options import known_options
 from agmc_onnx.reporting import verdict
 
+_SMALLEST_GAIN = 5e-4  # of the MACs that is worth a word: 0.1 % when rounded
+
 KINDS = {"flops": "MACs", "params": "parameters", "latency": "latency"}
 PERCENT_METRICS = ("top1", "top5", "agreement", "closeness")
 NOT_MEASURED = (
@@ -404,8 +406,8 @@ def inspection(found: Report, n_named: int = 4) -> list[str]:
     lines.append(f"  {found['macs']:,} MACs, {found['params']:,} parameters")
     lines += [f"  {line}" for line in sizes_lines(found)]
     groups, prunable = found["groups"], found["prunable"]
-    lines += ["", f"can be pruned: {_groups(len(groups))} that change {_share(prunable['macs'])} of the MACs"
-              f" and {_share(prunable['params'])} of the parameters"]  # fmt: skip
+    lines += ["", f"can be pruned: {_groups(len(groups))}; at most {_share(prunable['macs'])} of the MACs"
+              f" and {_share(prunable['params'])} of the parameters can go"]  # fmt: skip
     least = [f"{_share(s['macs'])} with --round-to {k}" for k, s in found["smallest"].items()]
     if groups:
         lines.append(f"smallest reachable share of the MACs: {', '.join(least)}")
@@ -427,13 +429,14 @@ def inspection(found: Report, n_named: int = 4) -> list[str]:
         ]
         beside = ["with it", *(", ".join(one["groups"][1:]) for one in found["layers"])]
         lines += [f"{line}  {names}".rstrip() for line, names in zip(aligned(table, ""), beside, strict=True)]
-    by_reason: dict[str, list[str]] = {}
-    for group in found["frozen"]:
-        by_reason.setdefault(group["why"], []).append(f"{group['layer']} ({group['units']})")
     lines += ["", f"stays whole: {_groups(len(found['frozen']))}"]
-    for why, names in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+    for reason in found["reasons"]:
+        names = [f"{layer} ({units})" for layer, units in reason["layers"]]
         more = f" and {len(names) - n_named} more" if len(names) > n_named else ""
-        lines.append(f"  {why}: {', '.join(names[:n_named])}{more}")
+        is_open = reason["gain"] >= _SMALLEST_GAIN and not reason["why"].startswith("graph output")
+        gain = f"; {_share(reason['gain'])} of the MACs could go else" if is_open else ""
+        lines.append(f"  {reason['why']}: {', '.join(names[:n_named])}{more}{gain}")
+        lines += [f"    {reason['do']}"] if reason["do"] else []
     return [*lines, "", "motifs", *(f"  {line}" for line in found["motifs"])]
 
 

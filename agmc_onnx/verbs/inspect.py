@@ -20,6 +20,7 @@ from agmc_onnx.pruning.bodies import uncounted
 from agmc_onnx.pruning.cost import macs_cost, params_cost, stored_params
 from agmc_onnx.pruning.depth import layers_that_may_go
 from agmc_onnx.pruning.widths import FINE
+from agmc_onnx.reporting.reasons import find_reasons
 from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.run.latency import fits
 from agmc_onnx.search.environment import Environment
@@ -42,7 +43,7 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
         "model" (path, sha256, bytes, opset), "inputs" and "outputs", "ops" (counts by type, most frequent first), "macs",
         "params", "sizes" (of the inputs, that the MACs are for),
         "uncounted" (nodes whose MACs are not known),
-        "prunable" (shares of the MACs and parameters that some group changes), "smallest" (shares of them
+        "prunable" (shares of the MACs and parameters that can go at most while every layer stays), "smallest" (shares of them
         that remain when every group keeps the least, by --round-to), "groups" (name, layer, units, step, shares it changes,
         nodes that make its channels), "layers" (what may go as a whole: name, groups, nodes, share of the MACs, and of the time
         where this machine has timed the model for `--latency` before),
@@ -56,6 +57,7 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
     costs = {"macs": macs_cost(channels), "params": params_cost(channels)}
     n_units = np.array([group.n_units for group in channels.groups], np.int64)
     shares = {name: cost.share_of(n_units) for name, cost in costs.items()}
+    smallest = {str(k): _smallest(channels, k) for k in (1, FINE)}
     opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
     ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in proto.graph.node)
     return {
@@ -76,8 +78,8 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
         "params": stored_params(proto),
         "sizes": asdict(analysis.sizes),
         "uncounted": uncounted(analysis.graph),
-        "prunable": {name: cost.prunable_share(n_units) for name, cost in costs.items()},
-        "smallest": {str(k): _smallest(channels, k) for k in (1, FINE)},
+        "prunable": {name: 1 - share for name, share in smallest["1"].items()},
+        "smallest": smallest,
         "groups": [
             {
                 "name": group.name,
@@ -104,6 +106,7 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
             }
             for group in channels.frozen
         ],
+        "reasons": [asdict(reason) for reason in find_reasons(channels)],
         "motifs": describe(build(analysis.graph)),
     }
 
