@@ -33,6 +33,7 @@ class Samples:
         n: Number of samples.
         labels: Of length n: int64, or any type for a "module:function" metric; None without labels and for calibration.
         fixed_batch: The only batch size the model takes, or None.
+        unbatched: Inputs without a batch axis.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Samples:
         self.fixed_batch = fixed_batch
         self._read = read
         self._index = index
-        self._unbatched = unbatched
+        self.unbatched = unbatched
         self._feeds: dict[int, list[Feed]] = {}
 
     def batch_size(self, wanted: int) -> int:
@@ -89,12 +90,12 @@ class Samples:
             if self.fixed_batch:
                 index = np.pad(index, (0, self.fixed_batch - rows), mode="edge")
             feed = self._read(index)
-            yield {name: np.asarray(a[0]) if name in self._unbatched else a for name, a in feed.items()}, labels
+            yield {name: np.asarray(a[0]) if name in self.unbatched else a for name, a in feed.items()}, labels
 
     def read(self, rows: IntArray) -> Feed:
         """Return the feed of any samples by their numbers 0..n-1, read and preprocessed now."""
         feed = self._read(self._index[rows])
-        return {name: np.asarray(a[0]) if name in self._unbatched else a for name, a in feed.items()}
+        return {name: np.asarray(a[0]) if name in self.unbatched else a for name, a in feed.items()}
 
     def feeds(self, batch_size: int) -> list[Feed]:
         """Return the feeds of all batches, kept in memory in the model's input types for the next call."""
@@ -112,7 +113,7 @@ class Samples:
         if n < 1:
             raise UsageError(f"{self.name}: cannot take samples, got {n}; expected at least 1. Ask for more.")
         labels = None if self.labels is None else self.labels[:n]
-        index, batch, unbatched = self._index[:n], self.fixed_batch, self._unbatched
+        index, batch, unbatched = self._index[:n], self.fixed_batch, self.unbatched
         return Samples(self.name, self._read, index, labels, fixed_batch=batch, unbatched=unbatched)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import dataclasses
 import hashlib
 import io
 import math
@@ -20,12 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agmc_onnx.data.samples import Samples
+from agmc_onnx.distill.batches import takes_batches, with_open_batch
 from agmc_onnx.distill.folding import Folded
+from agmc_onnx.distill.hints import Hint, hints_of
 from agmc_onnx.distill.inserted import Normalised
+from agmc_onnx.distill.losses import loss_of, relative_error
 from agmc_onnx.errors import ModelError, Notice, UsageError
 from agmc_onnx.graph.edit import with_outputs
 from agmc_onnx.graph.files import write_atomically
 from agmc_onnx.graph.view import Graph, graph_of
+from agmc_onnx.measuring.outputs import Answer
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.refit.goals import Goal, output_goals
 from agmc_onnx.refit.options import RecoverOptions
@@ -36,6 +41,15 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 Reward = Callable[[onnx.ModelProto], float]
 CHECKPOINT = "distill.pt"
 LEAST_BATCH = 16  # samples of a step, below which statistics of a batch say too little
+FEW_ROWS = {
+    "detections": 8,
+    "embedding": 32,
+    "mask": 8,
+    "positions": 32,
+}  # samples of a step, of kinds that say much of each
+HOLD_EVERY = 10  # steps, after which a network that answers worse than before goes back, and learns half as fast
+OWN_SHARE = 0.3  # of the learning rate, for these
+SLACK = 1.1  # of the least loss on the samples that say so
 BLOCK_SHARE = 1 / 3  # of the steps, in which blocks learn by themselves where samples are few
 N_STATISTICS = 256  # samples that they start from
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
@@ -53,6 +67,8 @@ def distill(
     reward: Reward | None = None,
     folder: Path | None = None,
     thinned: Sequence[str] = (),
+    answers: Sequence[Answer] | None = None,
+    cut: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> onnx.ModelProto:
     """Return the student, trained to answer as the teacher does.
 
@@ -69,6 +85,9 @@ def distill(
         folder: For a checkpoint now and then, made when there is one; a checkpoint of the same student, teacher and options
             is taken up again. Removed at the end, the folder too if nothing else is in it.
         thinned: Tensors of the student whose zeros stay zero.
+        answers: What the outputs say; None: what the teacher's graph tells.
+        cut: The plan's tensors, which say what of every weight is kept: answers that are no class scores are learned with what
+            is inside of the teacher as well (`distill.hints`).
 
     Raises:
         ModelError: If an op has no counterpart in torch, or the loss becomes infinite.
@@ -83,7 +102,8 @@ def distill(
         raise UsageError(
             f"distill: unknown augmentation, got {sorted(unknown)}; expected flip or crop. Correct augment."
         )
-    return _Distillation(student, teacher, samples, options, tuple(augment), folder, thinned).run(progress, reward)
+    run = _Distillation(student, teacher, samples, options, tuple(augment), folder, thinned, answers, cut)
+    return run.run(progress, reward)
 
 
 class _Distillation:
@@ -98,6 +118,8 @@ class _Distillation:
         augment: tuple[str, ...],
         folder: Path | None,
         thinned: Sequence[str] = (),
+        answers: Sequence[Answer] | None = None,
+        cut: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.proto, self.samples, self.options, self.augment = student, samples, options, augment
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,16 +128,23 @@ class _Distillation:
         self.normalised: Normalised | None = None
         self.trained = self.folded.model
         self._most_rows = max(1, options.train_memory_bytes // _bytes_of_a_sample(graph_of(self.trained)))
-        if options.train_statistics and self._batch_rows() >= LEAST_BATCH:
+        goals = output_goals(graph_of(teacher), answers)
+        self.own = [goal.answer.kind for goal in goals if goal.answer is not None]
+        self.is_open = self._takes_batches(self.trained)
+        teacher_graph = graph_of(with_open_batch(teacher) if self.is_open else teacher)
+        self.teacher = _Teacher(teacher_graph, self.device)
+        self.goals = self._settled(goals)
+        if options.train_statistics and self._batch_rows() >= (1 if self.own else LEAST_BATCH):
             self.normalised = Normalised(self.trained, self._statistics_batches())
             self.trained = self.normalised.model
-        student_graph, teacher_graph = graph_of(self.trained), graph_of(teacher)
-        self.goals = output_goals(teacher_graph)
-        n_block_steps = self._block_steps()
+        student_graph = graph_of(with_open_batch(self.trained) if self.is_open else self.trained)
+        self.hints: list[Hint] = []
+        if self.own and cut is not None:
+            self.hints = hints_of(student_graph, teacher_graph, cut, self.device)
+        n_block_steps = 0 if self.own else self._block_steps()
         self.blocks = _block_goals(student_graph, teacher_graph) if n_block_steps else []
         self.n_block_steps = n_block_steps if self.blocks else 0
         self.student = _prepare(student_graph, self.device)
-        self.teacher = _Teacher(teacher_graph, self.device)
         self._train_mode()
         named, values = dict(self.student.named_parameters()), self.student.names
         sparse = [named[key] for key, value in values.items() if value in set(thinned) and key in named]
@@ -130,6 +159,7 @@ class _Distillation:
             self.optimiser = torch.optim.AdamW(groups, lr=0.0)
         self.step = 0
         self.best, self.best_reward, self.without_gain = self._state(), -math.inf, 0
+        self.held, self.held_loss, self.share_of_rate = self.best, math.inf, OWN_SHARE if self.own else 1.0
         self.checkpoint = None if folder is None else folder / CHECKPOINT
         digest = hashlib.sha256(repr((options, augment, samples.n)).encode())
         for proto in (student, teacher):
@@ -145,6 +175,8 @@ class _Distillation:
             self.best_reward = reward(self.proto)
         while self.step < options.n_steps and self.without_gain < options.patience:
             told = {"loss": self._train_step()}
+            if self.own and self.step % HOLD_EVERY == 0:
+                self._hold(probe, before)
             if reward is not None and (self.step % options.evaluate_every == 0 or self.step == options.n_steps):
                 told["reward"] = self._judge(reward)
             if self.checkpoint is not None and self.step % options.save_every == 0:
@@ -189,33 +221,45 @@ class _Distillation:
             share = BLOCK_SHARE if n_seen >= options.many_epochs * self.samples.n else 0.0
         return round(share * options.n_steps)
 
+    def _hold(self, probe: tuple[dict[str, Tensor], Tensor | None], before: float) -> None:
+        """Keep what was learned so far, or go back to what was kept where the answers to the first samples became worse.
+
+        Nothing that a refit gave is lost to the first steps, whatever rate suits a network.
+        """
+        loss = self._probe_loss(probe)
+        if loss <= SLACK * min(self.held_loss, before):
+            if loss < self.held_loss:
+                self.held, self.held_loss = self._state(), loss
+        else:
+            self._load(self.held)
+            self.optimiser.state.clear()
+            self.share_of_rate /= 2
+
     def _learning_rate(self) -> float:
         """Return the rate of the next step: a linear rise, then half a cosine."""
         options = self.options
-        rise = max(1, round(options.warmup_share * options.n_steps))
+        rise, rate = max(1, round(options.warmup_share * options.n_steps)), options.learning_rate * self.share_of_rate
         if self.step < rise:
-            return options.learning_rate * (self.step + 1) / rise
+            return rate * (self.step + 1) / rise
         share = (self.step - rise) / max(1, options.n_steps - rise)
-        return options.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+        return rate * 0.5 * (1 + math.cos(math.pi * share))
 
     def _loss(self, feed: Mapping[str, Tensor], labels: Tensor | None, blocks: Sequence[Goal] = ()) -> Tensor:
         """Return the loss of a batch; with blocks, every one of them learns by itself, and what is behind the last too."""
         sums = [goal.value for goal in blocks]
-        wanted = [*(goal.value for goal in self.goals), *sums]
+        wanted = [*(value for goal in self.goals for value in goal.values), *(hint.value for hint in self.hints), *sums]
         found, told = self.student.run(feed, wanted, cut=sums), self.teacher(feed, wanted)
         total = torch.zeros((), device=self.device)
         for goal in self.goals:
-            ours, theirs = found[goal.value], told[goal.value]
-            if goal.is_scores and self.options.loss == "kl":
-                t = self.options.temperature
-                ours_log, theirs_log = torch.log_softmax(ours / t, 1), torch.log_softmax(theirs / t, 1)
-                total = total + t * t * F.kl_div(ours_log, theirs_log, reduction="batchmean", log_target=True)
-            else:
-                total = total + _relative_error(ours, theirs)
+            ours, theirs = ([values[name] for name in goal.values] for values in (found, told))
+            total = total + loss_of(goal, ours, theirs, self.options.temperature, self.options.loss)
             if goal.is_scores and labels is not None:
-                total = total + self.options.label_weight * F.cross_entropy(ours, labels)
+                total = total + self.options.label_weight * F.cross_entropy(ours[0], labels)
         for value in sums:
-            total = total + _relative_error(found[value], told[value]) / len(sums)
+            total = total + relative_error(found[value], told[value]) / len(sums)
+        for hint in self.hints:
+            error = relative_error(found[hint.value], hint.of(told[hint.value]))
+            total = total + self.options.hint_weight * error / len(self.hints)
         return total
 
     def _probe_loss(self, feed_and_labels: tuple[dict[str, Tensor], Tensor | None]) -> float:
@@ -227,7 +271,7 @@ class _Distillation:
 
     def _train_mode(self) -> None:
         self.student.train()
-        if self.normalised is None:
+        if self.normalised is None or self.own:
             self.student.freeze_statistics()
         else:
             self.normalised.learn_statistics(self.student)
@@ -257,9 +301,10 @@ class _Distillation:
 
     def _batch_rows(self) -> int:
         """Return the number of samples of a step: fewer than asked for where their activations would not fit."""
-        if self.samples.fixed_batch is not None:
+        if self.samples.fixed_batch is not None and not self.is_open:
             return self.samples.batch_size(1)
-        return min(self.samples.batch_size(self.options.train_batch_size), self._most_rows, self.samples.n)
+        wanted = min([self.options.train_batch_size, *(FEW_ROWS[kind] for kind in self.own)])
+        return min(wanted, self._most_rows, self.samples.n)
 
     def _statistics_batches(self) -> list[dict[str, Tensor]]:
         """Return what the statistics of the student's values are taken over, a few samples at a time."""
@@ -268,6 +313,24 @@ class _Distillation:
         parts = [rows[at : at + size] for at in range(0, len(rows) - size + 1, size)]
         read = [self.samples.read(np.sort(part)) for part in parts]
         return [{name: to_tensor(array) for name, array in feed.items()} for feed in read]
+
+    def _takes_batches(self, model: onnx.ModelProto) -> bool:
+        """Return whether a model of a fixed batch of one can learn from several samples at a time."""
+        if self.samples.fixed_batch != 1 or self.samples.unbatched or self.samples.n < 2:
+            return False
+        feed = {name: to_tensor(array) for name, array in self.samples.read(np.arange(2)).items()}
+        return takes_batches(TorchGraph(graph_of(with_open_batch(model))), feed)
+
+    def _settled(self, goals: Sequence[Goal]) -> list[Goal]:
+        """Return goals whose answers know their form, by what the teacher says to the first samples."""
+        if all(goal.answer is None for goal in goals):
+            return list(goals)
+        told = self.teacher(self._batch(0, still=True)[0], self.teacher.graph.outputs)
+        outputs = [told[name].cpu().numpy() for name in self.teacher.graph.outputs]
+        return [
+            goal if goal.answer is None else dataclasses.replace(goal, answer=goal.answer.settled(outputs))
+            for goal in goals
+        ]
 
     # -- states -------------------------------------------------------------------------------------------------------
 
@@ -295,6 +358,7 @@ class _Distillation:
         state: dict[str, Any] = {
             "fingerprint": self.fingerprint, "step": self.step, "student": self._state(), "best": self.best,
             "best_reward": self.best_reward, "without_gain": self.without_gain, "optimiser": self.optimiser.state_dict(),
+            "held": self.held, "held_loss": self.held_loss, "share_of_rate": self.share_of_rate,
         }  # fmt: skip
         torch.save(state, buffer)
         self.checkpoint.parent.mkdir(exist_ok=True)
@@ -311,6 +375,7 @@ class _Distillation:
             self._load(state["student"])
             self.optimiser.load_state_dict(state["optimiser"])
             found = (int(state["step"]), state["best"], float(state["best_reward"]), int(state["without_gain"]))
+            held = (state["held"], float(state["held_loss"]), float(state["share_of_rate"]))
         except Exception as error:  # torch raises anything: it is written whole, so it was damaged later
             self._load(before[0])
             self.optimiser.load_state_dict(before[1])
@@ -323,6 +388,7 @@ class _Distillation:
             )
             return
         self.step, self.best, self.best_reward, self.without_gain = found
+        self.held, self.held_loss, self.share_of_rate = held
 
 
 class _Teacher:
@@ -374,13 +440,6 @@ def _block_goals(student: Graph, teacher: Graph) -> list[Goal]:
     sums = {site.target for site in find_sites(student) if site.others}
     both = [v for v in student.producer if v in sums and v in teacher.producer]
     return [Goal(v, False) for v in both if student.shape(v) == teacher.shape(v)]
-
-
-def _relative_error(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Return the mean squared error over the variance of what is wanted."""
-    if theirs.dim() == 4:
-        theirs = theirs.contiguous(memory_format=torch.channels_last)  # as ours are: mixed layouts are far slower
-    return F.mse_loss(ours, theirs) / theirs.var(unbiased=False).clamp_min(1e-12)
 
 
 def _augmented(images: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ import onnx
 
 from agmc_onnx.errors import DataError, did_you_mean
 from agmc_onnx.graph.shapes import Shape
-from agmc_onnx.graph.view import Graph, Node, view
+from agmc_onnx.graph.view import Graph, Node, graph_of
 from agmc_onnx.measuring import boxes, closeness
 from agmc_onnx.measuring.closeness import MAX_ENTRIES
 
@@ -120,7 +120,7 @@ def answers_of(model: onnx.ModelProto | Graph, said: Mapping[str, str] | None = 
     Raises:
         DataError: If a name is no output, or a kind is unknown.
     """
-    graph = model if isinstance(model, Graph) else view(model)
+    graph = model if isinstance(model, Graph) else graph_of(model)
     said = said or {}
     for name, kind in said.items():
         for what, value, known in (("output", name, graph.outputs), ("kind", kind, tuple(KINDS))):

@@ -16,7 +16,7 @@ class Recovery:
         "how candidates and the result recover from the cut",
         "NAME",
         choices=("none", "statistics", "compensate", "distill"),
-        default_text="compensate with --data, else none",
+        default_text="with --data compensate, for detectors distill; else none",
         is_common=True,
         more="compensate: every candidate is refitted in closed form before it is measured, and the result with all"
         " calibration samples; distill: as that, and then the result learns from the original, without labels, on the card's"
@@ -24,7 +24,14 @@ class Recovery:
         " cut.",
     )
     search_positions: int = option(4000, "output positions sampled per node for a candidate's refit", "N", **AT_LEAST_1)
-    distill_steps: int = option(1000, "optimiser steps of --recover distill", "N", **AT_LEAST_1)
+    distill_steps: int = option(
+        1000,
+        "optimiser steps of --recover distill",
+        "N",
+        more="Detectors that learn because nothing else was asked for take fewer, after their size: about 20 minutes on two"
+        " processors.",
+        **AT_LEAST_1,
+    )
 
     def check(self) -> None:
         """Nothing here depends on something else."""

@@ -99,12 +99,12 @@ def taylor(measured: Measurements) -> FloatArray:
     generator = torch.Generator().manual_seed(options.seed)
     total = np.zeros(channels.n_units)
     for feed in read_batches(measured.samples, options, graph, max(1, _AT_ONCE // max(per_sample, 1))):
-        found = module.run(feed, [*names, *(goal.value for goal in goals)])
-        answers = [found[goal.value] for goal in goals]
+        found = module.run(feed, [*names, *(value for goal in goals for value in goal.values)])
+        answers = [found[value] for goal in goals for value in goal.values]
         pulls = []
-        for goal, answer in zip(goals, answers, strict=True):
+        for is_scores, answer in zip([goal.is_scores for goal in goals for _ in goal.values], answers, strict=True):
             signs = torch.randint(0, 2, answer.shape, generator=generator).to(answer.dtype) * 2 - 1
-            if goal.is_scores:
+            if is_scores:
                 p = torch.softmax(answer.detach(), 1)
                 drawn = p.sqrt() * signs
                 signs = drawn - p * drawn.sum(1, keepdim=True)

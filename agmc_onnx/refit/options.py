@@ -39,6 +39,7 @@ class RecoverOptions:
             the squared error of that sum over its variance; 0..1. None: a third where each sample comes up
             `many_epochs` times or more, so that few samples teach more than their answers; else 0.
         many_epochs: See `block_share`.
+        hint_weight: Weight of what is learned from inside of the teacher (`distill.hints`), beside the answers.
         label_weight: Weight of the cross entropy with labels, where the samples have any; 0 learns without labels.
         train_statistics: Put normalisation with the statistics of the batch behind the convolutions while training
             (`distill.inserted`), where a step has samples enough.
@@ -73,6 +74,7 @@ class RecoverOptions:
     loss: str = "kl"
     block_share: float | None = None
     many_epochs: int = 10
+    hint_weight: float = 1.0
     label_weight: float = 0.0
     train_statistics: bool = True
     max_gradient: float = 5.0

@@ -28,6 +28,10 @@ NOTHING_RECOVERED = (
     "Recovery left the metric as it was. Weights that are quantised or computed by other nodes cannot be refitted: compress"
     " the float model, then quantise the result."
 )
+NOTHING_GAINED = (
+    "Nothing was gained: no state was better than the model given, by the metric on the reward role, or the gain does not show on"
+    " the test role. Give more samples to learn from, more --steps, or another --learning-rate."
+)
 NO_FASTER = (
     "Zeros make the zipped file smaller, not the model faster: onnxruntime multiplies them like all other numbers."
 )
@@ -346,7 +350,9 @@ def finetuned(report: Report) -> list[str]:
         table.append((what, metric_text(report[what]), interval_text(report[what])))
     labels = "with labels" if report["labels"] else "without labels"
     taught = f"{report['steps']:,} steps on {report['samples']:,} samples {labels}, {report['wall_s']:.0f} s"
-    return [*aligned(table), taught]
+    gained = report["after"]["value"] - report["before"]["value"]
+    nothing = [] if gained > 0 else [NOTHING_GAINED]
+    return [*aligned(table), taught, *nothing]
 
 
 def measurement(found: Report) -> list[str]:

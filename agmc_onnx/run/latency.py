@@ -308,5 +308,5 @@ def _instead(job: Job, environment: Environment, found: Found, kept: IntArray) -
     units = environment.kept(kept)
     model = recovered(job.analysis, units, environment.candidate(kept), job.data, job.settings)
     if job.settings.recovery.recover == "distill":
-        model = distilled(job.analysis, model, job.data, job.settings, job.output, job.tell)
+        model = distilled(job.analysis, model, job.data, job.settings, job.output, job.tell, units)
     return replace(found, model=model, kept=units, search=replace(found.search, kept=kept))

@@ -15,6 +15,7 @@ from agmc_onnx.measuring.racing import BEHIND, is_lost
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import processors
 from agmc_onnx.options import CompressOptions
+from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.run.candidates import Progress
@@ -103,6 +104,7 @@ def distilled(
     settings: CompressOptions,
     output: str | Path | None,
     tell: Progress,
+    kept: list[IntArray],
 ) -> onnx.ModelProto:
     """Let the refitted result learn from the original, with all processors; the reward role decides which state is kept."""
     from agmc_onnx.distill.distillation import distill
@@ -123,6 +125,8 @@ def distilled(
             reward=lambda candidate: evaluator(candidate).score.value,
             folder=None if output is None else run_folder(output),
             thinned=() if sparsity is None else sparsity.names,
+            answers=data.answers,
+            cut=make_plan(analysis.channels, kept, analysis.file.sha256).tensors,
         )
 
 

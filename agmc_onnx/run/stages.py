@@ -85,7 +85,7 @@ def recover_best(job: Job, environment: Environment, search: SearchResult) -> Fo
     job.tell("recovering", {"recover": settings.recovery.recover})
     model, n_kept, finalists = best_finalist(analysis, environment, search, data, settings, job.tell)
     if settings.recovery.recover == "distill":
-        model = distilled(analysis, model, data, settings, job.output, job.tell)
+        model = distilled(analysis, model, data, settings, job.output, job.tell, environment.kept(n_kept))
     return Found(model, environment.kept(n_kept), replace(search, kept=n_kept), finalists, {})
 
 

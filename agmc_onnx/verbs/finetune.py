@@ -141,6 +141,8 @@ def finetune(
             reward=lambda candidate: scored["reward"](candidate).score.value,
             folder=None if output is None else run_folder(output),
             thinned=[] if plan is None else list(plan.sparsity),
+            answers=kinds["answers"],
+            cut=None if plan is None else plan.tensors,
         )  # fmt: skip
     bare = None if plan is None else replace(plan, set_id=None)
     tuned, set_id = stamped(tuned, "" if bare is None else bare.to_json())
