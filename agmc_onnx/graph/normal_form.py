@@ -37,8 +37,8 @@ def normalize(model: onnx.ModelProto, dense: bool = False) -> onnx.ModelProto:
     Networks that standardise their weights take means and variances of them each time they run. Such a statistic (what a
     Reduce makes of constants alone, a quarter of their size or less) becomes an initializer under its own name: it is
     that of the whole weight, also when some of its channels are cut. Nodes that nobody needs after that are dropped.
-    Vectors of one number (zero biases, scales of one), which the exporters of such networks share among layers of the
-    same width, are then copied for each user, so that they tie no layers to each other. Local functions are inlined, and an If
+    Vectors of one number (zero biases, scales of one), which exporters share among layers of the same width, are copied for
+    each user, so that they tie no layers to each other. Local functions are inlined, and an If
     that fixed sizes decide is its branch (`unwrapped`). Nothing else is changed.
 
     What stays an Identity: one whose output is a graph output, and one of an overridable initializer, whose numbers are
@@ -55,8 +55,7 @@ def normalize(model: onnx.ModelProto, dense: bool = False) -> onnx.ModelProto:
     overridable = set() if model.ir_version <= LAST_IR_WITH_INPUTS else {i.name for i in model.graph.input}
     outputs = {output.name for output in model.graph.output}
     if model.ir_version > LAST_IR_WITH_INPUTS:
-        known = _with_known_statistics(model, overridable, outputs)
-        model = model if known is model else _with_own_fillers(known, overridable)
+        model = _with_own_fillers(_with_known_statistics(model, overridable, outputs), overridable)
     if not (dense and model.graph.sparse_initializer) and not _has_copies(model, overridable, outputs):
         return model
     if not model.graph.sparse_initializer:

@@ -160,3 +160,11 @@ def test_cases(case: str) -> None:
     held = hold(onnx.load(path))
     assert held.n_settings == 2
     assert [g.why_frozen for g in held.channels.frozen if "graph output" not in str(g.why_frozen)] == []
+
+
+def test_zero_biases_stored_once_tie_no_layers() -> None:
+    """The dynamo exporter of PyTorch stores equal initializers once: the biases of all layers of a width that was not trained."""
+    text = """g (float[N, T, 6] x) => (float[N, T, 3] out) {
+      a = MatMul(x, wa) b = Add(a, zeros) c = Relu(b) d = MatMul(c, wb) e = Add(d, zeros) f = Relu(e) out = MatMul(f, wo) }"""
+    weights = {"wa": (6, 8), "wb": (8, 8), "wo": (8, 3), "zeros": np.zeros(8, np.float32)}
+    assert len(hold(model(text, weights)).channels.groups) == 2
