@@ -13,8 +13,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "agmc_onnx"
 LAYERS = (  # upwards; of rooms in one layer, those on the right may read those on the left
-    "errors, arrays, schema | options | graph | ties | ops | motifs, data | measuring, torch_view | latency | pruning | "
-    "refit, distill | search | policies | run | reporting, exchange | verbs | cli"
+    "errors, arrays, schema | options | graph | ties | ops | motifs, data | measuring, torch_view | latency, precision | "
+    "pruning | refit, distill | search | policies | run | reporting, exchange | verbs | cli"
 )
 ROOMS = LAYERS.replace(",", " ").replace("|", " ").split()
 LEARNED = ("policies/agmc/", "policies/gnn_rl/", "policies/guide/", "policies/amc.py")
@@ -84,7 +84,7 @@ def test_only_the_command_line_prints() -> None:
 
 def test_onnxruntime_and_torch_have_their_rooms() -> None:
     rooms = {
-        "onnxruntime": ("measuring/", "latency/", "exchange/", "verbs/doctor.py"),
+        "onnxruntime": ("measuring/", "latency/", "precision/", "exchange/", "verbs/doctor.py"),
         "torch": ("torch_view/", "refit/", "distill/", "exchange/", "verbs/doctor.py", *LEARNED),
         "torch_geometric": LEARNED,
         "onnx_graphsurgeon": ("graph/", "pruning/depth.py", "verbs/doctor.py"),

@@ -47,7 +47,7 @@ def compressed(
     path: str | Path, data: str | None, target: str, quiet: bool, options: Mapping[str, Any], force: bool = False
 ) -> Said:
     """Compress an ONNX model and return what there is to say; 130 after an interruption that still gave a model."""
-    from agmc_onnx.graph.outputs import output_files
+    from agmc_onnx.graph.outputs import output_files, twin_of
     from agmc_onnx.reporting.progress import Episodes
     from agmc_onnx.reporting.text import summary
     from agmc_onnx.verbs.compress import compress
@@ -64,6 +64,8 @@ def compressed(
 
         result = compress(path, output=target, data=data, force=force, progress=progress, **options)
     report, files = result.report, {name: str(path) for name, path in output_files(target).items()}
+    if result.twin is not None:
+        files["float"] = str(twin_of(target))
     lines = [*summary(report), f"wrote {', '.join(files.values())}"]
     n_done, n_all = report["episodes"], episodes.n_episodes
     is_interrupted = report.get("interrupted")

@@ -8,10 +8,11 @@ from typing import Any
 from agmc_onnx.cli.compress import DATA
 from agmc_onnx.cli.parsing import Said, argument, option, verb
 from agmc_onnx.cli.words import FORCE
-from agmc_onnx.exchange.exporters.row import CALIBRATIONS, TARGETS, Settings
+from agmc_onnx.exchange.exporters.row import CALIBRATIONS, Settings
 from agmc_onnx.options import Execution
+from agmc_onnx.precision.int8 import TARGETS
 
-TARGET_TEXT = "; ".join(f"{name}: {text}" for name, text in TARGETS.items())
+TARGET_TEXT = "; ".join(f"{name}: {one.text}" for name, one in TARGETS.items())
 
 
 @verb("export", "agmc-onnx export small.onnx --to int8 --data card.toml")

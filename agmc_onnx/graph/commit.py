@@ -24,7 +24,7 @@ except ImportError:  # a system without such locks: nobody is kept out
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = "agmc-onnx/commit@1"
-SUFFIXES = (".plan.json", ".report.json", ".report.html", ".onnx.data", ".onnx")
+SUFFIXES = (".plan.json", ".report.json", ".report.html", ".float.onnx.data", ".float.onnx", ".onnx.data", ".onnx")
 WAIT_S = 10.0  # for another process that is moving files
 
 

@@ -37,6 +37,12 @@ def output_files(output: str | Path) -> dict[str, Path]:
     }
 
 
+def twin_of(output: str | Path) -> Path:
+    """Return the path of the float twin of a quantised model X.onnx: X.float.onnx."""
+    path = Path(output)
+    return path.with_name(f"{path.name.removesuffix('.onnx')}.float.onnx")
+
+
 def stamped(model: onnx.ModelProto, plan: str = "", folder: Path | None = None) -> tuple[onnx.ModelProto, str]:
     """Return a model that carries the id of its set, and the id: SHA-256 of model and plan without ids, 16 digits.
 
@@ -105,7 +111,11 @@ def check_set(*paths: Path) -> None:
 
 
 def check_output(
-    output: str | Path, inputs: Mapping[str, Iterable[str | Path]], force: bool = False, alone: bool = False
+    output: str | Path,
+    inputs: Mapping[str, Iterable[str | Path]],
+    force: bool = False,
+    alone: bool = False,
+    has_twin: bool = False,
 ) -> None:
     """Raise before any work what writing a result would raise after it.
 
@@ -114,11 +124,12 @@ def check_output(
         inputs: By what they are ("the model itself"), the files that the command reads.
         force: Write over files that are not ours; inputs are never written over.
         alone: The output is one file, not a set.
+        has_twin: The set has a float twin too.
 
     Raises:
         UsageError: If a file of the result cannot be written, is an input, or is there and not one that we wrote.
     """
-    paths = [Path(output)] if alone else list(output_files(output).values())
+    paths = [Path(output)] if alone else [*output_files(output).values(), *([twin_of(output)] if has_twin else [])]
     for path in paths:
         check_writable(path.with_suffix(".new") if path.suffix == ".mlpackage" else path)  # that one is a folder
     for path in paths if alone else [*paths, _data_file(paths[0])]:
@@ -137,7 +148,13 @@ def is_ours(path: Path) -> bool:
     return set_of(path.with_name(path.name.removesuffix(".data"))) is not None
 
 
-def write_files(model: onnx.ModelProto, texts: Mapping[str, str], output: str | Path, keep: Iterable[str] = ()) -> None:
+def write_files(
+    model: onnx.ModelProto,
+    texts: Mapping[str, str],
+    output: str | Path,
+    keep: Iterable[str] = (),
+    twin: onnx.ModelProto | None = None,
+) -> None:
     """Write a model and its texts: all of them, or none, and then what was there before is still there.
 
     Files of ours that an older set of the same name had, and this one has not, go with it.
@@ -147,17 +164,21 @@ def write_files(model: onnx.ModelProto, texts: Mapping[str, str], output: str | 
         texts: Contents by name, as `output_files` names them.
         output: The compressed model's path.
         keep: Names of files, as `output_files` has them, that stay although they are not written.
+        twin: The float model that `model` was quantised from; goes to X.float.onnx.
 
     Raises:
         UsageError: If it cannot be written.
     """
     files = output_files(output)
-    members = [*files.values(), _data_file(files["model"])]
+    float_path = twin_of(output)
+    members = [*files.values(), _data_file(files["model"]), float_path, _data_file(float_path)]
     kept = {files[name] for name in keep}
     stale = [path.name for path in members if path not in kept and os.path.lexists(path) and is_ours(path)]
     with staging(files["model"], stale) as staged:
         for text_name, text in texts.items():
             write_atomically(staged / files[text_name].name, text.encode())
+        if twin is not None:
+            write_model(twin, staged / float_path.name)
         write_model(model, staged / files["model"].name)
 
 

@@ -8,6 +8,7 @@ from a fit among nodes of the same kind. Sizes matter in steps; the fit has them
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ NS = 1_000_000  # in a millisecond
 SMALLEST_MS = 1e-4
 IRLS_ROUNDS = 20
 
+_ROUNDED = re.compile(r"_(QuantizeLinear|DequantizeLinear)_(Input|Output)$")  # what quantising adds to a value's name
 Sample = Mapping[str, Any]  # "kept", "ops" of [owner, key, ms], "ms": as `time_ops` returns it
 Kind = tuple[Any, ...]
 
@@ -180,12 +182,12 @@ class _Places:
         self._maker = {name: i for i, node in enumerate(nodes) for name in node.outputs if name}
 
     def __call__(self, owner: str, key: str) -> int | None:
-        """Return the place of the node that makes the value `owner`.
+        """Return the place of the node that makes the value `owner`, or whose value that rounds.
 
         A Conv that was fused with the Relu behind it goes by the Relu's value; its time depends on the sizes of the Conv.
         """
-        op_type = key.partition(" ")[0].rpartition(".")[2].removeprefix("Fused")
-        first = at = self._maker.get(owner)
+        op_type = key.partition(" ")[0].rpartition(".")[2].removeprefix("Fused").removeprefix("QLinear")
+        first = at = self._maker.get(owner, self._maker.get(_ROUNDED.sub("", owner)))
         while at is not None and self._nodes[at].op_type != op_type:
             at = next((self._maker[name] for name in self._nodes[at].inputs if name in self._maker), None)
             if at is not None and op_of(self._nodes[at]).macs is not None and self._nodes[at].op_type != op_type:

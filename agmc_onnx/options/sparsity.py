@@ -10,7 +10,18 @@ from agmc_onnx.options.fields import option
 
 @dataclass(frozen=True)
 class Sparsity:
-    """Single weights that become zero; they keep their shapes."""
+    """What single weights become: zero, where they keep their shapes, or numbers of fewer bits."""
+
+    precision: str = option(
+        "float",
+        "what the result computes in",
+        "NAME",
+        choices=("float", "int8", "fp16", "bf16"),
+        is_common=True,
+        more="int8: finalists are quantised before they are judged and timed, with ranges from the calibration role;"
+        " X.float.onnx, the twin that plan, verify and finetune speak of, is written beside the result. Other candidates are"
+        " judged in float; the report has the rank correlation of both. fp16 and bf16 are refused where they gain nothing.",
+    )
 
     sparsity: float | None = option(
         None,

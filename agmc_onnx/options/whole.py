@@ -108,6 +108,7 @@ class CompressOptions:
         stages, recover, sparse = self.budget.stages, self.recovery.recover, self.sparsity
         if sparse.sparse_decide == "policy" and stages > 1:
             raise UsageError(f"--sparse-decide: got policy beside --stages {stages}; expected uniform there.")
+        self._check_precision()
         if sparse.is_sparse and recover == "statistics":
             raise UsageError(
                 "--sparsity: got --recover statistics, which has no second moments to choose weights by; expected compensate,"
@@ -121,6 +122,24 @@ class CompressOptions:
         if stages > 1 and (self.budget.max_drop is not None or recover == "none"):
             beside = "--max-drop" if self.budget.max_drop is not None else "--recover none, which hands nothing on"
             raise UsageError(f"--stages: got {stages} beside {beside}; expected 1 there. Leave out --stages.")
+
+    def _check_precision(self) -> None:
+        """Raise for a precision that gains nothing, or does not go with something else."""
+        precision, provider = self.sparsity.precision, self.execution.provider
+        if precision in ("fp16", "bf16"):
+            if precision == "bf16":
+                why = "gains nothing: onnxruntime has no bfloat16 kernels for convolutions"
+            elif provider == "cpu":
+                why = "gains nothing: onnxruntime computes float16 as float on provider cpu"
+            else:
+                why = f"is not searched with on provider {provider}, where it rounds all candidates alike"
+            raise UsageError(
+                f"--precision: {precision} {why}; expected float or int8 here. Compress in float, then `agmc-onnx export --to"
+                f" {precision}`, which halves the file."
+            )
+        if precision != "float" and (self.sparsity.is_sparse or self.budget.stages > 1):
+            beside = f"--stages {self.budget.stages}" if self.budget.stages > 1 else "zeros among weights"
+            raise UsageError(f"--precision: got {precision} beside {beside}; expected float there. Leave one out.")
 
     def but(self, **options: Any) -> CompressOptions:
         """Return the options with some of them changed, unchecked."""

@@ -22,7 +22,7 @@ from agmc_onnx.ties.groups import Channels
 
 FORMAT = "agmc-onnx/plan@1"
 _TODO = "Give a plan.json that compress wrote."
-DEEP_FORMAT = "agmc-onnx/plan@2"  # where something is gone
+DEEP_FORMAT = "agmc-onnx/plan@2"  # where something is gone, or not all is float
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Plan:
         gone: First outputs of the original's nodes that are not in the file.
         derived: Names among `tensors` that the original's file has no tensor of: statistics of weights that are fixed, copies
             of shared vectors, and what stood in functions and branches.
+        precision: What every node of X.float.onnx computes in in X.onnx, by its first output; empty where all is float.
         set_id: Of the set that the plan is written with, or None; plans of the same content are equal.
     """
 
@@ -51,6 +52,7 @@ class Plan:
     pattern: str | None = None
     gone: tuple[str, ...] = ()
     derived: frozenset[str] = frozenset()
+    precision: Mapping[str, str] = field(default_factory=dict)
     set_id: str | None = field(default=None, compare=False)
 
     def to_json(self) -> str:
@@ -66,13 +68,14 @@ class Plan:
         )
         model = json.dumps({"sha256": self.sha256, "opset": self.opset})
         pattern = "" if self.pattern is None else f', "sparsity_pattern": {json.dumps(self.pattern)}'
-        name = DEEP_FORMAT if self.gone else FORMAT
+        name = DEEP_FORMAT if self.gone or self.precision else FORMAT
+        precision = f',\n "precision": {json.dumps(dict(self.precision))}' if self.precision else ""
         gone = f',\n "gone": {json.dumps(self.gone)}, "folded": {{}}' if self.gone else ""
         derived = f',\n "derived": {{\n  {derived}}}' if derived else ""
         set_id = "" if self.set_id is None else f' "set": {json.dumps(self.set_id)},\n'
         return (
             f'{{"format": "{name}",\n{set_id} "model": {model},\n "groups": [\n  {groups}],\n "tensors": {{\n  {tensors}}},\n'
-            f' "sparsity": {json.dumps(dict(self.sparsity))}{pattern}{derived}{gone}}}\n'
+            f' "sparsity": {json.dumps(dict(self.sparsity))}{pattern}{derived}{gone}{precision}}}\n'
         )
 
 
@@ -142,7 +145,7 @@ class GroupFacts:
 class PlanFile:
     """X.plan.json."""
 
-    format: Annotated[str, Meta(description="agmc-onnx/plan@1, or plan@2 where something is gone")]
+    format: Annotated[str, Meta(description="agmc-onnx/plan@1, or plan@2 where something is gone or quantised")]
     model: ModelFacts
     groups: list[GroupFacts]
     tensors: Annotated[
@@ -167,6 +170,9 @@ class PlanFile:
         field(default_factory=list)
     )
     folded: dict[str, Any] = field(default_factory=dict)
+    precision: Annotated[
+        dict[str, str], Meta(description="int8 or float by the first output of a node of X.float.onnx")
+    ] = field(default_factory=dict)
     set: Annotated[str | None, Meta(description="id of the set")] = None
 
 
@@ -188,7 +194,14 @@ def read_plan(path: str | Path) -> Plan:
         )
     found = checked(data, PlanFile, path, "a plan", _TODO, PlanError)
     groups = tuple(asdict(group) for group in found.groups)
-    facts = found.sparsity, found.sparsity_pattern, tuple(found.gone), frozenset(found.derived), found.set
+    facts = (
+        found.sparsity,
+        found.sparsity_pattern,
+        tuple(found.gone),
+        frozenset(found.derived),
+        found.precision,
+        found.set,
+    )
     return Plan(found.model.sha256, found.model.opset, groups, found.tensors | found.derived, *facts)
 
 

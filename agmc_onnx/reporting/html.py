@@ -61,7 +61,12 @@ def render(report: Report) -> str:
         verified=text.verified_line(report["verified"]),
         not_measured=None if report.get("accuracy_measured", True) else text.NOT_MEASURED,
         few=text.few_samples(report),
-        also=[*text.gone_lines(report), *text.stage_lines(report), *text.sparsity_lines(report)],
+        also=[
+            *text.precision_lines(report),
+            *text.gone_lines(report),
+            *text.stage_lines(report),
+            *text.sparsity_lines(report),
+        ],
         bars=bars,
         kept_line=f"{sum(bar.kept for bar in bars):,} of {sum(bar.units for bar in bars):,} channels kept",
         frozen=_by_reason(report["groups"]),

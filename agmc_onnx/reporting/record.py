@@ -17,7 +17,7 @@ from agmc_onnx.graph.naming import layer_name
 from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.sizes import InputSizes
 from agmc_onnx.graph.view import Graph, graph_of
-from agmc_onnx.latency.timing import MORE_ROUNDS, Latency, compare, ratio
+from agmc_onnx.latency.timing import MORE_ROUNDS, Latency, Ratio, compare, ratio
 from agmc_onnx.measuring.accuracy import Evaluator, Outputs, Score
 from agmc_onnx.measuring.memory import peak_bytes
 from agmc_onnx.measuring.paired import COUNTS, hits, interval
@@ -27,6 +27,7 @@ from agmc_onnx.measuring.session import make_session, provider_of
 from agmc_onnx.measuring.sizes import Sizes, graph_at
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.options import CompressOptions
+from agmc_onnx.precision.quantiser import Quantised, target_here
 from agmc_onnx.pruning.bodies import uncounted
 from agmc_onnx.pruning.cost import count_macs, stored_params
 from agmc_onnx.pruning.depth import layers_gone
@@ -39,15 +40,18 @@ from agmc_onnx.reporting.schema import (
     GroupFacts,
     LatencyFacts,
     Metric,
+    PrecisionFacts,
     RatioFacts,
     Report,
     Side,
     SizesFacts,
     SourceFacts,
     TargetFacts,
+    Twin,
     VerifiedFacts,
 )
 from agmc_onnx.reporting.verdict import Loss
+from agmc_onnx.run.precise import rank_correlation
 from agmc_onnx.search.loop import SearchResult
 from agmc_onnx.ties.groups import Channels
 
@@ -65,6 +69,7 @@ def compose(
     finalists: list[dict[str, Any]],
     more: Mapping[str, Any],
     sizes: Sizes,
+    exact: Quantised | None = None,
 ) -> Report:
     """Measure the original and the result on the test role, and return the report.
 
@@ -72,7 +77,7 @@ def compose(
         source: The original's file.
         channels: Its analysis.
         as_cut: The chosen candidate before recovery.
-        compressed: The result.
+        compressed: The result in float.
         data: The roles.
         settings: Of the run.
         found: Of the search.
@@ -81,25 +86,39 @@ def compose(
         finalists: What was measured of the best candidates.
         more: Fields that only some runs have.
         sizes: Of the inputs, that all numbers are for.
+        exact: The result quantised, where it is.
     """
     evaluator = data.evaluator("test", close=not data.real)
-    original = source.proto
-    answered = [evaluator(model, keep_outputs=evaluator.metric in COUNTS) for model in (original, compressed)]
+    original, result = source.proto, compressed if exact is None else exact.model
+    answered = [evaluator(model, keep_outputs=evaluator.metric in COUNTS) for model in (original, result)]
     before, after = (one.score for one in answered)
     loss = _loss([one.outputs or [] for one in answered], evaluator, before, after)
     cut = after if settings.recovery.recover == "none" else evaluator(as_cut).score
     feeds = data.role("test").take(8).feeds(1)
     run = settings.execution
     threads, seconds, provider = run.threads, run.latency_seconds, run.provider
+    models = [original, result] if exact is None else [original, result, compressed]
     times = compare(
-        [original, compressed], feeds, threads=threads, seconds=seconds, rounds=MORE_ROUNDS, provider=provider
+        models,
+        feeds,
+        threads=threads,
+        seconds=seconds,
+        rounds=MORE_ROUNDS,
+        provider=provider,
     )
-    peaks = [peak_bytes(model, feeds[0]) for model in (original, compressed)]
+    peaks = [peak_bytes(model, feeds[0]) for model in (original, result)]
+    side = _side(compressed, sizes.inputs, after, times[1], peaks[1])
+    more = dict(more)
+    if exact is not None:
+        side |= {"file_bytes": model_bytes(result)}
+        more["precision"] = _precision(
+            exact, settings, compressed, evaluator, ratio(times[2], times[0]), times[2], finalists
+        )
     return Report(
         model=SourceFacts(_name(source.path), source.sha256),
         original=Side(**_side(original, sizes.inputs, before, times[0], peaks[0])),
         compressed=Compressed(
-            **_side(compressed, sizes.inputs, after, times[1], peaks[1]),
+            **side,
             metric_before_recovery=cut.value, weight_density=_density(graph_of(dense(compressed))),
         ),
         latency_ratio=RatioFacts(**asdict(ratio(times[1], times[0]))),
@@ -121,9 +140,26 @@ def compose(
         uncounted=uncounted(channels.graph),
         gone=_gone(channels, found.kept.tolist()),
         settings=settings.flat(),
-        environment=environment_versions(provider_of(make_session(compressed, threads, provider))),
+        environment=environment_versions(provider_of(make_session(result, threads, provider))),
         **more,
     )  # fmt: skip
+
+
+def _precision(
+    exact: Quantised,
+    settings: CompressOptions,
+    twin: onnx.ModelProto,
+    evaluator: Evaluator,
+    share: Ratio,
+    times: Latency,
+    finalists: Sequence[Mapping[str, Any]],
+) -> PrecisionFacts:
+    """Return what is quantised, and what the twin does."""
+    counts = {kind: sum(one == kind for one in exact.precision.values()) for kind in ("int8", "float")}
+    facts = Twin(model_bytes(twin), metric_facts(evaluator(twin).score), _latency(times), share.steady)
+    asked, target = settings.sparsity.precision, target_here(settings.execution.provider)
+    correlation = rank_correlation(finalists)
+    return PrecisionFacts(asked, target, counts, exact.ranges, facts, dict(exact.why_float), correlation)
 
 
 def _loss(outputs: Sequence[Outputs], evaluator: Evaluator, before: Score, after: Score) -> Loss:
@@ -161,12 +197,16 @@ def _side(model: onnx.ModelProto, sizes: InputSizes, score: Score, times: Latenc
         **sizes_of(model, sizes),
         "peak_bytes": peak,
         "metric": metric_facts(score),
-        "latency_ms": LatencyFacts(
-            p50=times.p50, p90=times.p90, min=times.minimum, cpu=times.mean_cpu_ms,
-            interval=times.interval, cpu_p50=times.cpu_p50, provider=times.provider,
-            batch=times.batch, threads=times.threads, rounds=[round(ms, 4) for ms in times.rounds_ms],
-        ),
-    }  # fmt: skip
+        "latency_ms": _latency(times),
+    }
+
+
+def _latency(times: Latency) -> LatencyFacts:
+    return LatencyFacts(
+        p50=times.p50, p90=times.p90, min=times.minimum, cpu=times.mean_cpu_ms,
+        interval=times.interval, cpu_p50=times.cpu_p50, provider=times.provider,
+        batch=times.batch, threads=times.threads, rounds=[round(ms, 4) for ms in times.rounds_ms],
+    )  # fmt: skip
 
 
 def metric_facts(score: Score) -> Metric:

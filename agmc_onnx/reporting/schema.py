@@ -67,6 +67,33 @@ class Compressed(Side):
 
 
 @dataclass(frozen=True, eq=False)
+class Twin(Record):
+    """X.float.onnx, the result before it was quantised."""
+
+    file_bytes: Count
+    metric: Metric
+    latency_ms: LatencyFacts
+    latency_ratio: Annotated[float, Meta(description="of the original's, by the median of the rounds")]
+
+
+@dataclass(frozen=True, eq=False)
+class PrecisionFacts(Record):
+    """What a result that is not all float computes in."""
+
+    asked: str
+    target: Annotated[str, Meta(description="kind of processor that it was quantised for")]
+    nodes: Annotated[dict[str, Count], Meta(description="how many nodes of the twin compute in what")]
+    ranges: Annotated[str, Meta(description="extremes or least error, whichever answered better")]
+    twin: Twin
+    why_float: Annotated[dict[str, str], Meta(description="nodes that onnxruntime refuses in int8, and why")] = field(
+        default_factory=dict
+    )
+    correlation: Annotated[
+        float | None, Meta(description="Spearman's, of finalists' fidelity in float and quantised")
+    ] = None
+
+
+@dataclass(frozen=True, eq=False)
 class RatioFacts(Record):
     """Latency of the result over that of the original."""
 
@@ -185,6 +212,9 @@ class Report(Record):
     finalists: list[dict[str, Any]] = field(default_factory=list)
     groups: list[GroupFacts] = field(default_factory=list)
     sparsity: Annotated[dict[str, Any] | None, Meta(description="of --sparsity")] = None
+    precision: Annotated[PrecisionFacts | None, Meta(description="of --precision, where it is not float")] = field(
+        default=None, metadata=RARE
+    )
     gone: Annotated[dict[str, Any] | None, Meta(description="branches that are gone, where some are")] = field(
         default=None, metadata=RARE
     )

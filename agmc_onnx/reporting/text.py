@@ -227,7 +227,7 @@ def summary(report: Report) -> list[str]:
         )
         if cut == metric["value"]:
             lines.append(NOTHING_RECOVERED)
-    lines += [*gone_lines(report), *stage_lines(report), *sparsity_lines(report)]
+    lines += [*precision_lines(report), *gone_lines(report), *stage_lines(report), *sparsity_lines(report)]
     lines.append(verified_line(report["verified"]))
     if not report.get("accuracy_measured", True):
         lines.append(NOT_MEASURED)
@@ -251,6 +251,25 @@ def few_samples(report: Report) -> str | None:
         f"Recovery had only {n} calibration samples; it wants some hundreds. Name the roles in the data card and give that"
         " one more, of images without labels if you like."
     )
+
+
+def precision_lines(report: Report) -> list[str]:
+    """Return what a quantised result computes in, beside its float twin; nothing of one in float."""
+    found = report.get("precision")
+    if not found:
+        return []
+    nodes, twin, metric = found["nodes"], found["twin"], report["compressed"]["metric"]
+    stay = f"; {_few(list(found['why_float']))} stay float, refused by onnxruntime" if found["why_float"] else ""
+    times = (report.get("latency_ratio") or {}).get("median")
+    share = "" if times is None else f" in {times:.3f} of the original's time"
+    ranked = found.get("correlation")
+    alike = "" if ranked is None else f"; finalists' ranks in float and {found['asked']} correlate by {ranked:.2f}"
+    return [
+        f"precision: {found['asked']} ({found['target']}), {nodes['int8']:,} of {sum(nodes.values()):,} nodes, ranges by"
+        f" {found['ranges']}{stay}{alike}",
+        f"in float: {twin['metric']['name']} {metric_text(twin['metric'])} in {twin['latency_ratio']:.3f} of the time;"
+        f" {found['asked']}: {metric_text(metric)}{share}",
+    ]
 
 
 def gone_lines(report: Report) -> list[str]:

@@ -13,6 +13,7 @@ from agmc_onnx.measuring.paired import Drop, DropMeter
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies import POLICIES
 from agmc_onnx.run.candidates import reachable, search_candidates
+from agmc_onnx.run.precise import as_run
 from agmc_onnx.run.stages import Found, Job, joined, recover_best
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.environment import Environment
@@ -134,7 +135,7 @@ class _Trials:
         note = None if job.journal is None else job.journal.notes.get(name)
         if note is None:
             found = recover_best(job, environment, search)
-            search, drop = replace(search, kept=found.search.kept), self.meter(found.model)
+            search, drop = replace(search, kept=found.search.kept), self.meter(as_run(found.model, job.data, settings))
             if job.journal is not None:
                 job.journal.note(name, {"kept": search.kept.tolist(), "drop": asdict(drop)})
         else:

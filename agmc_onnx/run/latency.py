@@ -15,9 +15,8 @@ from agmc_onnx.arrays import IntArray
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.files import write_atomically
 from agmc_onnx.latency import op_times as time_ops
-from agmc_onnx.latency.layout import keep_layout
 from agmc_onnx.latency.predict import latency_cost, sample_counts
-from agmc_onnx.latency.tables import LatencyTable, cache_path, cached_table, layout_block, read_table, time_sample
+from agmc_onnx.latency.tables import LatencyTable, cache_path, cached_table, read_table, time_sample
 from agmc_onnx.latency.timing import MORE_ROUNDS, Ratio, compare, ratio
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import make_session, provider_of
@@ -25,6 +24,7 @@ from agmc_onnx.options import Budget, CompressOptions
 from agmc_onnx.pruning.widths import AUTO, FINE
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.run.candidates import Progress, environment_of
+from agmc_onnx.run.precise import as_run, as_timed
 from agmc_onnx.run.recovering import distilled, recovered
 from agmc_onnx.run.stages import Found, Job
 from agmc_onnx.run.target import Target
@@ -62,7 +62,7 @@ def table_samples(
     Raises:
         UsageError: If the table given is not of this model.
     """
-    sha256, n_units = analysis.file.sha256, environment.n_units.tolist()
+    sha256, n_units = table_key(analysis.file.sha256, settings), environment.n_units.tolist()
     if settings.budget.latency_table is not None:
         table = read_table(settings.budget.latency_table)
         samples = table.models.get(sha256, [])
@@ -83,6 +83,12 @@ def table_samples(
         write_atomically(path, table.with_model(sha256, samples).to_json().encode())
         samples = read_table(path).models[sha256]
     return samples
+
+
+def table_key(sha256: str, settings: CompressOptions) -> str:
+    """Return the name of a model's samples in a table: its digest, and the precision they were timed in where it is not float."""
+    precision = settings.sparsity.precision
+    return sha256 if precision == "float" else f"{sha256}-{precision}"
 
 
 def fits(samples: Sequence[Mapping[str, Any]], n_units: list[int]) -> bool:
@@ -128,10 +134,13 @@ def timed_samples(
     samples: list[Mapping[str, Any]] = []
     ms = compare([analysis.file.proto], feed, threads=table.threads, provider=table.provider, rounds=3, warmup=1)[0].p50
     counts = samples_of(environment)
+    candidates: dict[int, onnx.ModelProto] = {}
     for n_pass in range(time_ops.PASSES):
         tell("timing ops", {"pass": n_pass + 1, "n_passes": time_ops.PASSES})
         for i, kept in enumerate(counts):
-            candidate = laid_out(environment.candidate(kept), settings.execution.provider)
+            candidate = candidates.get(i) or as_timed(environment.candidate(kept), data, settings)
+            if settings.sparsity.precision != "float":  # which are small, and take long to make
+                candidates[i] = candidate
             found = {"kept": kept.tolist(), **time_sample(candidate, feed, table.threads, table.provider, ms)}
             samples[i:] = [time_ops.faster(samples[i], found), *samples[i + 1 :]] if n_pass else [found]
     samples = [*time_ops.calmed(samples)]
@@ -141,7 +150,7 @@ def timed_samples(
     times = compare(
         [
             analysis.file.proto,
-            *(laid_out(environment.candidate(counts[i]), settings.execution.provider) for i in beside),
+            *(candidates.get(i) or as_timed(environment.candidate(counts[i]), data, settings) for i in beside),
         ],
         feed,
         threads=table.threads,
@@ -186,7 +195,7 @@ def measured(
     """Measure a candidate beside the original, in turns, on samples of the calibration role."""
     feeds, here = data.role("calibration").take(8).feeds(1), settings.execution
     times = compare(
-        [analysis.file.proto, laid_out(model, here.provider)], feeds, threads=here.threads, seconds=here.latency_seconds,
+        [analysis.file.proto, as_run(model, data, settings)], feeds, threads=here.threads, seconds=here.latency_seconds,
         rounds=MORE_ROUNDS, provider=here.provider,
     )  # fmt: skip
     predicted = None if target is None or kept is None else target.cost(kept) / target.full
@@ -272,11 +281,6 @@ def measured_share(reached: float, ratio: float, target: Target, budget: Budget)
     if is_here(budget) or budget.latency_table is None:
         return {"predicted": predicted, "reached": ratio}
     return {"predicted": predicted, "reached": predicted, "device": dict(read_table(budget.latency_table).device)}
-
-
-def laid_out(model: onnx.ModelProto, provider: str) -> onnx.ModelProto:
-    """Return a result as it is written and timed: its shortcuts keep to onnxruntime's layout where there is one here."""
-    return model if provider == "cuda" else keep_layout(model, layout_block())
 
 
 def is_slower(found: Ratio) -> bool:

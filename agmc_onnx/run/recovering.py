@@ -19,6 +19,7 @@ from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.run.candidates import Progress
+from agmc_onnx.run.precise import quantised
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.joint import JointEnvironment
 from agmc_onnx.search.journal import run_folder
@@ -63,13 +64,21 @@ def best_finalist(
         model = recovered(analysis, units, environment.candidate(n_kept), data, settings, shares)
         judged, errors = (0.0, 0.0), None
         if evaluator is not None:
-            told = evaluator(model, race=True)
+            exact = quantised(model, data, settings)
+            told = evaluator(model if exact is None else exact.model, race=True)
             errors = told.errors if settings.data.judge == "fidelity" else None
             close = told.fidelity if settings.data.judge == "fidelity" and told.fidelity is not None else 0.0
             judged = close, told.score.value  # the metric where outputs cannot be compared
-            finalists.append(
-                {"kept": list(kept), "reward": rewarded[kept], "metric": told.score.value, "fidelity": told.fidelity}
-            )
+            facts = {
+                "kept": list(kept),
+                "reward": rewarded[kept],
+                "metric": told.score.value,
+                "fidelity": told.fidelity,
+            }
+            if exact is not None:
+                in_float = evaluator(model)
+                facts |= {"float_metric": in_float.score.value, "float_fidelity": in_float.fidelity}
+            finalists.append(facts)
         found_of.append(_Finalist(judged, errors, len(model.graph.node), model, n_kept))
     best = _leanest(found_of)
     for finalist in finalists:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from agmc_onnx.errors import PlanError
+from agmc_onnx.errors import PlanError, UsageError
 from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.outputs import check_output, is_same, output_files, stamped, with_id, write_files
 from agmc_onnx.measuring.sizes import samples_at
@@ -82,6 +82,11 @@ def apply(model: Given, plan: str | Path, output: str | Path | None = None, *, f
         settle(output)
         check_output(output, inputs_of(model, the_plan=None if in_place else plan), force)
     wanted = read_plan(plan)
+    if in_place and wanted.precision:
+        raise UsageError(
+            f"{output}: is quantised, and a plan alone gives its float twin, for want of samples; expected another name."
+            " Choose another output with -o."
+        )
     analysis = analyse_model(model)
     if wanted.sha256 != analysis.file.sha256:
         raise PlanError(

@@ -129,6 +129,7 @@ def batch(
     recover: str | None = Recovery.recover,
     search_positions: int = Recovery.search_positions,
     distill_steps: int = Recovery.distill_steps,
+    precision: str = Sparsity.precision,
     sparsity: float | None = Sparsity.sparsity,
     sparse_pattern: str | None = Sparsity.sparse_pattern,
     sparse_method: str | None = Sparsity.sparse_method,

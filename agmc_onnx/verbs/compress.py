@@ -13,7 +13,7 @@ import onnx
 
 from agmc_onnx.errors import AgmcError, UsageError, VerificationError
 from agmc_onnx.graph.commit import settle
-from agmc_onnx.graph.outputs import check_output, stamped, write_files
+from agmc_onnx.graph.outputs import check_output, stamped, with_id, write_files
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import (
     Budget,
@@ -43,7 +43,8 @@ from agmc_onnx.run.candidates import Progress, environment_of, reachable
 from agmc_onnx.run.clock import Clock
 from agmc_onnx.run.dropping import by_drop
 from agmc_onnx.run.inputs import inputs_of
-from agmc_onnx.run.latency import laid_out, latency_target, measured_share, settled
+from agmc_onnx.run.latency import latency_target, measured_share, settled
+from agmc_onnx.run.precise import laid_out, quantised
 from agmc_onnx.run.samples import roles_of, with_recovery
 from agmc_onnx.run.stages import Job, by_stages
 from agmc_onnx.run.target import Target, target_of
@@ -62,6 +63,7 @@ class Made:
 
     model: onnx.ModelProto
     report: Any
+    twin: onnx.ModelProto | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {one_line(self.report)}>"
@@ -85,8 +87,8 @@ class Made:
             UsageError: If it cannot be written.
         """
         settle(output)
-        check_output(output, {}, force)
-        write_files(self.model, self._texts(), output)
+        check_output(output, {}, force, has_twin=self.twin is not None)
+        write_files(self.model, self._texts(), output, twin=self.twin)
         return Path(output)
 
 
@@ -99,12 +101,14 @@ class Result(Made):
         plan: What was kept.
         report: All numbers.
         verification: How it was checked.
+        twin: The model in float, where the result is not: what the plan speaks of.
     """
 
     model: onnx.ModelProto
     plan: Plan
     report: Report
     verification: Verification
+    twin: onnx.ModelProto | None = None
 
     def _texts(self) -> dict[str, str]:
         from agmc_onnx.reporting.html import render
@@ -146,6 +150,7 @@ def compress(
     recover: str | None = Recovery.recover,
     search_positions: int = Recovery.search_positions,
     distill_steps: int = Recovery.distill_steps,
+    precision: str = Sparsity.precision,
     sparsity: float | None = Sparsity.sparsity,
     sparse_pattern: str | None = Sparsity.sparse_pattern,
     sparse_method: str | None = Sparsity.sparse_method,
@@ -184,7 +189,7 @@ def compress(
     if output is not None:
         settle(output)
         given = {"the_table_of_op_times": settings.budget.latency_table}
-        check_output(output, inputs_of(model, data, **given), force)
+        check_output(output, inputs_of(model, data, **given), force, has_twin=settings.sparsity.precision != "float")
     with _torch_threads(settings), _shown(progress) as tell:
         return _compress(path_of(model), settings, output, data, tell)
 
@@ -262,7 +267,12 @@ def _searched(
     if settings.sparsity.sparse_storage == "smallest":
         may_be_sparse |= plan.sparsity.keys()
     compressed = smallest(compressed, may_be_sparse, data_of.verification_feeds())
-    compressed, set_id = stamped(compressed, plan.to_json())
+    exact = quantised(result_of.model, data_of, settings)
+    if exact is not None:
+        plan = replace(plan, precision=exact.precision)
+    final, set_id = stamped(compressed if exact is None else exact.model, plan.to_json())
+    compressed = final if exact is None else with_id(compressed, set_id)
+    exact = None if exact is None else replace(exact, model=final)
     plan = replace(plan, set_id=set_id)
     tell("measuring", {})
     reached = target.cost(found.kept) / target.full
@@ -286,6 +296,7 @@ def _searched(
             "output": None if output is None else str(output),
         },
         analysis.sizes,
+        exact,
     )
     if target.kind == "latency":
         times = report.latency_ratio
@@ -294,9 +305,9 @@ def _searched(
         report = replace(report, target=replace(report.target, **share))
     report = _with_verdict(report, circumstances(job, environment, target, found.kept, report))
     report = replace(report, wall_s=round(time.perf_counter() - start, 3))
-    result = Result(compressed, plan, report, verification)
+    result = Result(final, plan, report, verification, None if exact is None else compressed)
     if output is not None:
-        write_files(result.model, result._texts(), output)
+        write_files(result.model, result._texts(), output, twin=result.twin)
     if journal is not None:
         journal.end(finished=not found.interrupted)
     tell("done", report)

@@ -15,7 +15,7 @@ import numpy as np
 from agmc_onnx.data.samples import Dataset, Feed, Samples, load_card, open_data
 from agmc_onnx.errors import UsageError, VerificationError
 from agmc_onnx.exchange.exporters.plain import converting, write_plain
-from agmc_onnx.exchange.exporters.row import CALIBRATIONS, TARGETS, Exporter, Settings, Source
+from agmc_onnx.exchange.exporters.row import CALIBRATIONS, Exporter, Settings, Source
 from agmc_onnx.exchange.exporters.table import check_installed, exporter_of, missing, versions_of
 from agmc_onnx.graph.commit import settle, staging
 from agmc_onnx.graph.files import ModelFile, read_model
@@ -27,6 +27,7 @@ from agmc_onnx.measuring.outputs import answers_of
 from agmc_onnx.measuring.random_inputs import runnable
 from agmc_onnx.measuring.session import Run, make_session, model_inputs, run_model
 from agmc_onnx.options import Execution
+from agmc_onnx.precision.int8 import TARGETS, has_vnni
 from agmc_onnx.reporting.record import environment_versions
 from agmc_onnx.run.inputs import inputs_of
 from agmc_onnx.verbs.given import Given, on_files, path_of
@@ -295,22 +296,11 @@ def _times(latency: Latency) -> dict[str, Any]:
 
 def _notes(row: Exporter, settings: Settings) -> list[str]:
     notes = [row.note] if row.note else []
-    if row.name == "int8" and settings.target == "x86" and not _has_vnni():
+    if row.name == "int8" and settings.target == "x86" and not has_vnni():
         notes.append("this processor has no VNNI: sums of 8-bit products may overflow here; --target avx2 avoids it")
     if row.name == "ort" and settings.target == "x86":
         notes.append("laid out for processors like this one; --target arm makes a file that runs anywhere")
     return notes
-
-
-def _has_vnni() -> bool:
-    """Return False where this is an x86 processor that is known to have no 8-bit dot products."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # no Linux: not known
-        return True
-    return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
 def _size(folder: Path) -> int:

@@ -14,7 +14,7 @@ from agmc_onnx.data.samples import load_card, open_data
 from agmc_onnx.errors import ModelError, UsageError
 from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.files import read_model
-from agmc_onnx.graph.outputs import check_output, check_set, output_files, stamped, write_files
+from agmc_onnx.graph.outputs import check_output, check_set, output_files, stamped, twin_of, write_files
 from agmc_onnx.measuring.accuracy import Evaluator, needs_original
 from agmc_onnx.measuring.outputs import answers_of
 from agmc_onnx.measuring.session import model_inputs, processors
@@ -80,7 +80,7 @@ def finetune(
     last checkpoint, which lies in the folder X.run beside the output.
 
     Args:
-        model: What `compress` wrote.
+        model: What `compress` wrote; of a quantised X.onnx its twin X.float.onnx learns, and the result is float.
         teacher: The original.
         data: A data card, an .npz, a folder, or "digits".
         output: Where to write it; the plan beside `model` goes along. None writes nothing.
@@ -108,6 +108,9 @@ def finetune(
         if value < low:
             raise UsageError(f"finetune: {name} is too small, got {value}; expected at least {low}. Give more.")
     beside = output_files(model)["plan"]
+    if beside.is_file() and read_plan(beside).precision and twin_of(model).is_file():
+        check_set(Path(model), twin_of(model))
+        model = twin_of(model)  # what learns is float; quantise what comes of it
     if output is not None:
         settle(output)
         inputs = inputs_of(model, data, the_teacher_itself=teacher, the_plan_of_the_model=beside)
@@ -144,7 +147,7 @@ def finetune(
             answers=kinds["answers"],
             cut=None if plan is None else plan.tensors,
         )  # fmt: skip
-    bare = None if plan is None else replace(plan, set_id=None)
+    bare = None if plan is None else replace(plan, set_id=None, precision={})
     tuned, set_id = stamped(tuned, "" if bare is None else bare.to_json())
     teacher_score, before, after = (metric_facts(scored["test"](one).score) for one in (original, student, tuned))
     wall_s = round(time.perf_counter() - start, 3)

@@ -21,7 +21,8 @@ from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import CompressOptions, Execution
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of
-from agmc_onnx.run.latency import laid_out, samples_of
+from agmc_onnx.run.latency import samples_of
+from agmc_onnx.run.precise import laid_out
 
 
 def time_ops(

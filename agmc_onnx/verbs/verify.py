@@ -16,7 +16,7 @@ from agmc_onnx.errors import VerificationError
 from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.files import read_model
 from agmc_onnx.graph.normal_form import normalize
-from agmc_onnx.graph.outputs import check_set, output_files
+from agmc_onnx.graph.outputs import check_set, output_files, twin_of
 from agmc_onnx.graph.precision import is_half, to_float32
 from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.measuring.session import model_inputs
@@ -41,7 +41,7 @@ def verify(
 
     Args:
         model: The original.
-        compressed: What was made of it.
+        compressed: What was made of it; of a quantised X.onnx the twin X.float.onnx beside it is compared.
         plan: Default: `X.plan.json` beside X.onnx.
         data: A data card, an .npz, a folder, or "digits", whose calibration samples are compared on; None makes random inputs.
         input_shape: Texts NAME=1,3,H,W: sizes of these.
@@ -50,12 +50,16 @@ def verify(
         VerificationError: If it does not hold.
     """
     model, compressed = path_of(model), path_of(compressed)
+    twin, is_quantised = twin_of(compressed), False
     analysis = analyse_model(model, (), data, input_shape)
     settle(compressed)
     beside = output_files(compressed)["plan"]
     if plan is None:
         check_set(Path(compressed), beside)
     wanted = read_plan(plan if plan is not None else beside)
+    if wanted.precision and Path(twin).is_file():
+        check_set(Path(compressed), twin)
+        compressed, is_quantised = twin, True
     pruned = normalize(read_model(compressed).proto, dense=True)
     recovered = not _weights_kept(analysis.graph, graph_of(pruned), wanted)
     feeds = None
@@ -63,9 +67,11 @@ def verify(
         samples = open_data(load_card(data), model_inputs(analysis.file.proto)).role("calibration")
         feeds = samples.take(3).feeds(1)
     found = checked(analysis, pruned, wanted, recovered, feeds)
-    if not recovered:
-        return found
-    notes = [text for text in (found.note, "the weights were refitted, so the original was given the new ones") if text]
+    notes = [found.note] if found.note else []
+    if recovered:
+        notes.append("the weights were refitted, so the original was given the new ones")
+    if is_quantised:
+        notes.append(f"what was compared is {Path(compressed).name}, which it was quantised from")
     return replace(found, note="; ".join(notes))
 
 

@@ -28,7 +28,8 @@ from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.run.analysis import analyse_model
 from agmc_onnx.run.candidates import environment_of
-from agmc_onnx.run.latency import laid_out, latency_target, table_samples
+from agmc_onnx.run.latency import latency_target, table_samples
+from agmc_onnx.run.precise import laid_out
 from agmc_onnx.search.budget import meet_target
 
 ROUNDS = 25  # at least

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from agmc_onnx.data.samples import Feed, Samples
 from agmc_onnx.errors import DataError
 from agmc_onnx.exchange.exporters.row import Source
-
-CHUNK = 10  # samples whose values of every node are in memory at once
+from agmc_onnx.graph.files import read_model, write_model
+from agmc_onnx.precision.int8 import quiet
+from agmc_onnx.precision.quantiser import KINDS, Quantiser
+from agmc_onnx.precision.ranges import CHUNK, Observed, Range
 
 
 def to_int8(source: Source, path: Path) -> None:
-    """Write a statically quantised model.
-
-    onnxruntime's quantiser does it: int8 weights with one scale per output channel (one scale for all took MobileNetV2 from
-    68 to 1 % top-1), activations with one scale each. By target: x86 takes uint8 activations; avx2 the same with 7-bit
-    weights, as its sums of 8-bit products overflow 16 bits; arm int8 activations; gpu symmetric int8 ones (zero point 0).
+    """Write a statically quantised model, as `precision.quantiser` makes it: int8 weights with one scale per output channel.
 
     Raises:
         DataError: If there is no calibration role.
@@ -32,57 +31,46 @@ def to_int8(source: Source, path: Path) -> None:
             "int8: needs inputs to find the range of every value, got no --data; expected a card with a calibration role. "
             "Add --data CARD."
         )
-    from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
-
     settings = source.settings
     samples = source.calibration.take(settings.calibration_samples)
-    methods = {
-        "minmax": CalibrationMethod.MinMax,
-        "percentile": CalibrationMethod.Percentile,
-        "entropy": CalibrationMethod.Entropy,
+    kinds: dict[str, Any] = {
+        "best": KINDS,
+        "minmax": {"extremes": KINDS["extremes"]},
+        "percentile": {"percentile": partial(_as_onnxruntime, "Percentile", samples)},
+        "entropy": {"entropy": partial(_as_onnxruntime, "Entropy", samples)},
     }
-    options: dict[str, Any] = {"ActivationSymmetric": settings.target == "gpu", "CalibStridedMinMax": 1}
-    with _quiet():
-        quantize_static(
-            source.plain,
-            path,
-            reader_of(samples),
-            per_channel=True,
-            reduce_range=settings.target == "avx2",
-            activation_type=QuantType.QInt8 if settings.target in ("arm", "gpu") else QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=methods[settings.calibrate],
-            extra_options=options,
-        )
+    quantiser = Quantiser(samples, settings.target, settings.threads, kinds[settings.calibrate], samples.n)
+    write_model(quantiser(read_model(source.path).proto).model, path)
 
 
-def reader_of(samples: Samples) -> Any:
-    """Return samples as onnxruntime's quantiser reads them, some at a time."""
+def _as_onnxruntime(
+    method: str, samples: Samples, plain_model: onnx.ModelProto, observed: Mapping[str, Observed], is_symmetric: bool
+) -> dict[str, Range]:
+    """Return the ranges that a calibrator of onnxruntime finds."""
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import create_calibrator
+
+    with tempfile.TemporaryDirectory(prefix="agmc-") as folder, quiet():
+        given, wide = Path(folder, "model.onnx"), Path(folder, "wide.onnx")
+        write_model(plain_model, given)
+        calibrator = create_calibrator(
+            given, None, augmented_model_path=str(wide), calibrate_method=CalibrationMethod[method],
+            extra_options={"symmetric": is_symmetric},
+        )  # fmt: skip
+        calibrator.collect_data(_reader(samples))
+        found = calibrator.compute_data()
+    return {name: (float(low), float(high)) for name, one in found.items() for low, high in [one.range_value]}
+
+
+def _reader(samples: Samples) -> Any:
+    """Return samples as onnxruntime's calibrators read them, some at a time."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.feeds: list[Feed] = [feed for feed, _ in samples.batches(CHUNK)]
-            self.left = iter(self.feeds)
+            self.left = (feed for feed, _ in samples.batches(samples.batch_size(CHUNK)))
 
-        def __len__(self) -> int:
-            return len(self.feeds)
-
-        def set_range(self, start_index: int, end_index: int) -> None:
-            self.left = iter(self.feeds[start_index:end_index])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
+        def get_next(self) -> dict[str, np.ndarray] | Feed | None:
             return next(self.left, None)
 
     return Reader()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantiser's advice on pre-processing (which was done) and its logs away."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -12,13 +12,7 @@ from agmc_onnx.data.card import InputSpec
 from agmc_onnx.data.samples import Feed, Samples
 from agmc_onnx.measuring.session import Run
 
-TARGETS = {
-    "x86": "x86 with 8-bit dot products (VNNI)",
-    "avx2": "x86 without them",
-    "arm": "ARM cores",
-    "gpu": "GPUs and other accelerators",
-}
-CALIBRATIONS = ("minmax", "percentile", "entropy")
+CALIBRATIONS = ("best", "minmax", "percentile", "entropy")
 
 
 @dataclass(frozen=True)
@@ -26,15 +20,16 @@ class Settings:
     """Options of `export`.
 
     Attributes:
-        target: Kind of processor, a key of `TARGETS`; int8 and ort differ by it.
-        calibrate: How int8 finds the range of every value: one of `CALIBRATIONS`.
+        target: Kind of processor, a key of `precision.int8.TARGETS`; int8 and ort differ by it.
+        calibrate: How int8 finds the range of every value: one of `CALIBRATIONS`; best: minmax, or the ranges of least
+            error, whichever answers more as the float model does on these samples.
         calibration_samples: Samples of the calibration role that int8 looks at, at most.
         batch: Samples per inference of formats that fix it, and of the timed inferences.
         threads: Of the runtime, where the exported model is run.
     """
 
     target: str = "x86"
-    calibrate: str = "minmax"
+    calibrate: str = "best"
     calibration_samples: int = 200
     batch: int = 1
     threads: int = 1
