@@ -317,7 +317,11 @@ def _read_constants(slim: onnx.ModelProto, initializers: Sequence[str], changes:
         _connect(makers[one.output].input, one.position, one.value)
     for new in made:
         node = makers[new.place or new.outputs[0]]
-        node.op_type, node.domain, node.name = new.op_type, new.domain, new.name or node.name
+        node.op_type = new.op_type
+        if node.domain:
+            node.domain = ""
+        if new.name:
+            node.name = new.name
         node.input[:] = new.inputs
         del node.attribute[:]
         node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in new.attributes)
