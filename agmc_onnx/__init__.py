@@ -14,7 +14,16 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from agmc_onnx import _moved
-from agmc_onnx.errors import AgmcError, BudgetError, DataError, ModelError, PlanError, UsageError, VerificationError
+from agmc_onnx.errors import (
+    AgmcError,
+    BudgetError,
+    DataError,
+    ModelError,
+    PlanError,
+    UsageError,
+    VerificationError,
+    told_in_python,
+)
 
 if TYPE_CHECKING:
     from agmc_onnx.options import CompressOptions
@@ -81,6 +90,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _HOMES[name]
     value = getattr(importlib.import_module(module), attribute)
+    if not isinstance(value, type):  # a verb
+        value = told_in_python(value)
     globals()[name] = value
     return value
 

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+# a flag, and behind it what stands for a value; not in a command line that is told to be run
+_FLAG = re.compile(r"(agmc-onnx \S[^.]*)|--([a-z][a-z-]*)(?:[ ](\d[\d.]*\b|[A-Z][A-Z0-9:]*\b(?=[ .,;)]|$)))?")
 
 
 class AgmcError(Exception):
@@ -52,6 +60,30 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return " Did you mean ...?" where a choice is near, else nothing."""
     near = difflib.get_close_matches(word, list(choices), 1, 0.5)
     return f" Did you mean {near[0]}?" if near else ""
+
+
+def in_python(text: str) -> str:
+    """Return a message about flags as one about arguments: `max_drop=P` of --max-drop P, `latency_table` of --latency-table."""
+
+    def named(found: re.Match[str]) -> str:
+        command, name, value = found.groups()
+        return command or name.replace("-", "_") + (f"={value}" if value else "")
+
+    return _FLAG.sub(named, text)
+
+
+def told_in_python(verb: Callable[P, R]) -> Callable[P, R]:
+    """Return a verb whose errors speak of arguments, for those who call it from Python."""
+
+    @wraps(verb)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return verb(*args, **kwargs)
+        except AgmcError as error:
+            error.args = (in_python(str(error)), *error.args[1:])
+            raise
+
+    return call
 
 
 class Terminated(KeyboardInterrupt):

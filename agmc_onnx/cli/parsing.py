@@ -7,6 +7,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import rich_click as click
@@ -253,7 +254,11 @@ def _all_help(ctx: click.Context, param: click.Parameter, is_asked: bool) -> Non
 
 def _config(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
     if path is not None:
+        from agmc_onnx.graph.outputs import COMMAND_FILES
+
         ctx.default_map = default_map(path, ctx.command, str(ctx.info_name), tuple(VERBS))
+        before = COMMAND_FILES.set((Path(path),))
+        ctx.call_on_close(lambda: COMMAND_FILES.reset(before))
 
 
 def verb(name: str, example: str) -> Callable[[Function], Verb]:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 
 import onnx
@@ -20,6 +21,7 @@ from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.commit import staging
 from agmc_onnx.graph.files import check_writable, external_bytes, external_tensors, write_atomically, write_model
 
+COMMAND_FILES: ContextVar[tuple[Path, ...]] = ContextVar("COMMAND_FILES", default=())  # what a command is written in
 SET_KEY = "agmc_onnx.set"  # of the model's metadata
 _HTML_ID = re.compile(rb'<meta name="agmc-onnx-set" content="([0-9a-f]*)">')
 _HEAD = 4096  # bytes of a page within which its id stands
@@ -129,6 +131,7 @@ def check_output(
     Raises:
         UsageError: If a file of the result cannot be written, is an input, or is there and not one that we wrote.
     """
+    inputs = {**inputs, "the file of options": COMMAND_FILES.get()}
     paths = [Path(output)] if alone else [*output_files(output).values(), *([twin_of(output)] if has_twin else [])]
     for path in paths:
         check_writable(path.with_suffix(".new") if path.suffix == ".mlpackage" else path)  # that one is a folder

@@ -320,7 +320,8 @@ def search_candidates(
         expected = None
         if n_episodes >= WORTH:
             kept = met(problem, np.ones(len(problem.n_units))).kept
-            expected = forecast(environment.evaluate, kept, data, settings, race)
+            refit = partial(_refitted, analysis, environment, data, settings) if settings.recovery.is_refit else None
+            expected = forecast(environment.evaluate, kept, data, settings, n_episodes if race else 0, refit)
         seconds = clock.for_search(expected, n_finalists)
         if expected is not None:
             tell("planned", told(expected, n_episodes, n_finalists, seconds))
@@ -328,6 +329,16 @@ def search_candidates(
         for text in getattr(policy, "notes", ()):
             tell(text, {})
         return found
+
+
+def _refitted(
+    analysis: Analysis, environment: Environment, data: Roles, settings: CompressOptions, kept: IntArray, n_samples: int
+) -> onnx.ModelProto:
+    """Recover a candidate as finalists are, with fewer samples."""
+    from agmc_onnx.run.recovering import recovered
+
+    model = environment.candidate(kept)
+    return recovered(analysis, environment.kept(kept), model, data, settings, n_samples=n_samples)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,12 +14,11 @@ from agmc_onnx.options import CompressOptions
 from agmc_onnx.search.problem import Outcome
 
 WORTH = 8  # episodes from which on a forecast is worth the two candidates that it measures
-FULL_REFIT = 18.0  # a finalist's refit over a candidate's, on more samples and with a choice of ridges: so on ResNet-20
-RACED = 0.2  # share of the candidates that are measured on all the samples a race has
 DISTILL = (
     8.0  # a training step over an inference of onnxruntime on the same images: student forwards, backwards, and teacher
 )
 BATCH = 128  # images of a training step
+MOST_CALIBRATION = 1000  # samples that finalists are refitted with (`refit.options`), at most
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,21 @@ class Clock:
         return max(left / self.searches - n_finalists * forecast.finalist - forecast.distilling, 0.0)
 
 
+def raced(n: int) -> float:
+    """Return the share of n candidates that a race measures on all its samples.
+
+    Each that is the best so far is, which of n in any order are ln n + 0.6, and as many again that are hardly behind.
+    """
+    return min(2 * (math.log(n) + 0.6) / n, 1.0) if n else 0.0
+
+
 def forecast(
-    evaluate: Callable[[IntArray], Outcome], kept: IntArray, data: Roles, settings: CompressOptions, is_race: bool
+    evaluate: Callable[[IntArray], Outcome],
+    kept: IntArray,
+    data: Roles,
+    settings: CompressOptions,
+    n_raced: int,
+    refit: Callable[[IntArray, int], object] | None,
 ) -> Forecast:
     """Measure a candidate twice - at first what all share is computed - and return what all stages take by that.
 
@@ -75,7 +88,8 @@ def forecast(
         kept: A candidate within the budget.
         data: The roles.
         settings: Of the run.
-        is_race: Whether the best candidates are measured on more samples than the others.
+        n_raced: How many candidates race, the best of them on more samples than the others; 0 without a race.
+        refit: Recovers a candidate as finalists are, with so many calibration samples; None where none is recovered.
     """
     evaluate(kept)
     start = time.perf_counter()
@@ -84,13 +98,18 @@ def forecast(
     inference = outcome.inference_s
     n_reward = max(min(settings.data.reward_samples, data.role("reward").n), 1)
     sample = inference / n_reward
-    more = RACED * sample * (data.n_most - n_reward) if is_race else 0.0
-    refit = max(seconds - inference, 0.0)
-    scale = FULL_REFIT if settings.recovery.is_refit else 1.0
+    more = raced(n_raced) * sample * (data.n_most - n_reward)
+    recovering = 0.0
+    if refit is not None:
+        n_calibration = min(data.role("calibration").n, MOST_CALIBRATION)
+        few = max(min(settings.data.search_samples, n_calibration), 1)
+        start = time.perf_counter()
+        refit(kept, few)
+        recovering = (time.perf_counter() - start) * n_calibration / few
     is_distilled = settings.recovery.recover == "distill"
     return Forecast(
         candidate=(seconds + more) / settings.execution.workers,
-        finalist=scale * refit + sample * data.n_most,
+        finalist=recovering + sample * data.n_most,
         distilling=settings.recovery.distill_steps * BATCH * DISTILL * sample if is_distilled else 0.0,
         verifying=seconds,
         measuring=3 * sample * data.role("test").n + 2 * settings.execution.latency_seconds,

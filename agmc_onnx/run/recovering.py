@@ -146,8 +146,11 @@ def recovered(
     data: Roles,
     settings: CompressOptions,
     shares: Mapping[str, float] | None = None,
+    n_samples: int | None = None,
 ) -> onnx.ModelProto:
-    """Recover the chosen candidate with all that the calibration role has; candidates were recovered with a part of it."""
+    """Recover the chosen candidate with all that the calibration role has, or `n_samples`; candidates were with a part of it."""
+    calibration = data.role("calibration")
+    calibration = calibration if n_samples is None else calibration.take(n_samples)
     sparsity = sparsity_of(settings.sparsity, analysis.graph, settings.recovery.is_refit)
     if sparsity is not None:
         sparsity = replace(sparsity, shares=shares or {})
@@ -161,6 +164,6 @@ def recovered(
     if settings.recovery.recover == "statistics":
         from agmc_onnx.refit.statistics import Restatement
 
-        return Restatement(analysis.channels, data.role("calibration"), options)(kept, as_cut)
-    model = compensate(analysis.channels, kept, as_cut, data.role("calibration"), options, thin=thin)
+        return Restatement(analysis.channels, calibration, options)(kept, as_cut)
+    model = compensate(analysis.channels, kept, as_cut, calibration, options, thin=thin)
     return model if sparsity is None else thin_by_magnitude(model, sparsity)

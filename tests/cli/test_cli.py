@@ -15,6 +15,7 @@ from PIL import Image
 from agmc_onnx.cli import main
 from agmc_onnx.cli.compress import default_output
 from agmc_onnx.cli.words import no_card
+from agmc_onnx.graph.outputs import COMMAND_FILES
 from agmc_onnx.verbs import compress as pipeline
 
 DIGITS = Path(__file__).parents[2] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
@@ -192,6 +193,16 @@ def test_bad_configs(capsys, tmp_path, text, said):
     path.write_text(text)
     line = fails(capsys, ["compress", DIGITS, "--config", path])
     assert re.search(said.replace("?", r"\?").replace("[", r"\["), line)
+
+
+def test_the_config_is_an_input_and_never_written_over(tmp_path, capsys):
+    path = tmp_path / "c.toml"
+    path.write_text(f'[compress]\nmodel = "{DIGITS}"\nflops = 0.5\nforce = true\noutput = "{path}"\n')
+    before = path.read_bytes()
+    assert main(["compress", "--config", str(path)]) == 2
+    assert "c.toml: is the file of options; expected another file" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert COMMAND_FILES.get() == ()
 
 
 def test_no_config_is_read_that_was_not_named(tmp_path, monkeypatch, capsys):

@@ -147,13 +147,13 @@ def test_a_policy_rewarded_for_size_searches_without_a_budget(monkeypatch):
 def test_a_drop_that_nothing_meets_is_told(monkeypatch):
     monkeypatch.setattr(dropping, "CLOSE", 0.6)
     with pytest.raises(
-        BudgetError, match=r"--max-drop: no smaller model stays within 0.01 points; the largest tried keeps"
+        BudgetError, match=r"max_drop: no smaller model stays within 0.01 points; the largest tried keeps"
     ):
         agmc_onnx.compress(DIGITS, max_drop=0.01, **FAST)
 
 
 def test_without_data_no_drop_can_be_measured():
-    with pytest.raises(UsageError, match=r"--max-drop: got no --data"):
+    with pytest.raises(UsageError, match=r"max_drop: got no data"):
         agmc_onnx.compress(DIGITS, max_drop=1, policy="uniform")
 
 
@@ -174,7 +174,7 @@ def test_wrong_options_are_told(options, message):
 
 
 def test_stages_without_data_are_told():
-    with pytest.raises(UsageError, match=r"--stages: got 2 without --data"):
+    with pytest.raises(UsageError, match=r"stages: got 2 without data"):
         agmc_onnx.compress(DIGITS, flops=0.5, stages=2, policy="uniform")
 
 
