@@ -37,6 +37,13 @@ def _same(ledger: Ledger, node: Node, x: str, y: str) -> None:
             ledger.set(y, dim, entries.ids, entries.rows)
 
 
+def cast_like(ledger: Ledger, node: Node) -> None:
+    """CastLike: as its first input; of the second only the type is read."""
+    _same(ledger, node, node.inputs[0], node.outputs[0])
+    for dim in ledger.labelled(node.inputs[1]):
+        ledger.axis(node, node.inputs[1], dim)
+
+
 def split_gelu(ledger: Ledger, node: Node) -> None:
     """BiasSplitGelu: the first half of the last dim times the gelu of the second."""
     x, y = node.inputs[0], node.outputs[0]
@@ -148,7 +155,7 @@ OPS = register(
     Op("Ceil", elementwise_ties, evaluate=_numpy(np.ceil), edge="activation", **_SAME),
     Op("Sqrt", elementwise_ties, divisors=(0,), evaluate=_numpy(np.sqrt), edge="activation", **_KEEPS, **_SAME),
     Op("Cast", elementwise_ties, evaluate=_cast, edge="identity", **ARRANGES, **_KEEPS),
-    Op("CastLike", edge="identity"),
+    Op("CastLike", cast_like, edge="identity", **_KEEPS),
     Op("Identity", elementwise_ties, evaluate=_numpy(np.asarray), edge="identity", **ARRANGES, **_KEEPS, **_SAME),
     Op("Dropout", elementwise_ties, edge="identity", **_KEEPS),
     Op("Clip", elementwise_ties, idempotent=True, keeps_zero=clip_zero, edge="relu", **_SAME),
@@ -174,6 +181,6 @@ OPS = register(
     *_pointwise("BiasGelu FastGelu Gelu QuickGelu", MICROSOFT, **_SAME),
     *(Op(name, is_random=True) for name in _RANDOM.split()),
     Op("BiasSplitGelu", split_gelu, MICROSOFT, shape=split_gelu_shape),
-    Op("BiasAdd", domain=MICROSOFT, shape=same_as_first),
+    Op("BiasAdd", elementwise_ties, MICROSOFT, joins=True, shape=same_as_first),
     Op("BiasSoftmax", domain=MICROSOFT, shape=same_as_first),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -183,6 +183,65 @@ def gather_nd(ledger: Ledger, node: Node) -> None:
     rank, n_dims = ledger.shape(x).rank, ledger.shape(indices).rank
     first = node.attribute("batch_dims", 0) + ledger.shape(indices).other[-1]
     carry(ledger, node, x, node.outputs[0], {dim: n_dims - 1 + dim - first for dim in range(first, rank)})
+
+
+def gather_elements(ledger: Ledger, node: Node) -> None:
+    """GatherElements: dims beside the searched one are tied to those of the indices; these are of one size or not touched."""
+    x, indices = node.inputs[:2]
+    _together(ledger, node, (x, indices))
+
+
+def scatter_elements(ledger: Ledger, node: Node) -> None:
+    """ScatterElements: dims beside the one scattered along are tied in data, indices and updates."""
+    _together(ledger, node, node.inputs[:3])
+
+
+def _together(ledger: Ledger, node: Node, names: Sequence[str]) -> None:
+    rank = ledger.shape(names[0]).rank
+    for dim in set(range(rank)) - {node.attribute("axis", 0) % rank}:
+        if len({ledger.size(name, dim) for name in names}) > 1 or ledger.size(names[0], dim) == 1:
+            continue
+        found = [ledger.axis(node, name, dim) for name in names]
+        known = [entries for entries in found if entries is not None]
+        if len(known) < len(found):
+            ledger.freeze_all(known, f"{node.label}: data, indices and updates cannot all be cut along dimension {dim}")
+        else:
+            column = [ledger.column(entries) for entries in known]
+            for other in column[1:]:
+                ledger.tie(column[0], other)
+            ledger.set(node.outputs[0], dim, column[0])
+
+
+def scatter_nd(ledger: Ledger, node: Node) -> None:
+    """ScatterND: the last dims of data and updates, which indices do not reach, are tied."""
+    x, indices, updates = node.inputs[:3]
+    rank, rank_updates = ledger.shape(x).rank, ledger.shape(updates).rank
+    for dim in range(ledger.shape(indices).other[-1], rank):
+        found = [ledger.axis(node, x, dim), ledger.axis(node, updates, dim - rank + rank_updates)]
+        known = [ledger.column(entries) for entries in found if entries is not None]
+        if len(known) < 2:
+            ledger.freeze_all(known, f"{node.label}: data and updates cannot both be cut along dimension {dim}")
+        else:
+            ledger.tie(*known)
+            ledger.set(node.outputs[0], dim, known[0])
+
+
+def reverse_sequence(ledger: Ledger, node: Node) -> None:
+    """ReverseSequence: dims beside batch and time pass."""
+    x = node.inputs[0]
+    taken = {node.attribute("batch_axis", 1), node.attribute("time_axis", 0)}
+    carry(ledger, node, x, node.outputs[0], {dim: dim for dim in range(ledger.shape(x).rank) if dim not in taken})
+
+
+def col2im(ledger: Ledger, node: Node) -> None:
+    """Col2Im: the places of a block that make one channel live and die together."""
+    block = ledger.graph.value(node.inputs[2])
+    ids = ledger.flat(node, node.inputs[0], 1)
+    if ids is None or block is None:
+        return
+    grid = ids.reshape(-1, math.prod(block.tolist()))
+    ledger.tie(grid, np.broadcast_to(grid[:, :1], grid.shape))
+    ledger.set(node.outputs[0], 1, grid[:, 0])
 
 
 def pad(ledger: Ledger, node: Node) -> None:
@@ -427,10 +486,12 @@ OPS = register(
         keeps_zero=where_first_is, selects=True, edge="split",
         evaluate=lambda inputs, attributes: np.take(inputs[0], inputs[1], axis=attributes.get("axis", 0)),
     ),
-    Op("GatherElements", arranges=True, linear_in="first"),
     Op("GatherND", gather_nd, keeps_zero=where_first_is, edge="split"),
-    Op("Col2Im", shrinks=True),
-    Op("ScatterND", computes_sizes=True),
+    Op("ScatterND", scatter_nd, computes_sizes=True),
+    Op("ScatterElements", scatter_elements),
+    Op("GatherElements", gather_elements, arranges=True, linear_in="first", keeps_zero=where_first_is, edge="split"),
+    Op("ReverseSequence", reverse_sequence, keeps_zero=where_first_is),
+    Op("Col2Im", col2im, shape_inputs=(1, 2), shrinks=True),
     Op("Pad", pad, repair=pad_repair, shape_inputs=(1,), shrinks=True, when_empty=pad_empty, edge="pad", layout="plain"),
     Op("Tile", tile, shape_inputs=(1,), keeps_zero=where_first_is, edge="reshape"),
     Op("Resize", resize, repair=resize_repair, shape_inputs=(2, 3), keeps_zero=where_first_is, edge="resize"),

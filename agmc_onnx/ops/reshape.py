@@ -24,6 +24,8 @@ from agmc_onnx.ties.ledger import Entries, Ledger, Shuffle
 Block = tuple[list[int], list[int]]  # consecutive dims before and after a reshape that hold the same entries
 _LARGEST_GRID = 1 << 23  # ids of a reshaped block; beyond that the block is left whole
 _LONGEST_DETOUR = 6  # nodes
+_KEEPS_MAPS = ("activation", "add", "batchnorm", "identity", "mul", "norm", "pad", "relu", "resize")  # edge types
+_DEEPEST_MAP = 6  # nodes looked ahead for a convolution
 
 
 def reshape_ties(ledger: Ledger, node: Node) -> None:
@@ -102,8 +104,9 @@ def _reshape_block(ledger: Ledger, node: Node, dim: int, block: Block, blocks: l
     if not varies:
         ledger.freeze(entries.ids, f"{node.label}: dimension {dim} of {x} is cut apart in an unknown way")
         return
-    if len(varies) > 1 and not rows and _becomes_kernel(ledger, y) and wide_to[varies[0]] == 1:
-        first = np.moveaxis(grid, varies[0], 0).reshape(grid.shape[varies[0]], -1)  # (channels, places of the kernel)
+    is_channel = len(varies) > 1 and not rows and wide_to[varies[0]] == 1
+    if is_channel and (_becomes_kernel(ledger, y) or _becomes_map(ledger, y)):
+        first = np.moveaxis(grid, varies[0], 0).reshape(grid.shape[varies[0]], -1)  # (channels, places)
         ledger.tie(first, np.broadcast_to(first[:, :1], first.shape))
         ledger.set(y, 1, first[:, 0])
         return
@@ -123,6 +126,15 @@ def _becomes_kernel(ledger: Ledger, value: str) -> bool:
         (op_of(user).kernel and position == 1)
         or (user.op_type in ("Mul", "Add", "Sub", "Div") and _becomes_kernel(ledger, user.outputs[0]))
         for user, position in users
+    )
+
+
+def _becomes_map(ledger: Ledger, value: str, depth: int = 0) -> bool:
+    """Whether a value is read as a map by a convolution: its channels are units, not its columns."""
+    return depth < _DEEPEST_MAP and any(
+        (op_of(user).kernel and position == 0)
+        or (op_of(user).edge in _KEEPS_MAPS and _becomes_map(ledger, user.outputs[0], depth + 1))
+        for user, position in ledger.graph.consumers.get(value, ())
     )
 
 

@@ -155,6 +155,42 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
     "top of a dim": ("y, i = TopK<axis = 2>(a, i3)", {"i3": ints(3)}, "a y i"),
     "running sum": ("y = CumSum(a, i1)", {"i1": ints(1)}, "a y"),
     "triangle": ("y = Trilu(a)", {}, "a y"),
+    "gather of elements": (
+        "b = Conv(x, wb) i = ArgMax<axis = 3>(b) y = GatherElements<axis = 3>(a, i)",
+        WB,
+        "a b i y",
+    ),
+    "gather of elements by given indices": (
+        "y = GatherElements<axis = 3>(a, i)",
+        {"i": np.zeros((1, 4, 4, 1), np.int64)},
+        "a y",
+    ),
+    "scatter of elements": (
+        "b = Conv(x, wb) i = ArgMax<axis = 3>(b) c = ReduceMax<axes = [3]>(b) y = ScatterElements<axis = 3>(a, i, c)",
+        WB,
+        "a b i c y",
+    ),
+    "scatter of entries": (
+        "t = Transpose<perm = [0, 2, 3, 1]>(a) y = ScatterND(t, i, u)",
+        {"i": ints(0, 1, 2).reshape(1, 3), "u": (1, 4)},
+        "t u y",
+    ),
+    "a sequence turned round": (
+        "y = ReverseSequence<batch_axis = 2, time_axis = 3>(a, lengths)",
+        {"lengths": ints(4, 4, 4, 4)},
+        "a y",
+    ),
+    "columns to a map": (
+        "r = Reshape(a, flat) y = Col2Im(r, size, block)",
+        {"flat": ints(0, 4, 16), "size": ints(5, 5), "block": ints(2, 2)},
+        "a y",
+    ),
+    "cast to the type of another": ("b = Conv(x, wb) y = CastLike(a, b)", WB, "a b y"),
+    "sum with a bias": (
+        "t = Reshape(a, flat) s = Transpose<perm = [0, 2, 1]>(t) y = com.microsoft.BiasAdd(s, k, s)",
+        {"flat": ints(0, 4, 16), "k": (4,)},
+        "s k y",
+    ),
     "unknown op": ("y = Unique(a)", {}, "a"),
     "einsum": ('y = Einsum<equation = "bchw,co->bohw">(a, w)', {"w": (4, 2)}, "a w y"),
     "einsum over rows": (
@@ -331,7 +367,7 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
         "a y",
     ),
 }
-OPSETS = {"attention of opset 23": 23, "group norm": 21, "deformable conv": 19}
+OPSETS = {"columns to a map": 18, "attention of opset 23": 23, "group norm": 21, "deformable conv": 19}
 
 
 GOLDEN = dict(

@@ -122,6 +122,29 @@ NETS: dict[str, tuple[str, dict[str, Any], int]] = {
         },
         2,
     ),
+    "entries gathered, scattered and turned round": (
+        """g (float[N, T, 6] x) => (float[N, T, 3] out) {
+           a = MatMul(x, wa) s = ReduceMean<axes = [2]>(x) best = ArgMax<axis = 1>(s) h = Shape(a) b = Slice(h, i0, i1)
+           to = Concat<axis = 0>(b, i1, i8) i = Expand(best, to) e = GatherElements<axis = 1>(a, i) f = Add(a, e)
+           u = Mul(e, e) j = ScatterElements<axis = 1>(f, i, u) k = CastLike(j, x) out = MatMul(k, wo) }""",
+        {"wa": (6, 8), "wo": (8, 3)},
+        1,
+    ),
+    "a flat layer that becomes a map": (
+        """g (float[N, T, 6] x) => (float[N, 2, 6, 6] out) {
+           m = ReduceMean<axes = [1], keepdims = 0>(x) a = MatMul(m, wa) r = Relu(a) h = Shape(m) b = Slice(h, i0, i1)
+           to = Concat<axis = 0>(b, i8, i4, i4) e = Reshape(r, to) out = ConvTranspose(e, wo) }""",
+        {"wa": (6, 128), "wo": (8, 2, 3, 3)},
+        1,
+    ),
+    "columns that become a map": (
+        """g (float[N, 3, H, W] x) => (float[N, 2, 5, 5] out) {
+           a = Conv(x, wa) p = AveragePool<kernel_shape = [3, 3], strides = [3, 3]>(a) c = Slice(p, i0, i4, i2)
+           d = Slice(c, i0, i4, i3)
+           to = Concat<axis = 0>(i0, i12, i16) r = Reshape(d, to) m = Col2Im(r, five, two) out = Conv(m, wo) }""",
+        {"wa": (12, 3, 1, 1), "wo": (2, 3, 1, 1), "five": i64(5, 5), "two": i64(2, 2)},
+        1,
+    ),
     "the first token is only measured": (
         """g (float[N, T, 6] x) => (float[N, T, 3] out) {
            a = MatMul(x, wa) p = Gather<axis = 2>(a, last) h = Shape(p) to = Concat<axis = 0>(h, m1) b = Reshape(a, to)
@@ -142,6 +165,7 @@ NETS: dict[str, tuple[str, dict[str, Any], int]] = {
 @pytest.mark.parametrize("name", NETS)
 def test_open_sizes(name: str) -> None:
     text, weights, n_groups = NETS[name]
+    text = f'<ir_version: 8, opset_import: ["" : {18 if "Col2Im" in text else 17}]>\n{text}'
     held = hold(model(text, {**_INTS, **weights}), input_shape=("x=1,3,12,14",) if "H, W" in text else ())
     assert held.n_settings == 2
     assert len(held.channels.groups) == n_groups
