@@ -39,12 +39,13 @@ from agmc_onnx.measuring.accuracy import Evaluation, Evaluator
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.options import CompressOptions, Search
-from agmc_onnx.policies import POLICIES, Policy, PolicyFactory, Row, make_policy
+from agmc_onnx.policies import POLICIES, PolicyFactory, Row, make_policy
 from agmc_onnx.run import recovering, stages
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.loop import SearchResult
 from agmc_onnx.search.options import SearchOptions
+from agmc_onnx.search.policy import Policy
 from agmc_onnx.search.problem import Problem
 from agmc_onnx.verbs import compress as pipeline
 

@@ -1,6 +1,6 @@
 """The policies, a row each: what decides how much of every group to keep.
 
-torch is imported by the rows that need it only, and only when one is made.
+torch is imported by the rows that need it only, and only when one is made; numpy is not imported here either.
 """
 
 from __future__ import annotations
@@ -8,17 +8,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
-from agmc_onnx.arrays import FloatArray
 from agmc_onnx.errors import UsageError
-from agmc_onnx.search.options import SearchOptions
-from agmc_onnx.search.policy import Policy
-from agmc_onnx.search.problem import Outcome, Problem
 
-PolicyFactory = Callable[[Problem, SearchOptions, np.random.Generator], Policy]
+if TYPE_CHECKING:  # --help reads the names of this table
+    import numpy as np
+
+    from agmc_onnx.arrays import FloatArray
+    from agmc_onnx.search.options import SearchOptions
+    from agmc_onnx.search.policy import Policy
+    from agmc_onnx.search.problem import Outcome, Problem
+
+PolicyFactory: TypeAlias = "Callable[[Problem, SearchOptions, np.random.Generator], Policy]"
 EXTRAS = {"optuna": "search", "cmaes": "search"}  # the extra that brings a package a row may need
 
 

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from agmc_onnx import policies
 from agmc_onnx.errors import UsageError
-from agmc_onnx.policies import Policy, Row
+from agmc_onnx.policies import Row
 from agmc_onnx.policies.agmc.ddpg import DdpgAgent
 from agmc_onnx.policies.agmc.policy import AgmcPolicy
 from agmc_onnx.search.options import SearchOptions
+from agmc_onnx.search.policy import Policy
 from agmc_onnx.search.problem import Problem
 
 DECODER, SCRATCH, RANDOM = "transfer-decoder", "transfer-scratch", "transfer-random"
