@@ -1,4 +1,5 @@
 import json
+import sys
 import zipfile
 
 import numpy as np
@@ -510,3 +511,41 @@ def test_compress_takes_a_source_directly(files, tmp_path, capsys):
 def test_an_import_never_replaces_its_source(files):
     with pytest.raises(UsageError, match="is the source itself"):
         import_model(files / "script.pt", files / "script.pt", input_shape=SHAPE, allow_pickle=True)
+
+
+@pytest.fixture
+def my_module(tmp_path, monkeypatch):
+    """A user's own file, in the folder where the command runs, whose factory needs an argument."""
+    (tmp_path / "mynets.py").write_text(
+        "import torch\n\n\ndef make(width, kernel=3):\n"
+        "    return torch.nn.Sequential(torch.nn.Conv2d(1, width, kernel), torch.nn.ReLU(), torch.nn.Flatten())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mynets", raising=False)
+    return tmp_path
+
+
+def test_a_factory_takes_arguments(my_module, older_exporter, capsys):
+    argv = ["import", "mynets:make", "--arg", "width=6", "--arg", "kernel=5", "--input-shape", SHAPE, "-o", "m.onnx"]
+    assert main(argv) == 0, capsys.readouterr().err
+    weights = {tuple(tensor.dims) for tensor in onnx.load(my_module / "m.onnx").graph.initializer}
+    assert (6, 1, 5, 5) in weights
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "said"),
+    [
+        (
+            "mynets:make",
+            (),
+            "needs width; expected a value for each argument without a default. Give --arg width=VALUE.",
+        ),
+        ("mynets.py:make", (), "is the name of a file; expected that of a module. Write mynets:make."),
+        ("mynets:make", ("--arg", "depth=2"), "mynets:make"),
+    ],
+)
+def test_a_factory_that_cannot_be_called_says_what_to_write(my_module, capsys, source, more, said):
+    assert main(["import", source, *more, "--input-shape", SHAPE, "-o", "m.onnx"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("agmc-onnx: error: ") and said in line
+    assert not (my_module / "m.onnx").exists()
