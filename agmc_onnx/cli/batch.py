@@ -38,7 +38,9 @@ def row_line(row: Row) -> str:
     if row.exit_code:
         return f"{row.model}: failed ({row.exit_code}): {row.message}"
     assert row.reached is not None and row.latency_ratio is not None
-    words = [f"{row.model}: {100 * row.reached:.2f} % left"]
+    from agmc_onnx.reporting.text import shortened
+
+    words = [f"{shortened(row.model, 26)}: {100 * row.reached:.2f} % left"]
     if row.before is not None and row.after is not None:
         words.append(f"metric {row.before:.2f} -> {row.after:.2f}")
     words.append(f"time x {row.latency_ratio:.2f}")

@@ -381,7 +381,7 @@ def measurement(found: Report) -> list[str]:
     metric = first["metric"]
     names = [f"{i} {shortened(model['path'], 26)}" for i, model in enumerate(models, 1)]
     sizes = [["model", "MACs", "parameters", "file bytes", "peak bytes"]]
-    times = [["latency", "median ms", "95 % interval", "min", "CPU", "by round", "95 % interval"]]
+    times = [["ms", "median", "95 % interval", "least", "CPU", "by round", "95 % interval"]]
     for i, model in enumerate(models):
         latency, paired = model["latency_ms"], model["latency_ratio"]
         peak = "-" if model["peak_bytes"] is None else f"{model['peak_bytes']:,}"

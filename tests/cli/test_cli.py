@@ -303,6 +303,13 @@ def test_a_folder_without_a_card_is_said_to_be_only_divided(tmp_path, capsys):
     assert no_card("digits") == no_card(None) == []
 
 
+def test_the_tables_of_measure_fit_80_columns(capsys):
+    assert main(["measure", str(DIGITS), str(DIGITS), "--seconds", "0.1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    tables = [line for line in lines if line[:2] in ("mo", "ms", "1 ", "2 ")]
+    assert len(tables) == 6 and max(map(len, tables)) <= 80, tables
+
+
 def test_measure_without_data_says_so(capsys):
     assert main(["measure", str(DIGITS), "--seconds", "0.1"]) == 0
     assert "Accuracy was not measured: no --data was given." in capsys.readouterr().out
