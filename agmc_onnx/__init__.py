@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from agmc_onnx.verbs.report import report
     from agmc_onnx.verbs.report import report as write_report
     from agmc_onnx.verbs.time_ops import time_ops
+    from agmc_onnx.verbs.torch_module import from_torch, to_torch
     from agmc_onnx.verbs.verify import verify
 
 __version__ = "0.1.0"
@@ -51,8 +52,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AgmcError", "Applied", "BudgetError", "CompressOptions", "DataError", "Imported", "ModelError", "PlanError", "Report",
     "Result", "UsageError", "Verification", "VerificationError", "apply", "batch", "compress", "compress_folder", "demo",
-    "doctor", "export", "finetune", "import_", "import_model", "inspect", "measure", "report", "time_ops", "verify",
-    "write_report",
+    "doctor", "export", "finetune", "from_torch", "import_", "import_model", "inspect", "measure", "report", "time_ops",
+    "to_torch", "verify", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -75,6 +76,8 @@ _HOMES = {
     "doctor": ("agmc_onnx.verbs.doctor", "doctor"),
     "report": ("agmc_onnx.verbs.report", "report"),
     "time_ops": ("agmc_onnx.verbs.time_ops", "time_ops"),
+    "to_torch": ("agmc_onnx.verbs.torch_module", "to_torch"),
+    "from_torch": ("agmc_onnx.verbs.torch_module", "from_torch"),
 }
 _OLD = {"compress_folder": "batch", "import_model": "import_", "write_report": "report"}
 

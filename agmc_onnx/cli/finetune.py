@@ -18,6 +18,7 @@ from agmc_onnx.refit.options import RecoverOptions
 @option("steps", int, "N", "optimiser steps", 1000, low=1, wrong="too small")
 @option("label_weight", float, "W", "weight of labels; 0 learns without", 0.0, low=0, wrong="too small")
 @option("learning_rate", float, "R", "highest, of AdamW", RecoverOptions.learning_rate, low=0, high=1, is_open=True)
+@option("loss", str, "MODULE:FUNCTION", "a loss of your own, of outputs, the original's and labels")
 @option("seed", int, "S", "of the order of the samples and their augmentation", 0, low=0)
 @option("threads", int, "N", "of onnxruntime and torch", default_text="all processors", low=1, wrong="too small")
 @option("output", str, "TUNED.onnx", "default: OUT.tuned.onnx beside OUT.onnx", short="-o")

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agmc_onnx.data.samples import Samples
-from agmc_onnx.distill.batches import takes_batches, with_open_batch
 from agmc_onnx.distill.folding import Folded
 from agmc_onnx.distill.hints import Hint, hints_of
 from agmc_onnx.distill.inserted import Normalised
@@ -35,10 +34,12 @@ from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.refit.goals import Goal, output_goals
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.sites import find_sites
+from agmc_onnx.torch_view.batches import takes_batches, with_open_batch
 from agmc_onnx.torch_view.module import TorchGraph, to_model, to_tensor
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 Reward = Callable[[onnx.ModelProto], float]
+Loss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tensor | None], Tensor]
 CHECKPOINT = "distill.pt"
 LEAST_BATCH = 16  # samples of a step, below which statistics of a batch say too little
 FEW_ROWS = {
@@ -69,6 +70,7 @@ def distill(
     thinned: Sequence[str] = (),
     answers: Sequence[Answer] | None = None,
     cut: Mapping[str, Mapping[str, Any]] | None = None,
+    loss: Loss | None = None,
 ) -> onnx.ModelProto:
     """Return the student, trained to answer as the teacher does.
 
@@ -88,6 +90,8 @@ def distill(
         answers: What the outputs say; None: what the teacher's graph tells.
         cut: The plan's tensors, which say what of every weight is kept: answers that are no class scores are learned with what
             is inside of the teacher as well (`distill.hints`).
+        loss: Of the user's, instead of what the kinds of outputs say: takes the student's outputs and the teacher's by name, and
+            the labels or None; gives a number to make small.
 
     Raises:
         ModelError: If an op has no counterpart in torch, or the loss becomes infinite.
@@ -102,7 +106,7 @@ def distill(
         raise UsageError(
             f"distill: unknown augmentation, got {sorted(unknown)}; expected flip or crop. Correct augment."
         )
-    run = _Distillation(student, teacher, samples, options, tuple(augment), folder, thinned, answers, cut)
+    run = _Distillation(student, teacher, samples, options, tuple(augment), folder, thinned, answers, cut, loss)
     return run.run(progress, reward)
 
 
@@ -120,7 +124,9 @@ class _Distillation:
         thinned: Sequence[str] = (),
         answers: Sequence[Answer] | None = None,
         cut: Mapping[str, Mapping[str, Any]] | None = None,
+        loss: Loss | None = None,
     ) -> None:
+        self.loss = loss
         self.proto, self.samples, self.options, self.augment = student, samples, options, augment
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         keep_freed_memory()
@@ -141,7 +147,7 @@ class _Distillation:
         self.hints: list[Hint] = []
         if self.own and cut is not None:
             self.hints = hints_of(student_graph, teacher_graph, cut, self.device)
-        n_block_steps = 0 if self.own else self._block_steps()
+        n_block_steps = 0 if self.own or loss is not None else self._block_steps()
         self.blocks = _block_goals(student_graph, teacher_graph) if n_block_steps else []
         self.n_block_steps = n_block_steps if self.blocks else 0
         self.student = _prepare(student_graph, self.device)
@@ -246,6 +252,10 @@ class _Distillation:
 
     def _loss(self, feed: Mapping[str, Tensor], labels: Tensor | None, blocks: Sequence[Goal] = ()) -> Tensor:
         """Return the loss of a batch; with blocks, every one of them learns by itself, and what is behind the last too."""
+        if self.loss is not None:
+            names = self.teacher.graph.outputs
+            found, told = self.student.run(feed, names), self.teacher(feed, names)
+            return self._users_loss({name: found[name] for name in names}, {name: told[name] for name in names}, labels)
         sums = [goal.value for goal in blocks]
         wanted = [*(value for goal in self.goals for value in goal.values), *(hint.value for hint in self.hints), *sums]
         found, told = self.student.run(feed, wanted, cut=sums), self.teacher(feed, wanted)
@@ -261,6 +271,20 @@ class _Distillation:
             error = relative_error(found[hint.value], hint.of(told[hint.value]))
             total = total + self.options.hint_weight * error / len(self.hints)
         return total
+
+    def _users_loss(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
+        assert self.loss is not None
+        try:
+            value = self.loss(ours, theirs, labels)
+        except Exception as error:  # the user's code may do anything
+            raise UsageError(
+                f"--loss: the function failed, got {type(error).__name__}: {error}; expected a number. Correct the function."
+            ) from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise UsageError(
+                f"--loss: the function gave {type(value).__name__}; expected a tensor of one number. Correct it."
+            )
+        return value.reshape(())
 
     def _probe_loss(self, feed_and_labels: tuple[dict[str, Tensor], Tensor | None]) -> float:
         self.student.eval()
@@ -295,8 +319,9 @@ class _Distillation:
                 value = value.contiguous(memory_format=torch.channels_last)
             feed[name] = value.to(self.device) if value.is_floating_point() else value
         labels = None
-        if self.options.label_weight and self.samples.labels is not None:
-            labels = torch.from_numpy(np.asarray(self.samples.labels[rows], np.int64)).to(self.device)
+        if (self.options.label_weight or self.loss is not None) and self.samples.labels is not None:
+            own = np.asarray(self.samples.labels[rows])
+            labels = torch.from_numpy(own if self.loss is not None else own.astype(np.int64)).to(self.device)
         return feed, labels
 
     def _batch_rows(self) -> int:

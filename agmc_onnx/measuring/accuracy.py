@@ -379,28 +379,42 @@ METRICS: dict[str, Callable[[_Ran, Evaluator], Judged]] = {
 }  # fmt: skip
 
 
-def _user_metric(text: str) -> Callable[[_Ran, Evaluator], Judged]:
-    """Return the metric of a function named "module:function"; the working directory is searched as well."""
+def user_function(text: str, what: str, choices: str = '"module:function"') -> Callable[..., Any]:
+    """Return the function of a user's that is named "module:function"; the working directory is searched as well.
+
+    Args:
+        text: Its name.
+        what: What it is for, as errors say it: "metric".
+        choices: What else might be named.
+
+    Raises:
+        UsageError: If there is none, or its module cannot be imported.
+    """
     module, _, name = text.partition(":")
-    choices = ", ".join(METRICS) + ' or "module:function"'
     if not module or not name:
-        raise UsageError(f"metric: unknown name, got {text!r}; expected {choices}. Choose one.")
+        raise UsageError(f"{what}: unknown name, got {text!r}; expected {choices}. Choose one.")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
         function: Any = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
         raise UsageError(
-            f"metric: cannot import {module!r}, got {str(error)!r}; expected a module. Run it from the module's folder."
+            f"{what}: cannot import {module!r}, got {str(error)!r}; expected a module. Run it from the module's folder."
         ) from None
     except (Exception, SystemExit) as error:  # the user's code may do anything
         raise UsageError(
-            f"metric: {module} fails when it is imported, got {type(error).__name__}: {error}; expected a module. Correct it."
+            f"{what}: {module} fails when it is imported, got {type(error).__name__}: {error}; expected a module. Correct it."
         ) from error
     finally:
         sys.path.remove(here)
     if not callable(function):
-        raise UsageError(f"metric: no function {name!r} in {module}, got {function!r}; expected one. Correct the name.")
+        raise UsageError(f"{what}: no function {name!r} in {module}, got {function!r}; expected one. Correct the name.")
+    return function  # type: ignore[no-any-return]
+
+
+def _user_metric(text: str) -> Callable[[_Ran, Evaluator], Judged]:
+    """Return the metric of a function named "module:function"."""
+    function = user_function(text, "metric", ", ".join(METRICS) + ' or "module:function"')
 
     def score(ran: _Ran, evaluator: Evaluator) -> Judged:
         try:

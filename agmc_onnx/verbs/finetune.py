@@ -15,7 +15,7 @@ from agmc_onnx.errors import ModelError, UsageError
 from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.files import read_model
 from agmc_onnx.graph.outputs import check_output, check_set, output_files, stamped, twin_of, write_files
-from agmc_onnx.measuring.accuracy import Evaluator, needs_original
+from agmc_onnx.measuring.accuracy import Evaluator, needs_original, user_function
 from agmc_onnx.measuring.outputs import answers_of
 from agmc_onnx.measuring.session import model_inputs, processors
 from agmc_onnx.pruning.plan import read_plan
@@ -70,6 +70,7 @@ def finetune(
     learning_rate: float = RecoverOptions.learning_rate,
     seed: int = 0,
     threads: int | None = None,
+    loss: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Tuned:
@@ -89,6 +90,8 @@ def finetune(
         learning_rate: Highest one of AdamW, above 0; it warms up and falls as a cosine to nothing.
         seed: Of the order of the samples and their augmentation.
         threads: Of onnxruntime and torch; None: all processors.
+        loss: "module:function" of a function(ours, theirs, labels) -> torch tensor of one number, made small: outputs of both
+            models by name, and labels (of [train]) or None. None: what the kinds of outputs say.
         force: Write over files at the output that are not ours; inputs are never written over.
         progress: Called with (step, steps, {"loss": ..., and "reward" where it was measured}).
 
@@ -115,6 +118,7 @@ def finetune(
         settle(output)
         inputs = inputs_of(model, data, the_teacher_itself=teacher, the_plan_of_the_model=beside)
         check_output(output, inputs, force)
+    own_loss = None if loss is None else user_function(loss, "--loss")
     settle(model)
     check_set(Path(model), beside)
     student, original = dense(read_model(model).proto), read_model(teacher).proto
@@ -146,6 +150,7 @@ def finetune(
             thinned=[] if plan is None else list(plan.sparsity),
             answers=kinds["answers"],
             cut=None if plan is None else plan.tensors,
+            loss=own_loss,
         )  # fmt: skip
     bare = None if plan is None else replace(plan, set_id=None, precision={})
     tuned, set_id = stamped(tuned, "" if bare is None else bare.to_json())

@@ -9,16 +9,17 @@ import torch
 
 from agmc_onnx.data.samples import Samples, synthetic
 from agmc_onnx.distill import distillation
-from agmc_onnx.distill.batches import takes_batches, with_open_batch
 from agmc_onnx.distill.distillation import distill
 from agmc_onnx.distill.hints import hints_of
 from agmc_onnx.distill.losses import loss_of
+from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.accuracy import Evaluator
 from agmc_onnx.measuring.outputs import Answer
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 from agmc_onnx.refit.goals import Goal, output_goals
 from agmc_onnx.refit.options import RecoverOptions
+from agmc_onnx.torch_view.batches import takes_batches, with_open_batch
 from agmc_onnx.torch_view.module import TorchGraph
 from tests import nets
 
@@ -170,3 +171,19 @@ def test_a_softmax_over_positions_is_learned_before_it() -> None:
     )
     (goal,) = output_goals(graph_of(net))
     assert (goal.value, goal.is_logits, goal.answer.kind) == ("h", True, "positions")
+
+
+def test_a_loss_of_the_users_own_is_made_small() -> None:
+    teacher, student = detector(), changed(detector(), 0.7)
+    samples = synthetic(model_inputs(teacher), 32, 0)
+
+    def loss(ours, theirs, labels):
+        assert labels is None and ours["y"].shape == theirs["y"].shape
+        return ((ours["y"][..., :2] - 3) ** 2).mean()
+
+    tuned = distill(student, teacher, samples, RecoverOptions(n_steps=40, learning_rate=3e-2), loss=loss)
+    before, after = (((outputs(model, samples)[..., :2] - 3) ** 2).mean() for model in (student, tuned))
+    assert after < 0.5 * before
+    for wrong, text in ((lambda *_: 1 / 0, "the function failed, got ZeroDivisionError"), (lambda *_: 3, "gave int")):
+        with pytest.raises(UsageError, match=f"--loss: .*{text}"):
+            distill(student, teacher, samples, RecoverOptions(n_steps=1), loss=wrong)

@@ -62,3 +62,25 @@ def test_models_that_do_not_belong_together_are_refused(cut, tmp_path, capsys):
 def test_no_steps_is_refused(cut, capsys):
     assert main(["finetune", str(cut), "--teacher", str(DIGITS), "--data", "digits", "--steps", "0"]) == 2
     assert "--steps: too small, got 0; expected at least 1." in capsys.readouterr().err
+
+
+def test_a_loss_of_ones_own(cut, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("my_losses.py").write_text(
+        "import torch.nn.functional as F\n"
+        "def nearer(ours, theirs, labels):\n"
+        "    (name,) = ours\n"
+        "    return F.mse_loss(ours[name], theirs[name]) + F.cross_entropy(ours[name], labels.long())\n"
+    )
+    common = ["finetune", str(cut), "--teacher", str(DIGITS), "--data", "digits", "--steps", "20"]
+    assert main([*common, "--loss", "my_losses:nearer", "-o", "tuned.onnx"]) == 0
+    assert "Nothing was gained" not in capsys.readouterr().out
+    assert main([*common, "--loss", "my_losses:farther", "-o", "other.onnx"]) == 2
+    assert "--loss: no function 'farther' in my_losses" in capsys.readouterr().err
+
+
+def test_it_says_when_nothing_was_gained(tmp_path, capsys):
+    output = tmp_path / "same.onnx"
+    common = ["finetune", str(DIGITS), "--teacher", str(DIGITS), "--data", "digits", "--steps", "2"]
+    assert main([*common, "-o", str(output)]) == 0
+    assert "Nothing was gained" in capsys.readouterr().out

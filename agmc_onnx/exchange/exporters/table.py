@@ -15,6 +15,7 @@ from agmc_onnx.exchange.exporters import (
     openvino_ir,
     tensorrt_engine,
     tflite_file,
+    torch_file,
     tvm_library,
 )
 from agmc_onnx.exchange.exporters.row import Exporter
@@ -31,6 +32,10 @@ _ROWS = (
     ),
     Exporter(
         "int8", "ONNX quantised to 8 bits", ".int8.onnx", int8.to_int8, onnx_files.open_onnx, plain="open", tolerance=None,
+    ),
+    Exporter(
+        "torch", "a program of PyTorch (torch.export)", ".pt2", torch_file.convert, torch_file.open_model,
+        plain="fixed", fixed_batch=True,
     ),
     Exporter(
         "openvino", "OpenVINO", ".xml", openvino_ir.convert, openvino_ir.open_model,
