@@ -1,8 +1,8 @@
 """agmc-onnx: compress any ONNX model to an exact budget by channel pruning with a learned graph policy.
 
 The verbs of the command line under their own names: `compress`, `inspect`, `apply`, `verify`, `measure`, `finetune`,
-`export`, `batch`, `report`, `doctor`; `import` is `import_`, `time-ops` is `time_ops`. Nothing heavy is imported before one of
-them is used. `docs/stability.md` says what stays as it is.
+`export`, `batch`, `report`, `doctor`, `frontier`; `import` is `import_`, `time-ops` is `time_ops`. Nothing heavy is imported
+before one of them is used. `docs/stability.md` says what stays as it is.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from agmc_onnx.errors import (
 if TYPE_CHECKING:
     from agmc_onnx.options import CompressOptions
     from agmc_onnx.pruning.verification import Verification
+    from agmc_onnx.reporting.frontier import Frontier
     from agmc_onnx.reporting.schema import Report
     from agmc_onnx.verbs.apply import Applied, apply
     from agmc_onnx.verbs.batch import batch
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from agmc_onnx.verbs.doctor import doctor
     from agmc_onnx.verbs.export import export
     from agmc_onnx.verbs.finetune import finetune
+    from agmc_onnx.verbs.frontier import frontier
     from agmc_onnx.verbs.import_ import Imported, import_
     from agmc_onnx.verbs.import_ import import_ as import_model
     from agmc_onnx.verbs.inspect import inspect
@@ -50,10 +52,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "AgmcError", "Applied", "BudgetError", "CompressOptions", "DataError", "Imported", "ModelError", "PlanError", "Report",
-    "Result", "UsageError", "Verification", "VerificationError", "apply", "batch", "compress", "compress_folder", "demo",
-    "doctor", "export", "finetune", "from_torch", "import_", "import_model", "inspect", "measure", "report", "time_ops",
-    "to_torch", "verify", "write_report",
+    "AgmcError", "Applied", "BudgetError", "CompressOptions", "DataError", "Frontier", "Imported", "ModelError", "PlanError",
+    "Report", "Result", "UsageError", "Verification", "VerificationError", "apply", "batch", "compress", "compress_folder",
+    "demo", "doctor", "export", "finetune", "from_torch", "frontier", "import_", "import_model", "inspect", "measure", "report",
+    "time_ops", "to_torch", "verify", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -69,6 +71,8 @@ _HOMES = {
     "apply": ("agmc_onnx.verbs.apply", "apply"),
     "compress": ("agmc_onnx.verbs.compress", "compress"),
     "batch": ("agmc_onnx.verbs.batch", "batch"),
+    "frontier": ("agmc_onnx.verbs.frontier", "frontier"),
+    "Frontier": ("agmc_onnx.reporting.frontier", "Frontier"),
     "inspect": ("agmc_onnx.verbs.inspect", "inspect"),
     "measure": ("agmc_onnx.verbs.measure", "measure"),
     "verify": ("agmc_onnx.verbs.verify", "verify"),

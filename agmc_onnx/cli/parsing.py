@@ -27,6 +27,7 @@ VERBS = {
     "verify": "check that a compressed model equals the original with its removed channels at zero",
     "apply": "rebuild a compressed model from its plan, as cut: without data, search or recovery",
     "finetune": "let a compressed model learn from its original, without labels",
+    "frontier": "original, int8, pruned, and both, at several points: one page, one table",
     "batch": "compress every model of a folder, each in a process of its own",
     "report": "make the HTML report of a run again, or one page of several runs",
     "export": "write a model for another runtime, and measure it there",

@@ -180,14 +180,15 @@ class _Places:
     def __init__(self, nodes: Sequence[Node]) -> None:
         self._nodes = nodes
         self._maker = {name: i for i, node in enumerate(nodes) for name in node.outputs if name}
+        self._named = {node.proto.name: i for i, node in enumerate(nodes) if node.proto.name}
 
     def __call__(self, owner: str, key: str) -> int | None:
-        """Return the place of the node that makes the value `owner`, or whose value that rounds.
+        """Return the place of the node that makes the value `owner`, whose value that rounds, or whose name it is.
 
         A Conv that was fused with the Relu behind it goes by the Relu's value; its time depends on the sizes of the Conv.
         """
         op_type = key.partition(" ")[0].rpartition(".")[2].removeprefix("Fused").removeprefix("QLinear")
-        first = at = self._maker.get(owner, self._maker.get(_ROUNDED.sub("", owner)))
+        first = at = self._maker.get(owner, self._maker.get(_ROUNDED.sub("", owner), self._named.get(owner)))
         while at is not None and self._nodes[at].op_type != op_type:
             at = next((self._maker[name] for name in self._nodes[at].inputs if name in self._maker), None)
             if at is not None and op_of(self._nodes[at]).macs is not None and self._nodes[at].op_type != op_type:

@@ -33,6 +33,7 @@ from agmc_onnx.search.joint import JointEnvironment, Thin
 from agmc_onnx.search.journal import Errors, EvaluateAll, Journal, Recorder, Section
 from agmc_onnx.search.loop import Record, SearchResult, one_by_one, search
 from agmc_onnx.search.options import SearchOptions
+from agmc_onnx.search.policy import Beginning
 from agmc_onnx.search.problem import Curves, Outcome
 from agmc_onnx.search.rewards import reward_named
 from agmc_onnx.search.workers import Workers
@@ -284,8 +285,12 @@ def search_candidates(
     tell: Progress,
     base: Base | None = None,
     clock: Clock | None = None,
+    begin: FloatArray | None = None,
 ) -> SearchResult:
-    """Search for the best candidate within the target; evaluations go to the journal and come from it."""
+    """Search for the best candidate within the target; evaluations go to the journal and come from it.
+
+    Where keep ratios `begin` are given, they are proposed first.
+    """
     clock = clock or Clock(settings.execution.minutes)
     asked = settings.search
     reward = reward_named(asked.reward)
@@ -302,6 +307,7 @@ def search_candidates(
             problem = replace(problem, meet=partial(rounded, problem), has_budget=False)
         rng = np.random.default_rng(settings.execution.seed)
         policy = make_policy(problem, SearchOptions(asked.policy, asked.episodes, asked.finalists), rng)
+        policy = policy if begin is None else Beginning(policy, begin)
         n_episodes = min(asked.episodes or asked.finalists, policy.n_episodes)
         batch = asked.batch or 1
         if batch > 1 and asked.episodes > 1 and n_episodes > 1 and not POLICIES[asked.policy].batches:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -62,7 +62,7 @@ def laid_out(model: onnx.ModelProto, provider: str) -> onnx.ModelProto:
     return model if provider == "cuda" else keep_layout(model, layout_block())
 
 
-def rank_correlation(finalists: Sequence[dict[str, Any]]) -> float | None:
+def rank_correlation(finalists: Sequence[Mapping[str, Any]]) -> float | None:
     """Return Spearman's correlation of what finalists are worth in float and quantised; None of fewer than three."""
     pairs = [(one["float_fidelity"], one["fidelity"]) for one in finalists if one.get("float_fidelity") is not None]
     if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from agmc_onnx.arrays import IntArray
+from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.files import read_model, write_model
 from agmc_onnx.measuring.roles import Roles
@@ -39,6 +39,7 @@ class Job:
         journal: Of its evaluations, or None.
         tell: Takes progress.
         clock: When it began, and how long it may take.
+        begin: Keep ratios that the search proposes first; None: the policy begins.
     """
 
     analysis: Analysis
@@ -48,6 +49,7 @@ class Job:
     journal: Journal | None
     tell: Progress
     clock: Clock
+    begin: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def search_once(
 ) -> Found:
     """Search within a budget, and recover the best candidate."""
     found = search_candidates(
-        job.analysis, environment, target, job.data, job.settings, journal, job.tell, base, job.clock
+        job.analysis, environment, target, job.data, job.settings, journal, job.tell, base, job.clock, job.begin
     )
     return recover_best(job, environment, found)
 

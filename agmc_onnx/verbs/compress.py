@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 
+from agmc_onnx.arrays import FloatArray
 from agmc_onnx.errors import AgmcError, UsageError, VerificationError
 from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.outputs import check_output, stamped, with_id, write_files
@@ -243,11 +244,17 @@ def _searched(
     journal: Journal | None,
     start: float,
     tell: Progress,
+    begin: FloatArray | None = None,
+    is_settled: bool = True,
 ) -> Result:
-    """Search, then recover, verify, measure and write what was found."""
-    job = Job(analysis, data_of, settings, output, journal, tell, Clock(settings.execution.minutes, start))
+    """Search, then recover, verify, measure and write what was found.
+
+    The search begins at keep ratios `begin`, where there are any; unless `is_settled`, its latency is as it comes.
+    """
+    job = Job(analysis, data_of, settings, output, journal, tell, Clock(settings.execution.minutes, start), begin)
     reach = by_stages if settings.budget.max_drop is None else by_drop
-    result_of = settled(job, environment, target, reach(job, environment, target))
+    result_of = reach(job, environment, target)
+    result_of = settled(job, environment, target, result_of) if is_settled else result_of
     compressed, best = laid_out(result_of.model, settings.execution.provider), result_of.kept
     found = replace(result_of.search, kept=result_of.search.kept[: len(best)])  # without densities
     as_cut = Surgeon(analysis.channels).cut(best)

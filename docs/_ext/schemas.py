@@ -22,10 +22,12 @@ def schemas() -> dict[str, type]:
     from agmc_onnx.data.card import CardFile
     from agmc_onnx.latency.tables import TableFile
     from agmc_onnx.pruning.plan import PlanFile
+    from agmc_onnx.reporting.frontier import Frontier
     from agmc_onnx.reporting.schema import Report
     from agmc_onnx.search.journal import Evaluation
 
-    return {"report": Report, "plan": PlanFile, "journal": Evaluation, "table": TableFile, "card": CardFile}
+    runs = {"report": Report, "plan": PlanFile, "journal": Evaluation, "frontier": Frontier}
+    return {**runs, "table": TableFile, "card": CardFile}
 
 
 def written(text: str) -> str:
