@@ -34,6 +34,8 @@ class Facts(Protocol):
     @property
     def contracts(self) -> bool: ...  # noqa: D102
     @property
+    def kernel(self) -> bool: ...  # noqa: D102
+    @property
     def out_dim(self) -> Callable[[Node, int], int] | None: ...  # noqa: D102
 
 
@@ -213,6 +215,7 @@ def analyse(graph: Graph, op_of: OpOf) -> Channels:
     has_weight, is_used = _uses(graph, op_of, axes, n_units)
     for unit in np.flatnonzero(~(has_weight & is_used)).tolist():
         why.setdefault(unit, "nothing but statistics of constants depends on it")
+    of_kernel = _of_kernels(graph, op_of, axes, n_units)
     ordered, group_of = _alike(axes, n_units)
     ordered, group_of = merge(ledger, unit_of, ordered, group_of)
     ordered, group_of, partitions = join_uneven(ledger, unit_of, ordered, group_of, why)
@@ -238,7 +241,7 @@ def analyse(graph: Graph, op_of: OpOf) -> Channels:
         group = Group(names[index], units, step, blocks, reason, tuple(sorted(norms.get(index, ()))))
         if reason is None:
             groups.append(group)
-        elif has_weight[units].any():  # what no weight has is nobody's to cut
+        elif has_weight[units].any() and not of_kernel[units].all():  # what no weight has is nobody's to cut
             frozen.append(group)
     runs = {axis: unit_of[entries.ids] for axis, entries in ledger.runs.items()}
     return Channels(
@@ -283,6 +286,23 @@ def _uses(graph: Graph, op_of: OpOf, axes: dict[Axis, AxisUnits], n_units: int) 
         units = [axis.units.ravel() for (value, _), axis in axes.items() if value in stands]
         if units:
             found[row, np.concatenate(units)] = True
+    return found
+
+
+def _of_kernels(graph: Graph, op_of: OpOf, axes: dict[Axis, AxisUnits], n_units: int) -> Mask:
+    """Return which units are places or inputs of kernels and no channels of a feature map: nobody would cut them."""
+    found = np.zeros(n_units, bool)
+    kernels = {
+        node.inputs[1]
+        for node in graph.nodes
+        if op_of(node).kernel and node.inputs[1] in graph.weights - set(graph.tensors)
+    }
+    for (value, dim), axis in axes.items():
+        if value in kernels and dim:
+            found[axis.units] = True
+    for (value, _), axis in axes.items():
+        if value not in graph.weights:
+            found[axis.units] = False
     return found
 
 

@@ -25,6 +25,7 @@ class Made:
     ties: Handler | None = None
     joins: bool = False
     contracts: bool = False
+    kernel: bool = False
     out_dim: Callable[[Node, int], int] | None = None
 
 
