@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from agmc_onnx.graph.normal_form import normalize
-from agmc_onnx.graph.sizes import input_dims, symbols_of
+from agmc_onnx.graph.sizes import input_dims, sizes_at, symbols_of
 from agmc_onnx.measuring.sizes import graph_at, samples_at, second_feeds, settle
 from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.bodies import uncounted
@@ -42,6 +42,37 @@ def test_small_nets_count_as_they_run(name: str) -> None:
     if any(node.op_type in FUSED for node in model.graph.node):
         pytest.skip("fused attention")
     compare(model)
+
+
+def opened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model whose images have open sides."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for value in result.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for at in (2, 3) if len(dims) == 4 else ():
+            dims[at].dim_param = f"{value.name}_{at}"
+    for value in result.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return result
+
+
+def test_small_nets_of_open_sizes_count_as_they_run_at_two() -> None:
+    """With the 30 models of open sizes among the cases these are more than 40."""
+    at_two = []
+    for name, (text, weights) in SMALL_NETS.items():
+        model = net(text, weights)
+        free = opened(model)
+        sizes = {name: tuple(int(d) for d in dims) for name, dims in sizes_at(input_dims(model), {}).items()}
+        others = second_feeds(free, sizes, 0) if symbols_of(input_dims(free)) else []
+        if not others or any(node.op_type in FUSED for node in model.graph.node):
+            continue  # a size that is written into the model
+        for feed in (samples_at(free, sizes, 1, 0).feeds(1)[0], *others):
+            graph = graph_at(normalize(free), {name: x.shape for name, x in feed.items()})
+            assert uncounted(graph) == [], name
+            assert sum(count_macs(graph).values()) == sum(count(free, feed).values()), name
+        at_two.append(name)
+    assert len(at_two) >= 12, at_two
 
 
 @pytest.mark.skipif(not CASES.exists(), reason="no ../shared")
