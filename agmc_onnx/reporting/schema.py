@@ -16,6 +16,8 @@ REPORT_FORMAT: Literal["agmc-onnx/report@1"] = "agmc-onnx/report@1"
 SCHEMA_VERSION = "1.3"  # the format's number, and one more whenever a field is added; what is there keeps its meaning
 
 Share = Annotated[float, Meta(ge=0)]
+Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
+Milliseconds = Annotated[float, Meta(gt=0, le=1e300)]
 Interval = tuple[float | None, float | None]
 TODO = "Name an X.report.json that compress wrote."
 
@@ -25,17 +27,17 @@ class Metric(Record):
     """A metric's value on the test role: percent, decibels (psnr, sisdr), or what a function of the user's returned."""
 
     name: str
-    value: float
+    value: Finite
     n: Annotated[Count, Meta(description="samples")]
-    interval: Annotated[Interval | None, Meta(description="95 % confidence, of a share of samples")] = None
+    interval: Annotated[tuple[Finite, Finite] | None, Meta(description="95 % confidence, of a share of samples")] = None
 
 
 @dataclass(frozen=True, eq=False)
 class LatencyFacts(Record):
     """Milliseconds per inference of a whole batch, original and result measured in turns."""
 
-    p50: float
-    p90: float
+    p50: Milliseconds
+    p90: Milliseconds
     batch: Count
     threads: Count
     min: float | None = None
@@ -43,7 +45,7 @@ class LatencyFacts(Record):
     interval: Annotated[Interval | None, Meta(description="95 % confidence of the median")] = None
     cpu_p50: float | None = None
     provider: str = "cpu"
-    rounds: Annotated[list[float], Meta(description="every timed inference")] = field(default_factory=list)
+    rounds: Annotated[list[Milliseconds], Meta(description="every timed inference")] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class Side(Record):
 class Compressed(Side):
     """The result; before recovery it had `metric_before_recovery`."""
 
-    metric_before_recovery: float | None = None
+    metric_before_recovery: Finite | None = None
     weight_density: Annotated[Share, Meta(le=1, description="non-zero share of all weights of two or more dims")] = 1.0
 
 
@@ -232,6 +234,145 @@ class Report(Record):
     output: Annotated[str | None, Meta(description="where the model was written")] = None
 
 
+@dataclass(frozen=True)
+class DrawnOp:
+    """An op of the network that the page draws; `reads` and `makes` are positions among its values."""
+
+    name: str
+    type: str
+    makes: Annotated[list[Count], Meta(min_length=1)]
+    reads: list[Count]
+    macs: tuple[Count, Count] = (0, 0)
+
+
+@dataclass(frozen=True)
+class DrawnBox:
+    """Ops that share a box; `motif` and `ops` are positions."""
+
+    motif: Count | None
+    ops: Annotated[list[Count], Meta(min_length=1)]
+
+
+@dataclass(frozen=True)
+class DrawnMotif:
+    """A motif that boxes are of."""
+
+    name: str
+    count: Count
+    says: str
+
+
+@dataclass(frozen=True)
+class DrawnNetwork:
+    """What the page draws of `network`."""
+
+    values: list[tuple[str, list[int] | None, list[int] | None]]
+    ops: list[DrawnOp]
+    boxes: list[DrawnBox]
+    motifs: list[DrawnMotif]
+
+    def __post_init__(self) -> None:
+        placed = sorted(op for box in self.boxes for op in box.ops)
+        if placed != list(range(len(self.ops))):
+            raise ValueError("boxes: ops are not each in one")
+        if any(at >= len(self.values) for op in self.ops for at in (*op.makes, *op.reads)):
+            raise ValueError("ops: a value that is none")
+        if any(box.motif is not None and box.motif >= len(self.motifs) for box in self.boxes):
+            raise ValueError("boxes: a motif that is none")
+
+
+@dataclass(frozen=True)
+class DrawnEpisode:
+    """What the page draws of a row of `history`."""
+
+    episode: Count
+    reward: float
+
+
+@dataclass(frozen=True)
+class DrawnFinalist:
+    """What the page says of a row of `finalists`."""
+
+    kept: list[Count]
+    reward: float
+    metric: float
+    fidelity: float | None = None
+    taken: bool = False
+
+
+@dataclass(frozen=True)
+class DrawnStage:
+    """What is said of a row of `stages`."""
+
+    reached: float
+
+
+@dataclass(frozen=True)
+class DrawnGone:
+    """What is said of `gone`."""
+
+    branches: list[str]
+    of: Count
+    nodes: Count
+    of_nodes: Count
+
+
+@dataclass(frozen=True)
+class DrawnDrop:
+    """What is said of `max_drop`."""
+
+    most: float
+    drop: float
+    limit: float
+    n: Count
+    trials: list[Any]
+
+
+@dataclass(frozen=True)
+class DrawnLayer:
+    """What is said of a layer of `sparsity`."""
+
+    storage: str
+
+
+@dataclass(frozen=True)
+class DrawnBytes:
+    """Bytes of both models, zipped."""
+
+    original: Count
+    compressed: Count
+
+
+@dataclass(frozen=True)
+class DrawnSparsity:
+    """What is said of `sparsity`."""
+
+    weights: Count
+    nonzeros: Count
+    density: float
+    method: str
+    layers: list[DrawnLayer]
+    zip_bytes: DrawnBytes
+    pattern: str | None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What words and page need of the parts of a report that are written as they come."""
+
+    network: DrawnNetwork | None = None
+    history: list[DrawnEpisode] = field(default_factory=list)
+    finalists: list[DrawnFinalist] = field(default_factory=list)
+    stages: list[DrawnStage] | None = None
+    gone: DrawnGone | None = None
+    max_drop: DrawnDrop | None = None
+    sparsity: DrawnSparsity | None = None
+
+    def __post_init__(self) -> None:
+        if len({len(one.kept) for one in self.finalists}) > 1:
+            raise ValueError("finalists: kept counts of different groups")
+
+
 def read_report(path: Path) -> Report:
     """Read an X.report.json.
 
@@ -246,4 +387,5 @@ def read_report(path: Path) -> Report:
     if found.get("format") != REPORT_FORMAT:
         got = found.get("format")
         raise UsageError(f"{path}: not a report, got {got!r}; expected format {REPORT_FORMAT!r}. {TODO}")
+    checked(found, Drawn, path, "a report", TODO, UsageError)
     return checked(found, Report, path, "a report", TODO, UsageError)

@@ -62,12 +62,7 @@ def render_runs(runs: Sequence[Run], watched: bool = False) -> str:
     run = runs[0]
     if run.report is None:
         return _running(run, WATCH_S if watched else None)
-    try:
-        return render(run.report)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UsageError(
-            f"{run.path}: cannot be drawn, got {type(error).__name__}: {error}; expected what compress wrote. Compress again."
-        ) from None
+    return render(run.report)
 
 
 def _default(runs: Sequence[Run]) -> Path:

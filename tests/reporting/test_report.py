@@ -1,5 +1,6 @@
 import json
 import math
+import random
 import re
 import shutil
 import subprocess
@@ -16,10 +17,13 @@ from agmc_onnx.reporting import text
 from agmc_onnx.reporting.drawing import draw
 from agmc_onnx.reporting.html import headline, latency_words, render
 from agmc_onnx.reporting.layout import layered
+from agmc_onnx.reporting.loading import read_run
 from agmc_onnx.reporting.plots import curves, latency_scale, metric_scale, ticks
 from agmc_onnx.search.journal import Journal
 from agmc_onnx.search.problem import Outcome
+from agmc_onnx.verbs.report import render_runs
 from agmc_onnx.verbs.report import report as write_report
+from tools.fuzz.texts import mutate_json
 
 DIGITS = Path(__file__).parents[2] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
 
@@ -299,6 +303,20 @@ def test_report_is_made_again_beside_its_json(runs, report):
     page = (runs / "a.report.html").read_text()
     assert page == render(report | {"policy": "a", "seed": 7})
     assert write_report(runs / "a.onnx", output=runs / "other.html").read_text() == page
+
+
+def test_a_report_that_was_changed_is_drawn_or_refused(runs, report):
+    """What a page needs of a report is checked when it is read: no other error comes out of it."""
+    drawn = refused = 0
+    for i in range(300):
+        changed = mutate_json(report.to_dict(), random.Random(i))
+        (runs / "a.report.json").write_text(json.dumps(changed))
+        try:
+            render_runs([read_run(runs / "a.report.json")])
+            drawn += 1
+        except UsageError:
+            refused += 1
+    assert drawn > 50 and refused > 50
 
 
 def test_page_of_a_run_that_lasts(runs):
