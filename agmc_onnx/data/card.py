@@ -26,16 +26,10 @@ LAYOUTS = ("NCHW", "NHWC")
 COLORS = ("RGB", "BGR", "L")
 AUGMENTATIONS = ("flip", "crop")
 BUILT_IN = {"digits": Path(__file__).parent / "digits" / "digits.toml"}
-COMPARING = (
-    "agreement",
-    "positions",
-    "miou",
-    "boxes",
-    "cosine",
-    "neighbours",
-    "psnr",
-    "sisdr",
-)  # with the original's answers
+TEXTS = ("characters", "words", "lines")  # whose labels are texts
+LABELLED = ("miou", *TEXTS)  # of the following, with labels where there are any
+# with the original's answers
+COMPARING = ("agreement", "positions", "miou", "boxes", *TEXTS, "cosine", "neighbours", "psnr", "sisdr")
 NEEDS_LABELS = {"top1": True, "top5": True} | dict.fromkeys(COMPARING, False)  # a "module:function" gets labels, if any
 MAX_CALIBRATION = 1000  # samples, of the default roles
 FEW = 50  # samples, of which no role gets many

@@ -12,7 +12,9 @@ from agmc_onnx.data.archives import load_npy
 from agmc_onnx.data.card import IMAGE_SUFFIXES, bad_data, shape_text
 
 
-def list_files(where: str, folder: Path, labels: Path | None, as_classes: bool) -> tuple[list[Path], np.ndarray | None]:
+def list_files(
+    where: str, folder: Path, labels: Path | None, as_classes: bool | str
+) -> tuple[list[Path], np.ndarray | None]:
     """Return the images of a folder and their labels, or None, as `data.open_data` says.
 
     Raises:
@@ -68,8 +70,14 @@ def file_labels(where: str, path: Path) -> np.ndarray:
     return load_npy(where, path)
 
 
-def check_labels(where: str, labels: np.ndarray, n: int, as_classes: bool) -> np.ndarray:
-    """Return class numbers as int64 of shape (n,), or numbers of any shape (n, ...) and type for a "module:function".
+def check_labels(where: str, labels: np.ndarray, n: int, as_classes: bool | str) -> np.ndarray:
+    """Return class numbers as int64 of shape (n,), or what else a metric wants.
+
+    Args:
+        where: How errors name the data.
+        labels: As they were read.
+        n: Samples.
+        as_classes: Whether they are class numbers; False: numbers of any shape (n, ...) and type; "texts": as they are.
 
     Raises:
         DataError: If there are not `n` of them, or they are not whole numbers from 0 where classes are asked for.
@@ -78,6 +86,8 @@ def check_labels(where: str, labels: np.ndarray, n: int, as_classes: bool) -> np
     if len(labels) != n:
         got, todo = f"{len(labels)} labels", "Give one label for each image."
         raise bad_data(where, "labels do not match the images", got, f"{n} images", todo)
+    if as_classes == "texts":
+        return labels
     if labels.dtype.kind in "US":
         try:
             labels = labels.astype(np.float64)

@@ -11,7 +11,18 @@ import numpy as np
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.archives import load_npz
-from agmc_onnx.data.card import NEEDS_LABELS, DataCard, InputSpec, Slice, bad_data, default_roles, load_card, shape_text
+from agmc_onnx.data.card import (
+    LABELLED,
+    NEEDS_LABELS,
+    TEXTS,
+    DataCard,
+    InputSpec,
+    Slice,
+    bad_data,
+    default_roles,
+    load_card,
+    shape_text,
+)
 from agmc_onnx.data.images import convert, crop, decode_all, fits, normalise, resize
 from agmc_onnx.data.labels import check_labels, file_labels, is_sorted, list_files, spread
 from agmc_onnx.errors import UsageError
@@ -300,7 +311,7 @@ def _open_source(
     _check_input(card, where, inputs)
     if not images.exists():
         raise bad_data(where, "images missing", str(images), "an .npz file or a folder", "Correct `images`.")
-    as_classes = metric is None or ":" not in metric
+    as_classes = "texts" if metric in TEXTS else metric is None or (":" not in metric and metric not in LABELLED)
     if images.is_dir():
         files, own = list_files(where, images, labels, as_classes)
         order = np.arange(len(files)) if own is None or labels else spread(own)

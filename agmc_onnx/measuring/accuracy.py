@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 
 from agmc_onnx.arrays import FloatArray
-from agmc_onnx.data.card import NEEDS_LABELS, shape_text
+from agmc_onnx.data.card import LABELLED, NEEDS_LABELS, shape_text
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import DataError, ModelError, UsageError
 from agmc_onnx.graph.files import read_model
-from agmc_onnx.measuring.agreeing import MEASURES, Interval, agreement, wilson
+from agmc_onnx.measuring.agreeing import MEASURES, Interval, against_labels, agreement, wilson
 from agmc_onnx.measuring.closeness import (
     are_probabilities,
     class_scores,
@@ -371,6 +371,10 @@ def _agree(ran: _Ran, evaluator: Evaluator) -> Judged:
     told, answers = evaluator._told, evaluator._answers
     assert told is not None
     assert answers is not None
+    labels, metric = evaluator.samples.labels, evaluator.metric
+    at = next((i for i, answer in enumerate(answers) if answer.kind in ("positions", "mask")), None)
+    if metric in LABELLED and labels is not None and at is not None:
+        return against_labels(answers[at], ran.seen[at], labels, metric)
     return agreement(answers, ran.seen, told, evaluator.metric)
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from agmc_onnx.arrays import FloatArray
-from agmc_onnx.measuring import boxes
+from agmc_onnx.errors import DataError
+from agmc_onnx.measuring import boxes, reading
 from agmc_onnx.measuring.closeness import check_as_many, class_scores, closeness_of, ranks
-from agmc_onnx.measuring.outputs import KINDS, Answer, Seen
+from agmc_onnx.measuring.outputs import KINDS, MAX_ENTRIES, Answer, Seen, sampled
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 DRAWS = 1000  # of the bootstrap
@@ -120,6 +121,9 @@ MEASURES: dict[str, Measure] = {
     "positions": Measure("same class at positions", _same, _share),
     "miou": Measure("mean IoU of classes", _overlap, _mean_overlap, ""),
     "boxes": Measure("F1 of the original's boxes", boxes.matches, _f1, ""),
+    "characters": Measure("characters right (100 - error rate)", reading.read_by_classes("characters"), reading.right),
+    "words": Measure("words right (100 - error rate)", reading.read_by_classes("words"), reading.right),
+    "lines": Measure("exact lines", reading.read_by_classes("lines"), reading.right),
     "cosine": Measure("cosine", _cosines, _share, ""),
     "neighbours": Measure("same nearest neighbour", _neighbours, _share),
     "psnr": Measure("PSNR", _psnr, lambda sums: sums[..., 0] / sums[..., 1], "dB"),
@@ -171,6 +175,32 @@ def _agreement_of(answer: Answer, ours: Seen, theirs: Seen, metric: str) -> tupl
             low, high = wilson(share, len(b))
             return name, 100 * share, (100 * low, 100 * high)
     return name, 100 * closeness_of(a, b), None
+
+
+def against_labels(answer: Answer, ours: Seen, labels: np.ndarray, metric: str) -> tuple[str, float, Interval | None]:
+    """Return a metric's name, value and interval against labels: texts, or the class at every position.
+
+    Args:
+        answer: Classes at positions.
+        ours: What a model says.
+        labels: (n,) texts, or (n, ...) classes; negative ones and 255 are not counted.
+        metric: Of `LABELLED`.
+
+    Raises:
+        DataError: If labels have another size than the output, or a model does not say what its classes stand for.
+    """
+    measure = MEASURES[metric]
+    if metric in reading.COUNTS:
+        counts = reading.read_by_labels(metric, ours.said, labels, answer.alphabet)
+    else:
+        flat = sampled(labels.reshape(len(labels), -1), MAX_ENTRIES).astype(np.int64)
+        if flat.shape != ours.said.shape:
+            raise DataError(
+                f"metric {metric}: labels of another size than the output, got {flat.shape[1]} positions; expected"
+                f" {ours.said.shape[1]}. Give the class at every position of the output."
+            )
+        counts = measure.count(ours.said, flat)
+    return metric, float(measure.value(counts.sum(axis=0))), bootstrap(counts, measure.value)
 
 
 def bootstrap(counts: FloatArray, value: Callable[[FloatArray], FloatArray]) -> Interval | None:

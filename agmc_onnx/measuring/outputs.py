@@ -19,6 +19,7 @@ from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import Graph, Node, graph_of
 from agmc_onnx.measuring import boxes, closeness
 from agmc_onnx.measuring.closeness import MAX_ENTRIES
+from agmc_onnx.measuring.reading import alphabet_of
 
 MOST_BOXES = 300  # of a sample that are compared
 N_MARKED = 512  # positions of a detector, per sample, that its closeness is measured at
@@ -46,6 +47,7 @@ class Answer:
         form: How they are written: "probabilities" or "" of classes; a key of `boxes.FORMS` of boxes.
         grid: Of boxes on a grid: (rows, columns, stride) of its levels.
         background: Class of detections that stands for nothing; None where there is none.
+        alphabet: What classes at positions stand for, where the model says it.
     """
 
     kind: str
@@ -54,6 +56,7 @@ class Answer:
     form: str = ""
     grid: tuple[tuple[int, int, int], ...] = ()
     background: int | None = None
+    alphabet: tuple[str, ...] = ()
 
     def settled(self, outputs: Arrays) -> Answer:
         """Return what numbers tell of the form beside the graph.
@@ -137,8 +140,11 @@ def answers_of(model: onnx.ModelProto | Graph, said: Mapping[str, str] | None = 
         if i in taken:
             continue
         one = Answer(kind, (i,), _axis(graph, name, shapes[i], kind))
+        shape = shapes[i]
         if kind == "detections":
-            one = _on_grid(graph, one, shapes[i])
+            one = _on_grid(graph, one, shape)
+        elif kind == "positions" and shape is not None:
+            one = replace(one, alphabet=alphabet_of(graph.model, shape.dims[one.axis]))
         found.append(one)
     return tuple(sorted(found, key=lambda answer: answer.at))
 
