@@ -69,8 +69,8 @@ def compressed(
     lines = [*summary(report), f"wrote {', '.join(files.values())}"]
     n_done, n_all = report["episodes"], episodes.n_episodes
     is_interrupted = report.get("interrupted")
-    if minutes is not None and n_done < n_all and not is_interrupted:
-        lines.append(f"search: ended after {n_done} of {n_all} candidates by --minutes {minutes:g}")
+    if n_done < n_all and not is_interrupted and (minutes is not None or options.get("patience")):
+        lines.append(f"search: ended after {n_done} of {n_all} candidates by {ended_by(report, options)}")
     if is_interrupted:
         say_error(
             f"{PROGRAM}: interrupted after {n_done} of {n_all} episodes;"
@@ -78,6 +78,14 @@ def compressed(
         )
     short = {name: fact for name, fact in report.items() if name not in LONG}
     return Said({**short, "files": files}, lines, INTERRUPTED if is_interrupted else 0)
+
+
+def ended_by(report: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Return which option ended a search before its last candidate."""
+    patience, rewards = options.get("patience"), [record["reward"] for record in report["history"]]
+    if patience and len(rewards) - 1 - rewards.index(max(rewards)) >= patience:
+        return f"--patience {patience}"
+    return f"--minutes {options['minutes']:g}" if options.get("minutes") else f"--patience {patience}"
 
 
 def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:

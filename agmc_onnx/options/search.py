@@ -26,6 +26,14 @@ class Search:
         more="The paper has 400; 100 find nearly as much here in a quarter of the time (ours).",
         **AT_LEAST_0,
     )
+    patience: int | None = option(
+        None,
+        "end a search after so many candidates without a better one",
+        "N",
+        default_text="none",
+        more="Finalists and all that comes behind the search stay as they are.",
+        **AT_LEAST_1,
+    )
     reward: str = option(
         "err", "what the policy is rewarded for", "NAME", choices=("agmc_onnx.search.rewards:REWARDS",)
     )

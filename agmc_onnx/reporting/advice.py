@@ -7,8 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from agmc_onnx.arrays import IntArray
+from agmc_onnx.errors import ModelError, UsageError
+from agmc_onnx.latency.timing import compare, ratio
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies.guide.prior import greedy_candidates
+from agmc_onnx.precision.quantiser import Quantiser, target_here
 from agmc_onnx.reporting.schema import Report
 from agmc_onnx.reporting.verdict import Circumstances, share_for
 from agmc_onnx.run.clock import BATCH, DISTILL
@@ -33,6 +36,7 @@ def circumstances(job: Job, environment: Environment, target: Target, kept: IntA
     times = report.latency_ratio
     has_budget = settings.budget.max_drop is None
     lost = 0.0 if report.loss is None or not data.real else report.loss.points
+    is_lost = data.real and report.loss is not None and (report.loss.interval or (lost,))[0] > 0
     return Circumstances(
         recover=settings.recovery.recover or "none",
         n_calibration=data.role("calibration").n if data.real else None,
@@ -42,7 +46,23 @@ def circumstances(job: Job, environment: Environment, target: Target, kept: IntA
         kind=target.kind,
         time=None if times is None else times.median,
         keep_more=keep_more(environment, target, kept, lost) if has_budget else None,
+        int8=int8_alone(job, report) if is_lost and settings.sparsity.precision == "float" else None,
     )
+
+
+def int8_alone(job: Job, report: Report) -> tuple[float, float] | None:
+    """Return the original's share of the time in int8, and the points it loses so; None where it cannot be quantised."""
+    here, data = job.settings.execution, job.data
+    try:
+        quantiser = Quantiser(data.role("calibration"), target_here(here.provider), here.threads)
+        model = quantiser(job.analysis.file.proto).model
+        feeds = data.role("test").take(8).feeds(1)
+        models = [job.analysis.file.proto, model]
+        times = compare(models, feeds, threads=here.threads, seconds=here.latency_seconds, provider=here.provider)
+        score = data.evaluator("test")(model).score
+    except (ModelError, UsageError):
+        return None
+    return ratio(times[1], times[0]).steady, report.original.metric.value - score.value
 
 
 def _distil_minutes(report: Report, settings: CompressOptions) -> float:

@@ -122,12 +122,14 @@ def _mend(loss: Loss, about: Circumstances, is_gone: bool) -> str:
         found.append("refit the weights: leave out --recover none")
     elif about.n_calibration is not None and about.n_calibration < FEW:
         found.append(f"more calibration samples: it had {about.n_calibration}, some hundreds are worth most")
+    if loss.name == "agreement":
+        found.append("labels in the card: agreement counts a wrong answer that became right as lost")
     if about.int8 is not None and (
         about.time is None or about.int8[0] <= about.time or about.int8[1] < loss.points / 2
     ):
         share, lost = about.int8
         found.append(
-            f"int8 instead: {share:.2f} of the time for {lost:.2f} points (--to int8 of the original, measured)"
+            f"int8 instead: {share:.2f} of the time for {lost:.2f} points (export --to int8 of the original, measured)"
         )
     if about.keep_more is not None and about.keep is not None and about.keep_more > about.keep:
         found.append(
@@ -137,8 +139,6 @@ def _mend(loss: Loss, about: Circumstances, is_gone: bool) -> str:
         minutes = max(1, math.ceil(about.distil_minutes))
         on = f" on {about.n_train:,} samples" if about.n_train else ""
         found.append(f"distil: --recover distill, about {minutes} minute{'s' if minutes > 1 else ''} here{on}")
-    if loss.name == "agreement":
-        found.append("labels in the card: agreement counts a wrong answer that became right as lost")
     return "; or ".join(found[:3]) if found else "keep more"
 
 

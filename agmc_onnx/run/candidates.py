@@ -331,7 +331,20 @@ def search_candidates(
         seconds = clock.for_search(expected, n_finalists)
         if expected is not None:
             tell("planned", told(expected, n_episodes, n_finalists, seconds))
-        found = search(problem, policy, reward, n_episodes, rng, on_episode, None, batch, recorder.all, race, seconds)
+        found = search(
+            problem,
+            policy,
+            reward,
+            n_episodes,
+            rng,
+            on_episode,
+            None,
+            batch,
+            recorder.all,
+            race,
+            seconds,
+            asked.patience,
+        )
         for text in getattr(policy, "notes", ()):
             tell(text, {})
         return found

@@ -54,6 +54,7 @@ def search(
     evaluate_all: EvaluateAll | None = None,
     race: bool = False,
     seconds: float | None = None,
+    patience: int | None = None,
 ) -> SearchResult:
     """Return the best candidate of a search; the same seed and batch give the same candidates.
 
@@ -74,6 +75,7 @@ def search(
         race: Give it the errors of the best candidate before the batch too (of none before the first), so that it measures
             long only what keeps up.
         seconds: Propose nothing more after so many, but at least once.
+        patience: Propose nothing more after so many episodes without a better candidate.
 
     Returns:
         The best candidate and the history, also when Ctrl-C came after the first episode.
@@ -86,6 +88,7 @@ def search(
     seen: set[tuple[int, ...]] = set()
     history: list[Record] = []
     best_kept, best_reward, interrupted = problem.n_units, -np.inf, False
+    last_better = 0  # episodes until the best one
     best_errors: Errors = ()  # of the best candidate, where candidates race
     n_episodes = max(1, min(n_episodes, policy.n_episodes))
     begun = time.perf_counter()
@@ -93,6 +96,8 @@ def search(
         while len(history) < n_episodes:
             start = time.perf_counter()
             if seconds is not None and history and start - begun >= seconds:
+                break
+            if patience is not None and len(history) - last_better >= patience:
                 break
             size = min(batch, n_episodes - len(history)) if history else 1
             proposed = [_met(problem, policy.propose(rng)) for _ in range(size)]
@@ -110,6 +115,7 @@ def search(
                 policy.observe(met.keep_ratio, value, outcome)
                 if value > best_reward:
                     best_kept, best_reward = met.kept, value
+                    last_better = len(history) + 1
                     best_errors = outcome.errors or best_errors
                 record = {
                     "episode": len(history),

@@ -44,6 +44,17 @@ def run(name, seed=0, n_episodes=8, problem=None, **arguments):
     return search(problem, policy, err, n_episodes, rng, **arguments)
 
 
+def test_a_search_ends_after_so_many_candidates_without_a_better_one():
+    whole = run("random", n_episodes=60)
+    rewards = [record["reward"] for record in whole.history]
+    better = [i for i, reward in enumerate(rewards) if reward > max(rewards[:i], default=-np.inf)]
+    waits = [b - a for a, b in zip(better, [*better[1:], 60], strict=True)]
+    ended = next(a for a, wait in zip(better, waits, strict=True) if wait > 5)
+    found = run("random", n_episodes=60, patience=5)
+    assert len(found.history) == ended + 6 < 60
+    assert found.history == [{**record, "wall_s": one["wall_s"]} for record, one in zip(whole.history, found.history)]  # noqa: B905
+
+
 def test_a_search_ends_when_its_time_is_up_but_not_before_the_first_candidate():
     assert len(run("random", seconds=0.0).history) == 1
     assert len(run("random", seconds=600.0).history) == 8
