@@ -15,6 +15,7 @@ import numpy as np
 from msgspec import Meta
 
 from agmc_onnx.errors import DataError
+from agmc_onnx.schema import checked
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -113,6 +114,11 @@ class DataCard:
     outputs: Mapping[str, str] = field(default_factory=dict)
 
 
+Pixels = Annotated[int, Meta(ge=1)]
+PixelsFile = Pixels | Annotated[list[Pixels], Meta(min_length=1, max_length=2)]
+NumbersFile = float | Annotated[list[float], Meta(min_length=1)]
+
+
 @dataclass(frozen=True)
 class RolesFile:
     """Slices "start:stop" of the samples, which may not overlap."""
@@ -141,15 +147,13 @@ class CardFile:
     input: Annotated[str | None, Meta(description="name of the graph input, where the model has several")] = None
     layout: Annotated[str, Meta(description="what the model wants: NCHW or NHWC")] = "NCHW"
     color: Annotated[str, Meta(description="RGB, BGR, or L for one channel")] = "RGB"
-    resize: Annotated[int | list[int] | None, Meta(description="the shorter side, or [height, width]; done first")] = (
-        None
-    )
-    crop: Annotated[int | list[int] | None, Meta(description="centre crop, or [height, width]")] = None
+    resize: Annotated[PixelsFile | None, Meta(description="the shorter side, or [height, width]; done first")] = None
+    crop: Annotated[PixelsFile | None, Meta(description="centre crop, or [height, width]")] = None
     scale: Annotated[
         float | None, Meta(description="pixels are divided by it; 255 for 8-bit images and float inputs")
     ] = None
-    mean: Annotated[float | list[float], Meta(description="then (x / scale - mean) / std")] = 0.0
-    std: float | list[float] = 1.0
+    mean: Annotated[NumbersFile, Meta(description="then (x / scale - mean) / std")] = 0.0
+    std: NumbersFile = 1.0
     metric: Annotated[str | None, Meta(description="see below")] = None
     roles: RolesFile = field(default_factory=RolesFile)
     train: TrainFile | None = None
@@ -261,9 +265,7 @@ def _absolute(where: str, table: Mapping[str, Any], base: Path) -> dict[str, Any
     """Return the table with its paths, also those of [train], taken from `base`."""
     out = dict(table)
     for key in ("images", "labels"):
-        if key in out:
-            if not isinstance(out[key], str | Path) or not str(out[key]):
-                raise bad_data(where, f"bad {key}", repr(out[key]), "a path", "Write it as a string.")
+        if isinstance(out.get(key), str | Path) and str(out[key]):
             out[key] = base / out[key]
     if isinstance(out.get("train"), Mapping):
         out["train"] = _absolute(where, out["train"], base)
@@ -283,13 +285,16 @@ def _card(where: str, table: Mapping[str, Any]) -> DataCard:
     _check_keys(where, table, CARD_KEYS)
     if "images" not in table:
         raise bad_data(where, "no images named", "no key 'images'", "a path", 'Add images = "...".')
-    roles = {}
-    given_roles = table.get("roles", {})
-    if not isinstance(given_roles, Mapping):
-        raise bad_data(where, "bad roles", repr(given_roles), "a table", "Write [roles].")
-    _check_keys(where, given_roles, ROLES, "role")
-    for name, text in given_roles.items():
-        roles[name] = _slice(f"{where} [roles] {name}", text)
+    checked(
+        _as_written(table),
+        CardFile,
+        where,
+        "a data card",
+        "Correct it; docs/data-cards.md says what each key holds.",
+        DataError,
+    )
+    _check_keys(where, table.get("roles", {}), ROLES, "role")
+    roles = {name: _slice(f"{where} [roles] {name}", text) for name, text in table.get("roles", {}).items()}
     ordered = sorted(roles.items(), key=lambda role: role[1])
     for (a, first), (b, second) in itertools.pairwise(ordered):
         if second[0] < first[1]:
@@ -302,15 +307,15 @@ def _card(where: str, table: Mapping[str, Any]) -> DataCard:
     std = _numbers(where, "std", table.get("std", 1.0))
     if min(std) <= 0:
         raise bad_data(where, "bad std", list(std), "numbers above 0", "Use 1.0 for no change.")
-    crop = _size(where, "crop", table.get("crop"))
+    crop = _size(table.get("crop"))
     return DataCard(
         where=where,
         images=table["images"],
         labels=table.get("labels"),
-        input=_text(where, "input", table.get("input")),
+        input=table.get("input"),
         layout=_choice(where, "layout", table.get("layout", "NCHW"), LAYOUTS),
         color=_choice(where, "color", table.get("color", "RGB"), COLORS),
-        resize=_size(where, "resize", table.get("resize")),
+        resize=_size(table.get("resize")),
         crop=(crop, crop) if isinstance(crop, int) else crop,
         scale=scale,
         mean=mean,
@@ -318,24 +323,22 @@ def _card(where: str, table: Mapping[str, Any]) -> DataCard:
         metric=_metric(where, table.get("metric")),
         roles=roles,
         train=_train(where, table, roles),
-        outputs=_outputs(where, table.get("outputs", {})),
+        outputs=dict(table.get("outputs", {})),
     )
 
 
-def _outputs(where: str, given: Any) -> dict[str, str]:
-    if not isinstance(given, Mapping) or not all(isinstance(kind, str) for kind in given.values()):
-        raise bad_data(
-            where, "bad outputs", repr(given), "a table", 'Write [outputs], and under it NAME = "detections".'
-        )
-    return dict(given)
+def _as_written(given: Any) -> Any:
+    """Return a table as a file has it: paths as text, slices given as pairs too."""
+    if isinstance(given, Mapping):
+        return {key: _as_written(value) for key, value in given.items()}
+    is_slice = isinstance(given, tuple) and len(given) == 2 and all(isinstance(value, int) for value in given)
+    return f"{given[0]}:{given[1]}" if is_slice else str(given) if isinstance(given, Path) else given
 
 
 def _train(where: str, table: Mapping[str, Any], roles: Mapping[str, Slice]) -> TrainCard | None:
     train = table.get("train")
     if train is None:
         return None
-    if not isinstance(train, Mapping):
-        raise bad_data(where, "bad train", repr(train), "a table", "Write [train].")
     _check_keys(f"{where} [train]", train, TRAIN_KEYS)
     images = train.get("images", table["images"])
     shared = images == table["images"]
@@ -349,8 +352,6 @@ def _train(where: str, table: Mapping[str, Any], roles: Mapping[str, Slice]) -> 
     if shared and not roles:
         raise bad_data(where, "roles overlap", "[train] of the same images and no [roles]", "both", "Write [roles].")
     augment = train.get("augment", [])
-    if not isinstance(augment, list | tuple):
-        raise bad_data(where, "bad augment", repr(augment), "a list", 'Write augment = ["flip"].')
     for name in augment:
         _choice(f"{where} [train]", "augment", name, AUGMENTATIONS)
     labels = train.get("labels", table.get("labels") if shared else None)
@@ -358,9 +359,8 @@ def _train(where: str, table: Mapping[str, Any], roles: Mapping[str, Slice]) -> 
 
 
 def _slice(where: str, text: Any) -> Slice:
-    if isinstance(text, tuple | list) and len(text) == 2 and all(isinstance(v, int) for v in text):
-        text = f"{text[0]}:{text[1]}"
-    match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d+)\s*", text) if isinstance(text, str) else None
+    text = _as_written(text)
+    match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d+)\s*", text)
     if not match:
         raise bad_data(where, "not a slice", repr(text), '"start:stop" of whole numbers', "Write for example 0:1000.")
     start, stop = int(match[1] or 0), int(match[2])
@@ -375,12 +375,6 @@ def _choice(where: str, key: str, value: Any, choices: tuple[str, ...]) -> str:
     return str(value)
 
 
-def _text(where: str, key: str, value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise bad_data(where, f"bad {key}", repr(value), "a string", "Put it in quotes.")
-    return value
-
-
 def _metric(where: str, value: Any) -> str | None:
     if value is None or (isinstance(value, str) and (value in NEEDS_LABELS or re.fullmatch(r"[\w.]+:\w+", value))):
         return value
@@ -390,16 +384,11 @@ def _metric(where: str, value: Any) -> str | None:
 
 def _numbers(where: str, key: str, value: Any) -> tuple[float, ...]:
     values = value if isinstance(value, list | tuple) else [value]
-    is_number = [isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < float("inf") for v in values]
-    if not values or not all(is_number):
-        raise bad_data(where, f"bad {key}", repr(value), "a number or a list of numbers", "Write for example 255.0.")
+    if not all(abs(v) < float("inf") for v in values):
+        raise bad_data(where, f"bad {key}", repr(value), "numbers", "Write for example 255.0.")
     return tuple(float(v) for v in values)
 
 
-def _size(where: str, key: str, value: Any) -> int | Size | None:
+def _size(value: Any) -> int | Size | None:
     values = list(value) if isinstance(value, list | tuple) else [value]
-    if value is None:
-        return None
-    if len(values) not in (1, 2) or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
-        raise bad_data(where, f"bad {key}", repr(value), "pixels, or [height, width]", "Write for example 224.")
     return values[0] if len(values) == 1 else (values[0], values[1])

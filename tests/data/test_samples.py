@@ -89,19 +89,19 @@ BAD_CARDS = [
         "card.toml: unknown key, got 'image'; expected one of images, labels, input, layout, ",
     ),
     ("scale = 1.0", "card.toml: no images named, got no key 'images'; expected a path. Add images = \"...\"."),
-    ("images = 3", "card.toml: bad images, got 3; expected a path. Write it as a string."),
+    ("images = 3", "card.toml: not a data card, images: expected `str`, got `int`. Correct it; "),
     ("images = 'x.npz'\nlayout = 'CHW'", "card.toml: bad layout, got 'CHW'; expected one of NCHW, NHWC. Choose one."),
     ("images = 'x.npz'\ncolor = 'rgb'", "card.toml: bad color, got 'rgb'; expected one of RGB, BGR, L. Choose one."),
-    ("images = 'x.npz'\ninput = 3", "card.toml: bad input, got 3; expected a string. Put it in quotes."),
-    ("images = 'x.npz'\ncrop = -1", "card.toml: bad crop, got -1; expected pixels, or [height, width]. "),
+    ("images = 'x.npz'\ninput = 3", "card.toml: not a data card, input: expected `str | null`, got `int`. "),
+    ("images = 'x.npz'\ncrop = -1", "card.toml: not a data card, crop: expected `int` >= 1. "),
     ("images = 'x.npz'\nscale = 0", "card.toml: bad scale, got 0; expected a number other than 0. "),
-    ("images = 'x.npz'\nmean = ['a']", "card.toml: bad mean, got ['a']; expected a number or a list of numbers. "),
+    ("images = 'x.npz'\nmean = ['a']", "card.toml: not a data card, mean[0]: expected `float`, got `str`. "),
     ("images = 'x.npz'\nstd = [1, 0, 1]", "card.toml: bad std, got [1.0, 0.0, 1.0]; expected numbers above 0. "),
     (
         "images = 'x.npz'\nmetric = 'top3'",
         f"card.toml: unknown metric, got 'top3'; expected {', '.join(NEEDS_LABELS)} or \"module:function\". Choose one.",
     ),
-    ("images = 'x.npz'\nroles = 3", "card.toml: bad roles, got 3; expected a table. Write [roles]."),
+    ("images = 'x.npz'\nroles = 3", "card.toml: not a data card, roles: expected `object`, got `int`. "),
     (
         "images = 'x.npz'\n[roles]\nrewards = '0:3'",
         "card.toml: unknown role, got 'rewards'; expected one of calibration, reward, test. Did you mean 'reward'?",
@@ -116,7 +116,7 @@ BAD_CARDS = [
         "card.toml [roles] test: empty role, got 5:5; expected at least one sample. Make stop larger than start.",
     ),
     ("images = 'x.npz'\n[roles]\ntest = '5'", "card.toml [roles] test: not a slice, got '5'; expected \"start:stop\""),
-    ("images = 'x.npz'\ntrain = 3", "card.toml: bad train, got 3; expected a table. Write [train]."),
+    ("images = 'x.npz'\ntrain = 3", "card.toml: not a data card, train: expected `object | null`, got `int`. "),
     (
         f"images = 'x.npz'\n{ROLES}[train]\nslices = '0:2'",
         "card.toml [train]: unknown key, got 'slices'; expected one of ",
@@ -135,7 +135,7 @@ BAD_CARDS = [
     ),
     (
         "images = 'x.npz'\n[train]\nimages = 'y.npz'\naugment = 'flip'",
-        "card.toml: bad augment, got 'flip'; expected a list.",
+        "card.toml: not a data card, train.augment: expected `array`, got `str`. ",
     ),
     (
         "images = 'x.npz'\n[train]\nimages = 'y.npz'\naugment = ['blur']",
