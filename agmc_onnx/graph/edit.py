@@ -9,7 +9,7 @@ arrays into it again and again.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -282,21 +282,22 @@ def _restructured(
 def _read_constants(slim: onnx.ModelProto, initializers: Sequence[str], changes: Sequence[Change]) -> set[str] | None:
     """Let nodes read new constants, be constants, or be others that read the same and constants, in place.
 
-    That concerns no other node.
-
+    That concerns no other node but those that only they needed, which go.
 
     Returns:
         Names of the initializers that there are then; None, and nothing is changed, where the changes are others.
     """
     graph = slim.graph
     makers = {name: node for node in graph.node for name in node.output if name}
-    constants = {"", *initializers} | {name for name, node in makers.items() if _is_constant(node)}
-    known = constants | makers.keys() | {value.name for value in graph.input}
+    sparse = {one.values.name for one in graph.sparse_initializer}
+    known = {*initializers} | makers.keys() | {value.name for value in graph.input} | sparse
     reads = [change for change in changes if isinstance(change, Input)]
     made = [change for change in changes if isinstance(change, Made)]
     gone = {change.output for change in changes if isinstance(change, Gone)}
     undeclared = {change.value for change in changes if isinstance(change, Undeclared)}
-    old = {_input(makers[one.output], one.position) if one.output in makers else None for one in reads}
+    if not all(one.output in makers for one in reads):
+        return None
+    old = {_input(makers[one.output], one.position) for one in reads}
     old.update(name for output in gone for name in makers[output].input)
     fresh = {one.value for one in reads}
     for new in made:
@@ -309,8 +310,8 @@ def _read_constants(slim: onnx.ModelProto, initializers: Sequence[str], changes:
         slim.ir_version <= LAST_IR_WITH_INPUTS
         or not all(isinstance(change, Input | Made | Gone | Undeclared) for change in changes)
         or any(len(makers[output].output) > 1 for output in gone)
-        or not (constants | gone).issuperset(old)
         or not known.isdisjoint(fresh)
+        or not sparse.isdisjoint(old)
     ):
         return None
     for one in reads:
@@ -328,18 +329,23 @@ def _read_constants(slim: onnx.ModelProto, initializers: Sequence[str], changes:
     for i in reversed(range(len(graph.node)) if gone else ()):
         if graph.node[i].output and graph.node[i].output[0] in gone:
             del graph.node[i]
+    uses = Counter(used_names(graph))
+    old.discard("")
+    for i in reversed(range(len(graph.node)) if old else ()):  # what only they needed
+        node = graph.node[i]
+        if old.intersection(node.output) and not any(uses[name] for name in node.output):
+            needed = [*node.input, *captured_names(node)]
+            uses.subtract(needed)
+            old.update(needed)
+            undeclared.update(node.output)
+            del graph.node[i]
     listed = {value.name for value in graph.input}
     listed.update(e.value for a in graph.quantization_annotation for e in a.quant_parameter_tensor_names)
-    used = set(used_names(graph))
-    unused = old - used - listed
-    for i in reversed(range(len(graph.node))):
-        if _is_constant(graph.node[i]) and graph.node[i].output[0] in unused:
-            undeclared.add(graph.node[i].output[0])
-            del graph.node[i]
+    unused = {name for name in old if not uses[name]} - listed
     for i in reversed(range(len(graph.value_info))):
         if graph.value_info[i].name in undeclared:
             del graph.value_info[i]
-    return ({*initializers} - unused) | fresh | (gone & used)
+    return ({*initializers} - unused) | fresh | {name for name in gone if uses[name]}
 
 
 def put_attributes(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx
-from scipy.stats import spearmanr
 
 from agmc_onnx.errors import UsageError
 from agmc_onnx.latency.layout import keep_layout
@@ -67,5 +66,7 @@ def rank_correlation(finalists: Sequence[Mapping[str, Any]]) -> float | None:
     pairs = [(one["float_fidelity"], one["fidelity"]) for one in finalists if one.get("float_fidelity") is not None]
     if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
         return None
+    from scipy.stats import spearmanr  # takes as long to import as a small model to inspect
+
     found = float(spearmanr(np.array(pairs)[:, 0], np.array(pairs)[:, 1]).statistic)
     return found if np.isfinite(found) else None

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.naming import layer_name
-from agmc_onnx.latency.predict import LatencyCost, latency_cost
 from agmc_onnx.latency.tables import cached_table
 from agmc_onnx.motifs import build, describe
 from agmc_onnx.ops.vanish import closer_of
@@ -22,11 +21,13 @@ from agmc_onnx.pruning.depth import layers_that_may_go
 from agmc_onnx.pruning.widths import FINE
 from agmc_onnx.reporting.reasons import find_reasons
 from agmc_onnx.run.analysis import Analysis, analyse_model
-from agmc_onnx.run.latency import fits
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.problem import Outcome
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.verbs.given import Given, on_files, path_of
+
+if TYPE_CHECKING:
+    from agmc_onnx.latency.predict import LatencyCost
 
 INSPECT_FORMAT = "agmc-onnx/inspect@1"
 
@@ -114,6 +115,11 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
 def _times(analysis: Analysis, n_units: IntArray) -> dict[str, LatencyCost]:
     """Return the time as a cost, where this machine's table has times of this very model; nothing is timed here."""
     samples = cached_table(threads=1, provider="cpu", batch=1).models.get(analysis.file.sha256, [])
+    if not samples:
+        return {}
+    from agmc_onnx.latency.predict import latency_cost
+    from agmc_onnx.run.latency import fits
+
     is_timed = fits(samples, n_units.tolist()) and any(0 in sample["kept"] for sample in samples)
     return {"time_share": latency_cost(analysis.channels, samples)} if is_timed else {}
 
