@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-ENGINE = ("ties", "graph", "ops", "pruning", "search/budget.py", "data/random_inputs.py")
+ENGINE = ("ties", "graph", "ops", "pruning", "search/budget.py", "measuring/random_inputs.py")
 _FORK = multiprocessing.get_context("fork")
 
 

@@ -219,20 +219,29 @@ def settled(job: Job, environment: Environment, target: Target, found: Found) ->
 
 
 def _within(job: Job, environment: Environment, target: Target, found: Found) -> Found:
-    """Solve a latency budget again until the measured latency meets it."""
+    """Solve a latency budget again until the measured latency meets it.
+
+    What seems to miss it is measured once more: one measurement on a busy machine is not enough to give up what a search found.
+    What is solved with is the mean of all measurements, and what the search has evaluated goes before what it has not.
+    """
     tried: list[tuple[float, Found]] = []
     told: list[dict[str, Any]] = []
     for _ in range(CORRECTIONS):
-        got = measured(job.analysis, found.model, job.data, job.settings, target, found.search.kept)
-        assert got.predicted is not None
-        share = got.ratio.steady
-        told.append({"predicted": got.predicted, "measured": asdict(got.ratio), "kept": found.search.kept.tolist()})
-        job.tell("latency", {"share": share, "keep": target.share})
+        shares: list[float] = []
+        while not shares or (len(shares) == 1 and not UNDER * target.share <= shares[0] <= OVER * target.share):
+            got = measured(job.analysis, found.model, job.data, job.settings, target, found.search.kept)
+            assert got.predicted is not None
+            shares.append(got.ratio.steady)
+            told.append({"predicted": got.predicted, "measured": asdict(got.ratio), "kept": found.search.kept.tolist()})
+            job.tell("latency", {"share": shares[-1], "keep": target.share})
+        share = float(np.mean(shares))
         tried.append((share, found))
         if UNDER * target.share <= share <= OVER * target.share:
             break
-        aim = replace(target, share=AIM * target.share, miss=share / got.predicted)
-        kept = _solved(environment, aim, found.search.kept / environment.n_units)
+        misses = [one / (target.cost(trial.search.kept) / target.full) for one, trial in tried]
+        aim = replace(target, share=AIM * target.share, miss=float(np.mean(misses)))
+        kept = _evaluated(aim, found)
+        kept = _solved(environment, aim, found.search.kept / environment.n_units) if kept is None else kept
         if any(np.array_equal(kept, one.search.kept) for _, one in tried):
             break
         found = _instead(job, environment, found, kept)
@@ -240,6 +249,14 @@ def _within(job: Job, environment: Environment, target: Target, found: Found) ->
     share, found = max(good, key=lambda one: one[0]) if good else min(tried, key=lambda one: one[0])
     facts = {"keep": target.share, "reached": share, "trials": told}
     return replace(found, facts={**found.facts, "latency_budget": facts})
+
+
+def _evaluated(aim: Target, found: Found) -> IntArray | None:
+    """Return the most rewarded candidate of a search that fills a budget without exceeding it, or None."""
+    costs = {tuple(record["kept"]): aim.cost(np.array(record["kept"], np.int64)) for record in found.search.history}
+    least = UNDER / AIM * aim.budget
+    fitting = [one for one in found.search.history if least <= costs[tuple(one["kept"])] <= aim.budget]
+    return np.array(max(fitting, key=lambda one: one["reward"])["kept"], np.int64) if fitting else None
 
 
 def _not_slower(job: Job, environment: Environment, target: Target, found: Found) -> Found:
