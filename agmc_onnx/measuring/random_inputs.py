@@ -23,10 +23,13 @@ def runnable(model: onnx.ModelProto, n: int, seed: int, sizes: InputSizes | None
 
     Raises:
         ModelError: If onnxruntime cannot load the model.
-        DataError: If it runs on none of the sizes.
+        DataError: If an input takes no numbers, or it runs on none of the sizes.
     """
     specs, inputs = model_inputs(model), input_dims(model)
     session = make_session(model)
+    synthetic(
+        specs, 1, seed, {f"{spec.name}:{at}": 1 for spec in specs for at in range(len(spec.shape))}
+    )  # of numbers at all
     problem, tried = "", None
 
     def candidates() -> Iterator[InputSizes]:
