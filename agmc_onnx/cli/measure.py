@@ -15,7 +15,7 @@ from agmc_onnx.options import Data, Execution
 @option("data", str, "CARD", f"measure accuracy too, on the test role: {DATA}")
 @option_of(Data, "input_shape")
 @option("batch", int, "N", "samples per timed inference", 1, low=1, wrong="too small")
-@option_of(Execution, "threads", "provider")
+@option_of(Execution, "threads", "provider", "custom_ops")
 @option("seconds", float, "S", "time given to latency", Execution.latency_seconds, low=0, wrong="not a time")
 def command(models: tuple[str, ...], data: str | None, **given: Any) -> Said:
     """Measure models."""

@@ -33,6 +33,7 @@ PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
 }
+_LIBRARIES = "AGMC_ONNX_CUSTOM_OPS"  # in the environment, so that processes that are started know them too
 _LARGE_BYTES = 32_000_000  # of a model: what sessions leave free in the allocator then counts
 _SHORT_NAMES = {names[0]: short for short, names in PROVIDERS.items()}
 
@@ -42,6 +43,32 @@ def processors() -> int:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return min(usable, int(asked)) if asked.isdecimal() and int(asked) else usable
+
+
+def use_libraries(paths: Sequence[str]) -> None:
+    """Let all sessions of this process, and of those it starts, know the ops of these libraries, which are code that runs.
+
+    Raises:
+        UsageError: If one of them is no custom-op library of this onnxruntime.
+    """
+    for path in paths:
+        try:
+            ort.SessionOptions().register_custom_ops_library(str(path))
+        except Exception as error:  # as in run_model
+            raise UsageError(
+                f"--custom-ops: not a library of custom ops, got {str(path)!r} ({one_line(error)[:160]}); expected one built for"
+                f" onnxruntime {ort.__version__}. Check the path."
+            ) from None
+    if paths:
+        os.environ[_LIBRARIES] = os.pathsep.join(map(str, paths))
+
+
+def _session_options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    for path in filter(None, os.environ.get(_LIBRARIES, "").split(os.pathsep)):
+        options.register_custom_ops_library(path)
+    return options
 
 
 def model_inputs(model: onnx.ModelProto) -> list[InputSpec]:
@@ -189,8 +216,7 @@ def save_optimised(model: Path, target: Path, level: str = "basic", is_portable:
     Raises:
         ModelError: If onnxruntime refuses the model.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = _session_options()
     levels = {"basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC, "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL}
     options.graph_optimization_level = levels[level]
     options.optimized_model_filepath = str(target)
@@ -212,13 +238,12 @@ def _open(
     is_large = isinstance(model, onnx.ModelProto) and model.ByteSize() > _LARGE_BYTES
     if is_large:
         _give_back()
-    options = ort.SessionOptions()
+    options = _session_options()
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     where = "model"
@@ -244,7 +269,7 @@ def _open(
             if foreign:
                 raise ModelError(
                     f"{where}: op {foreign[1]} is not one of ONNX or onnxruntime, so it cannot be run; expected ops that can."
-                    " Export the model without it, or only inspect it."
+                    " Name its library with --custom-ops, export the model without it, or only inspect it."
                 ) from None
             raise ModelError(
                 f"{where}: onnxruntime cannot load it, got {one_line(error)!r}; "

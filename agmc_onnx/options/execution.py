@@ -36,6 +36,14 @@ class Execution:
     )
     threads: int = option(1, "threads of onnxruntime, and of torch in a refit", "N", **AT_LEAST_1)
     provider: str = option("cpu", "where onnxruntime runs", "NAME", choices=("cpu", "cuda", "auto"))
+    custom_ops: tuple[str, ...] = option(
+        (),
+        "library of ops of others for onnxruntime; its code is run, and what its ops touch stays whole",
+        "LIBRARY",
+        default_text="none",
+        example="libmy_ops.so",
+        more="May be given once for each library; those of onnxruntime_extensions are at its get_library_path().",
+    )
     latency_seconds: float = option(5.0, "time given to measuring latency", "S", low=0, wrong="not a time", example="5")
 
     def check(self) -> None:

@@ -144,6 +144,7 @@ def batch(
     ray: str | None = Execution.ray,
     threads: int = Execution.threads,
     provider: str = Execution.provider,
+    custom_ops: tuple[str, ...] = Execution.custom_ops,
     latency_seconds: float = Execution.latency_seconds,
 ) -> list[Row]:
     """Compress every .onnx file below a folder; one that fails costs itself, not the others.

@@ -16,6 +16,7 @@ from agmc_onnx.errors import AgmcError, UsageError, VerificationError
 from agmc_onnx.graph.commit import settle
 from agmc_onnx.graph.outputs import check_output, stamped, with_id, write_files
 from agmc_onnx.measuring.roles import Roles
+from agmc_onnx.measuring.session import use_libraries
 from agmc_onnx.options import (
     Budget,
     CompressOptions,
@@ -166,6 +167,7 @@ def compress(
     ray: str | None = Execution.ray,
     threads: int = Execution.threads,
     provider: str = Execution.provider,
+    custom_ops: tuple[str, ...] = Execution.custom_ops,
     latency_seconds: float = Execution.latency_seconds,
 ) -> Result:
     """Compress a model to a budget; the files are written all or none, after the result has been verified.
@@ -209,6 +211,7 @@ def _compress(
     progress: Progress | None,
 ) -> Result:
     start = time.perf_counter()
+    use_libraries(settings.execution.custom_ops)
     tell: Progress = progress or (lambda stage, facts: None)
     analysis = analyse_model(model, settings.search.excluded, data, settings.data.input_shape)
     settings = with_recovery(analysis, data, settings)

@@ -13,6 +13,7 @@ import onnx
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.naming import layer_name
 from agmc_onnx.latency.tables import cached_table
+from agmc_onnx.measuring.session import use_libraries
 from agmc_onnx.motifs import build, describe
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.bodies import uncounted
@@ -33,12 +34,13 @@ INSPECT_FORMAT = "agmc-onnx/inspect@1"
 
 
 @on_files
-def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
+def inspect(model: Given, *, input_shape: Sequence[str] = (), custom_ops: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a model is and what could be pruned of it, ready for JSON (`agmc-onnx/inspect@1`).
 
     Args:
         model: An .onnx file.
         input_shape: Texts NAME=1,3,H,W: sizes of the open dims; what they do not say is guessed.
+        custom_ops: Libraries of ops for onnxruntime, whose code is run.
 
     Returns:
         "model" (path, sha256, bytes, opset), "inputs" and "outputs", "ops" (counts by type, most frequent first), "macs",
@@ -53,6 +55,7 @@ def inspect(model: Given, *, input_shape: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ModelError: If it is no ONNX model.
     """
+    use_libraries(custom_ops)
     analysis = analyse_model(path_of(model), input_shape=input_shape)
     channels, proto = analysis.channels, analysis.file.proto
     costs = {"macs": macs_cost(channels), "params": params_cost(channels)}

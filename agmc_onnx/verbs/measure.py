@@ -16,7 +16,7 @@ from agmc_onnx.latency.timing import MORE_ROUNDS, compare, ratio
 from agmc_onnx.measuring.accuracy import Evaluator, needs_original
 from agmc_onnx.measuring.memory import peak_bytes
 from agmc_onnx.measuring.outputs import answers_of
-from agmc_onnx.measuring.session import model_inputs
+from agmc_onnx.measuring.session import model_inputs, use_libraries
 from agmc_onnx.measuring.sizes import graph_at, samples_at, settle
 from agmc_onnx.options import Execution
 from agmc_onnx.pruning.cost import count_macs, stored_params
@@ -36,6 +36,7 @@ def measure(
     provider: str = Execution.provider,
     batch: int = 1,
     input_shape: Sequence[str] = (),
+    custom_ops: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return size, accuracy and latency of models that take the same inputs, ready for JSON (`agmc-onnx/measure@1`).
 
@@ -48,6 +49,7 @@ def measure(
         seconds: Time given to latency, for all models together.
         provider: "cpu", "cuda" or "auto".
         batch: Samples per timed inference, where the model leaves it open.
+        custom_ops: As `inspect`.
         input_shape: As `inspect`; the data say the sizes where there are any.
 
     Raises:
@@ -55,6 +57,7 @@ def measure(
         ModelError: If a model cannot be read or run.
         DataError: If the data cannot be used.
     """
+    use_libraries(custom_ops)
     if not models:
         raise UsageError("measure: no model given; expected at least one .onnx file. Name the models to measure.")
     files = [read_model(path_of(model)) for model in models]

@@ -19,7 +19,7 @@ from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.outputs import check_set, output_files, twin_of
 from agmc_onnx.graph.precision import is_half, to_float32
 from agmc_onnx.graph.view import Graph, graph_of
-from agmc_onnx.measuring.session import model_inputs
+from agmc_onnx.measuring.session import model_inputs, use_libraries
 from agmc_onnx.measuring.sizes import samples_at, second_feeds
 from agmc_onnx.pruning.plan import Plan, kept_units, read_plan
 from agmc_onnx.pruning.sparsity import check_zeros
@@ -36,6 +36,7 @@ def verify(
     plan: str | Path | None = None,
     data: str | Path | None = None,
     input_shape: Sequence[str] = (),
+    custom_ops: Sequence[str] = (),
 ) -> Verification:
     """Check a compressed file against its original and plan; weights may have been recovered since.
 
@@ -45,10 +46,12 @@ def verify(
         plan: Default: `X.plan.json` beside X.onnx.
         data: A data card, an .npz, a folder, or "digits", whose calibration samples are compared on; None makes random inputs.
         input_shape: Texts NAME=1,3,H,W: sizes of these.
+        custom_ops: As `inspect`.
 
     Raises:
         VerificationError: If it does not hold.
     """
+    use_libraries(custom_ops)
     model, compressed = path_of(model), path_of(compressed)
     twin, is_quantised = twin_of(compressed), False
     analysis = analyse_model(model, (), data, input_shape)
