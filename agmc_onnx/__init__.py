@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from agmc_onnx.verbs.apply import Applied, apply
     from agmc_onnx.verbs.batch import batch
     from agmc_onnx.verbs.batch import batch as compress_folder
+    from agmc_onnx.verbs.card import card
     from agmc_onnx.verbs.compress import Result, compress
     from agmc_onnx.verbs.demo import demo
     from agmc_onnx.verbs.doctor import doctor
@@ -53,9 +54,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgmcError", "Applied", "BudgetError", "CompressOptions", "DataError", "Frontier", "Imported", "ModelError", "PlanError",
-    "Report", "Result", "UsageError", "Verification", "VerificationError", "apply", "batch", "compress", "compress_folder",
-    "demo", "doctor", "export", "finetune", "from_torch", "frontier", "import_", "import_model", "inspect", "measure", "report",
-    "time_ops", "to_torch", "verify", "write_report",
+    "Report", "Result", "UsageError", "Verification", "VerificationError", "apply", "batch", "card", "compress",
+    "compress_folder", "demo", "doctor", "export", "finetune", "from_torch", "frontier", "import_", "import_model", "inspect",
+    "measure", "report", "time_ops", "to_torch", "verify", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
@@ -70,6 +71,7 @@ _HOMES = {
     "finetune": ("agmc_onnx.verbs.finetune", "finetune"),
     "apply": ("agmc_onnx.verbs.apply", "apply"),
     "compress": ("agmc_onnx.verbs.compress", "compress"),
+    "card": ("agmc_onnx.verbs.card", "card"),
     "batch": ("agmc_onnx.verbs.batch", "batch"),
     "frontier": ("agmc_onnx.verbs.frontier", "frontier"),
     "Frontier": ("agmc_onnx.reporting.frontier", "Frontier"),

@@ -12,8 +12,8 @@ from agmc_onnx.cli.parsing import VERBS, verb_named
 STABILITY = Path(__file__).parents[1] / "docs" / "stability.md"
 LISTED = """
     AgmcError Applied BudgetError CompressOptions DataError Frontier Imported ModelError PlanError Report Result UsageError
-    Verification VerificationError apply batch compress compress_folder demo doctor export finetune from_torch frontier import_
-    import_model inspect measure report time_ops to_torch verify write_report
+    Verification VerificationError apply batch card compress compress_folder demo doctor export finetune from_torch frontier
+    import_ import_model inspect measure report time_ops to_torch verify write_report
 """
 PUBLIC = LISTED.split()
 OLD = {"compress_folder": "batch", "import_model": "import_", "write_report": "report"}

@@ -28,6 +28,7 @@ VERBS = {
     "apply": "rebuild a compressed model from its plan, as cut: without data, search or recovery",
     "finetune": "let a compressed model learn from its original, without labels",
     "frontier": "original, int8, pruned, and both, at several points: one page, one table",
+    "card": "write a data card for a model and a folder of images: usual preprocessings are tried",
     "batch": "compress every model of a folder, each in a process of its own",
     "report": "make the HTML report of a run again, or one page of several runs",
     "export": "write a model for another runtime, and measure it there",

@@ -87,6 +87,7 @@ class DataCard:
         color: Channels in the order the model wants, one of `COLORS`; L is one channel (ITU-R 601 luma).
         resize: An int is the new length of the shorter side, the other side following (rounded down); (height, width)
             is exact. Bilinear, with the support widened when shrinking. Done before the crop.
+        pad: With a `resize` of both sides: images keep their proportions, in the upper left corner of pixels of this value.
         crop: (height, width) of the centre crop.
         scale: Pixels are divided by it first; None means 255 for 8-bit images fed to a float input and 1 otherwise.
         mean: One per channel, or one for all, in the order of `color`: (x / scale - mean) / std.
@@ -105,6 +106,7 @@ class DataCard:
     color: str = "RGB"
     resize: int | Size | None = None
     crop: Size | None = None
+    pad: float | None = None
     scale: float | None = None
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -149,6 +151,10 @@ class CardFile:
     color: Annotated[str, Meta(description="RGB, BGR, or L for one channel")] = "RGB"
     resize: Annotated[PixelsFile | None, Meta(description="the shorter side, or [height, width]; done first")] = None
     crop: Annotated[PixelsFile | None, Meta(description="centre crop, or [height, width]")] = None
+    pad: Annotated[
+        float | None,
+        Meta(description="letterbox: proportions stay, and what is left of [height, width] is of this value"),
+    ] = None
     scale: Annotated[
         float | None, Meta(description="pixels are divided by it; 255 for 8-bit images and float inputs")
     ] = None
@@ -317,6 +323,7 @@ def _card(where: str, table: Mapping[str, Any]) -> DataCard:
         color=_choice(where, "color", table.get("color", "RGB"), COLORS),
         resize=_size(table.get("resize")),
         crop=(crop, crop) if isinstance(crop, int) else crop,
+        pad=_numbers(where, "pad", table["pad"])[0] if "pad" in table else None,
         scale=scale,
         mean=mean,
         std=std,

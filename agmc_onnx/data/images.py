@@ -39,7 +39,7 @@ def decode_all(where: str, card: DataCard, files: Sequence[Path]) -> np.ndarray:
             raise bad_data(f"{where} {path.name}", "cannot decode", f"{error}"[:120], expected, todo) from None
         pixels = pixels.reshape(*pixels.shape[:2], -1)
         if card.resize:
-            pixels = resize(pixels, card.resize)
+            pixels = resize(pixels, card.resize, card.pad)
         pixels = crop(f"{where} {path.name}", pixels[None], card.crop)[0]
         if images and pixels.shape != images[0].shape:
             got = f"{shape_text(pixels.shape)} after {shape_text(images[0].shape)}"
@@ -49,9 +49,18 @@ def decode_all(where: str, card: DataCard, files: Sequence[Path]) -> np.ndarray:
     return convert(np.stack(images), card.color)
 
 
-def resize(image: np.ndarray, size: int | Size) -> np.ndarray:
-    """Return one (H, W, C) image in the new size; an int is the shorter side, the other follows, rounded down."""
+def resize(image: np.ndarray, size: int | Size, pad: float | None = None) -> np.ndarray:
+    """Return one (H, W, C) image in the new size; an int is the shorter side, the other follows, rounded down.
+
+    With `pad` an image of other proportions keeps them: it lies in the upper left corner, and the rest is of that value.
+    """
     height, width = image.shape[:2]
+    if pad is not None and not isinstance(size, int) and height * size[1] != width * size[0]:
+        share = min(size[0] / height, size[1] / width)
+        inside = resize(image, (max(1, round(height * share)), max(1, round(width * share))))
+        found = np.full((*size, image.shape[2]), pad, image.dtype)
+        found[: inside.shape[0], : inside.shape[1]] = inside
+        return found
     if isinstance(size, int):
         shorter = min(height, width)
         size = (size * height // shorter, size * width // shorter)

@@ -159,6 +159,13 @@ class Dataset:
             raise bad_data(self.card.where, "no such role", repr(name), f"one of {known}", "Add it under [roles].")
         return self._source.samples(f"{self.card.where} {name}", self.roles[name], name != "calibration")
 
+    def with_all(self, n: int) -> Samples:
+        """Return n samples, at equal distances among all, with their labels: for what does not know roles yet."""
+        rows = self._source.order[np.linspace(0, self.n - 1, min(n, self.n)).round().astype(np.int64)]
+        labels = None if self._source.labels is None else self._source.labels[rows]
+        batch, unbatched = self._source.fixed_batch, self._source.unbatched
+        return Samples(self.card.where, self._source.read, rows, labels, fixed_batch=batch, unbatched=unbatched)
+
     def _train(self) -> Samples:
         train, where = self.card.train, f"{self.card.where} [train]"
         if train is None:
@@ -405,7 +412,7 @@ def _image_source(
         if isinstance(images, np.ndarray):
             pixels = images[index]
             if card.resize:
-                pixels = np.stack([resize(image, card.resize) for image in pixels])
+                pixels = np.stack([resize(image, card.resize, card.pad) for image in pixels])
             pixels = convert(crop(where, pixels, card.crop), card.color)
         else:
             pixels = decode_all(where, card, [images[i] for i in index])

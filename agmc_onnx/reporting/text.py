@@ -374,6 +374,28 @@ def finetuned(report: Report) -> list[str]:
     return [*aligned(table), taught, *nothing]
 
 
+def carded(report: Report) -> list[str]:
+    """Return what `card` prints: what was found, what the choice was made by, how sure it is, and some answers."""
+    lines = [f"{report['files']:,} images found, {report['skipped']:,} other files skipped; {report['images']} tried"]
+    tried, sure = report["tried"], report["sure"]
+    if sure is None:
+        lines.append(
+            "The model's answers do not say which preprocessing is right: this is the most usual one. Check it."
+        )
+    else:
+        by = "accuracy" if report["judged"] == "accuracy" else "how much the answers say"
+        certain = "sure" if sure >= 0.95 else "NOT sure: check it"
+        lines.append(f"by {by}: {tried[0]['score']:.3f}; best in {100 * sure:.0f} % of draws of the images, {certain}")
+        lines += [f"  {one['score']:.3f}  {one['card']}" for one in tried[:4]]
+    for one in report["answers"]:
+        if "classes" in one:
+            named = ", ".join(f"class {c} {100 * s:.0f} %" for c, s in zip(one["classes"], one["shares"], strict=True))
+        else:
+            named = "; ".join(f"class {box[1]:.0f} at {box[2:]}" for box in one["boxes"]) or "no box"
+        lines.append(f"answer: {named}")
+    return lines
+
+
 def measurement(found: Report) -> list[str]:
     """Return what `measure` prints: a table of sizes, one of accuracy, one of latency; ratios refer to the first model."""
     models = found["models"]
