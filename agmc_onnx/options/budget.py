@@ -39,7 +39,7 @@ class Budget:
         example="1",
         wrong="the points to lose are out of range",
     )
-    minimise: str = option("flops", "what --max-drop makes small", "NAME", choices=BUDGETS)
+    minimise: str = option("flops", "what --max-drop makes small", "NAME", choices=(*BUDGETS, "latency"))
     latency_table: str | Path | None = option(
         None,
         "op times of another device for --latency; `agmc-onnx time-ops` makes them",
@@ -49,6 +49,11 @@ class Budget:
     )
     stages: int = option(1, "steps in which the budget is reached, each recovered before the next", "N", **AT_LEAST_1)
 
+    @property
+    def is_latency(self) -> bool:
+        """Whether it is latency that is kept within the budget, or made small."""
+        return self.latency is not None or (self.max_drop is not None and self.minimise == "latency")
+
     def check(self) -> None:
         """Raise unless exactly one budget is given."""
         given = [name for name in ONE_OF if getattr(self, name) is not None]
@@ -57,5 +62,5 @@ class Budget:
                 f"budget: got {' and '.join(flag(name) for name in given) or 'none'}; expected exactly one of"
                 " --flops R, --params R and --latency R, with 0 < R < 1, or --max-drop P. Say how much to keep, or to lose."
             )
-        if self.latency_table is not None and self.latency is None:
+        if self.latency_table is not None and not self.is_latency:
             raise UsageError("--latency-table: got no --latency; expected the budget it is for. Add --latency R.")

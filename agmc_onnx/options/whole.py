@@ -91,7 +91,8 @@ class CompressOptions:
                 )
             known[name].says.check(name, value, known[name].kind)
         given = {name: str(v) if isinstance(v, PathLike) else v for name, v in options.items() if v is not None}
-        given.setdefault("round_to", 4 if given.get("latency") is None else "auto")  # in whole blocks where time counts
+        is_timed = given.get("latency") is not None or (given.get("max_drop") and given.get("minimise") == "latency")
+        given.setdefault("round_to", "auto" if is_timed else 4)  # in whole blocks where time counts
         given.setdefault("batch", given.get("workers", Execution.workers))
         parts = {
             part: kind(**{name: value for name, value in given.items() if known[name].part == part})

@@ -327,7 +327,8 @@ def aligned(table: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
 def command(report: Report) -> list[str]:
     """Return the command line that makes this report's result again, one item an option with its value."""
     settings, defaults = report["settings"], {name: one.default for name, one in known_options().items()}
-    defaults["round_to"] = "auto" if settings.get("latency") else 4
+    is_timed = settings.get("latency") or (settings.get("max_drop") and settings.get("minimise") == "latency")
+    defaults["round_to"] = "auto" if is_timed else 4
     words = [["agmc-onnx", "compress", report["model"]["path"]]]
     for name, value in settings.items():
         asked = name in ("flops", "params", "max_drop", "policy", "episodes", "seed", "recover") and value is not None

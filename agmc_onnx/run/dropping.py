@@ -40,7 +40,7 @@ def by_drop(job: Job, environment: Environment, target: Target) -> Found:
     trial = _Trials(job, environment, target)
     few = POLICIES[job.settings.search.policy].few
     quick = job.settings.but(policy=job.settings.search.policy if few else "greedy", reward="err", finalists=1)
-    least = target.cost(environment.min_keep) / target.full
+    least = target.share_of(environment.min_keep)
     low, high, share = least, 1.0, max(FIRST, (1 + least) / 2 if least > FIRST else FIRST)
     while high - low > CLOSE and not trial.interrupted:
         reached = trial.run(share, quick)
@@ -121,7 +121,7 @@ class _Trials:
         )
         self.interrupted = search.interrupted
         records = {tuple(one["kept"]): float(one["reward"]) for one in search.history}
-        costs = {key: aim.cost(np.array(key, np.int64)) / aim.full for key in records}
+        costs = {key: aim.share_of(np.array(key, np.int64)) for key in records}
         smaller = [key for key in records if costs[key] < (self.reached or 1.0)]
         for key in sorted(smaller, key=lambda key: -records[key])[:MOST_SEARCHES]:
             start, chosen = time.perf_counter(), replace(search, kept=np.array(key, np.int64))
@@ -140,7 +140,7 @@ class _Trials:
                 job.journal.note(name, {"kept": search.kept.tolist(), "drop": asdict(drop)})
         else:
             search, drop = replace(search, kept=np.array(note["kept"], np.int64)), Drop(**note["drop"])
-        reached = aim.cost(search.kept) / aim.full
+        reached = aim.share_of(search.kept)
         trial = _Trial(share, reached, settings, environment, search, found, drop, time.perf_counter() - start)
         self.done.append(trial)
         if drop.most > self.limit:

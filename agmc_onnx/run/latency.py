@@ -170,13 +170,13 @@ def latency_target(
 
     Some samples were measured beside the original; what they differ from the prediction is taken into account.
     """
-    assert settings.budget.latency is not None
     samples = table_samples(analysis, environment, data, settings, tell)
     cost = latency_cost(analysis.channels, samples)
     full = cost(environment.n_units)
     misses = [sample["share"] * full / cost(sample["kept"]) for sample in samples if "share" in sample]
     table = hashlib.sha256(json.dumps(list(samples), sort_keys=True).encode()).hexdigest()
-    return Target("latency", settings.budget.latency, cost, full, float(np.median(misses)) if misses else 1.0, table)
+    share = 1.0 if settings.budget.latency is None else settings.budget.latency  # what --max-drop tries is less
+    return Target("latency", share, cost, full, float(np.median(misses)) if misses else 1.0, table)
 
 
 def is_here(budget: Budget) -> bool:

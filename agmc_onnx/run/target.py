@@ -40,6 +40,10 @@ class Target:
         """Largest cost allowed."""
         return int(self.share / self.miss * self.full)
 
+    def share_of(self, kept: npt.ArrayLike) -> float:
+        """Return the share of the original's cost that kept counts have."""
+        return self.cost(kept) * self.miss / self.full
+
 
 def target_of(asked: Budget, channels: Channels, n_params: int | None = None) -> Target:
     """Return the target of a run.

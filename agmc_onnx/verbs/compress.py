@@ -219,7 +219,7 @@ def _compress(
     environment = environment_of(analysis, data_of, settings)
     if settings.budget.max_drop is not None and not data_of.real:
         raise UsageError("--max-drop: got no --data; expected samples to measure the loss on. Give a data card.")
-    by_latency = settings.budget.latency is not None
+    by_latency = settings.budget.is_latency
     target = (
         latency_target(analysis, environment, data_of, settings, tell)
         if by_latency

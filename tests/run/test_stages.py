@@ -144,6 +144,15 @@ def test_a_policy_rewarded_for_size_searches_without_a_budget(monkeypatch):
     assert report["max_drop"]["most"] <= 5
 
 
+def test_the_fastest_model_within_a_drop(monkeypatch):
+    monkeypatch.setattr(dropping, "CLOSE", 0.3)
+    report = agmc_onnx.compress(DIGITS, max_drop=5, minimise="latency", precision="int8", **FAST).report
+    found = report["max_drop"]
+    assert report.target.kind == "latency" and report.precision is not None and found["most"] <= 5
+    shares = [one["reached"] for one in found["trials"] if one["accepted"]]
+    assert shares and found["reached"] == min(shares)
+
+
 def test_a_drop_that_nothing_meets_is_told(monkeypatch):
     monkeypatch.setattr(dropping, "CLOSE", 0.6)
     with pytest.raises(
@@ -162,7 +171,10 @@ def test_without_data_no_drop_can_be_measured():
     [
         ({"max_drop": 1, "flops": 0.5}, r"budget: got --flops and --max-drop; expected exactly one"),
         ({"max_drop": 0}, r"--max-drop: the points to lose are out of range, got 0"),
-        ({"max_drop": 1, "minimise": "size"}, r"--minimise: unknown name, got 'size'; expected one of flops, params"),
+        (
+            {"max_drop": 1, "minimise": "size"},
+            r"--minimise: unknown name, got 'size'; expected one of flops, params, latency",
+        ),
         ({"max_drop": 1, "stages": 2}, r"--stages: got 2 beside --max-drop; expected 1"),
         ({"flops": 0.5, "stages": 2, "recover": "none"}, r"--stages: got 2 beside --recover none"),
         ({"flops": 0.5, "stages": 0}, r"--stages: too small, got 0"),
