@@ -313,9 +313,6 @@ def graph_of(model: onnx.ModelProto, folder: Path | None = None, shapes: dict[st
     return Graph(model, tuple(nodes), tensors, inputs, outputs, producer, consumers, captured, opset, folder, shapes)
 
 
-view = graph_of  # its name of before
-
-
 def captured_names(proto: onnx.NodeProto) -> Iterator[str]:
     """Yield the outer values that a node's subgraphs use."""
     for attribute in proto.attribute:

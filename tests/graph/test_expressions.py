@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from tests.nets import model
 
 ROWS: dict[str, tuple[str, list[int | None] | None]] = {
@@ -45,4 +45,4 @@ def test_computed_sizes(name: str) -> None:
         "two_f": np.array([2.0], np.float32),
     }
     text = f"g (float[N, 3, H, W] x) => (int64[] y) {{ z = Relu(x) s = Shape(x) h = Slice(s, two, three) {nodes} }}"
-    assert view(model(text, arrays)).sizes("y") == wanted
+    assert graph_of(model(text, arrays)).sizes("y") == wanted

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from agmc_onnx.graph.view import view
+from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.reporting.reasons import find_reasons
 from agmc_onnx.reporting.text import inspection
@@ -22,7 +22,7 @@ WEIGHTS = {"layer0_weight": (6, 8), "layer1_weight": (6, 8), "wy": (8, 3), "wh":
 
 
 def test_alike_reasons_are_said_once() -> None:
-    found = find_reasons(analyse(view(model(NET, WEIGHTS))))
+    found = find_reasons(analyse(graph_of(model(NET, WEIGHTS))))
     caches = next(reason for reason in found if "past_0" in reason.why)
     assert caches.why == "Concat c0: it meets the input past_0, which keeps dimension 2 whole"
     assert [units for _, units in caches.layers] == [8, 8]
