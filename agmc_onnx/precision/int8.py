@@ -104,8 +104,8 @@ def shaped(model: onnx.ModelProto) -> onnx.ModelProto:
     del found.opset_import[:]
     found.opset_import.extend(opsets)
     seen: set[str] = set()
-    for i, node in enumerate(found.graph.node):
-        node.name = node.name if node.name and node.name not in seen else f"{node.name or node.op_type}_{i}"
+    for node in found.graph.node:
+        node.name = node.name if node.name and node.name not in seen else node.output[0]  # by which op times find it
         seen.add(node.name)
     return onnx.shape_inference.infer_shapes(found)
 

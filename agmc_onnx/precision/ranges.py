@@ -10,11 +10,12 @@ import onnx
 
 from agmc_onnx.arrays import FloatArray
 from agmc_onnx.data.samples import Samples
-from agmc_onnx.measuring.session import make_session
+from agmc_onnx.measuring.session import make_session, run_model
 
 Range = tuple[float, float]
 
-CHUNK = 10  # samples whose values of every node are in memory at once
+CHUNK = 10  # samples whose values of every node are in memory at once, at most
+CHUNK_BYTES = 256_000_000  # that these may take
 ENTRIES = 4096  # of every value and chunk, at equal distances, that errors are computed on
 CLIPS = np.linspace(1.0, 0.4, 13)  # shares of the extremes that are tried
 
@@ -59,8 +60,11 @@ def observe(model: onnx.ModelProto, samples: Samples, threads: int = 1) -> dict[
     session = make_session(wide, threads, optimise=False)
     names = [value.name for value in wide.graph.output]
     seen: dict[str, list[tuple[float, float, FloatArray, FloatArray | None, int]]] = {}
-    for feed, _ in samples.batches(samples.batch_size(CHUNK)):
-        values = dict(zip(names, session.run(names, feed), strict=True)) | dict(feed)
+    first = run_model(session, next(iter(samples.batches(samples.batch_size(1))))[0])
+    each = sum(value.nbytes for value in first if isinstance(value, np.ndarray))
+    chunk = int(np.clip(CHUNK_BYTES // max(each, 1), 1, CHUNK))
+    for feed, _ in samples.batches(samples.batch_size(chunk)):
+        values = dict(zip(names, run_model(session, feed), strict=True)) | dict(feed)
         for name, value in values.items():
             if isinstance(value, np.ndarray) and value.dtype == np.float32 and value.size:
                 seen.setdefault(name, []).append(_of(value))

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from agmc_onnx.arrays import IntArray
-from agmc_onnx.errors import ModelError, UsageError
+from agmc_onnx.errors import AgmcError
 from agmc_onnx.latency.timing import compare, ratio
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies.guide.prior import greedy_candidates
+from agmc_onnx.precision.int8 import OPSET
 from agmc_onnx.precision.quantiser import Quantiser, target_here
 from agmc_onnx.reporting.schema import Report
 from agmc_onnx.reporting.verdict import Circumstances, share_for
@@ -53,6 +54,8 @@ def circumstances(job: Job, environment: Environment, target: Target, kept: IntA
 def int8_alone(job: Job, report: Report) -> tuple[float, float] | None:
     """Return the original's share of the time in int8, and the points it loses so; None where it cannot be quantised."""
     here, data = job.settings.execution, job.data
+    if job.analysis.graph.opset < OPSET:  # advice is not worth a conversion
+        return None
     try:
         quantiser = Quantiser(data.role("calibration"), target_here(here.provider), here.threads)
         model = quantiser(job.analysis.file.proto).model
@@ -60,7 +63,7 @@ def int8_alone(job: Job, report: Report) -> tuple[float, float] | None:
         models = [job.analysis.file.proto, model]
         times = compare(models, feeds, threads=here.threads, seconds=here.latency_seconds, provider=here.provider)
         score = data.evaluator("test")(model).score
-    except (ModelError, UsageError):
+    except AgmcError:
         return None
     return ratio(times[1], times[0]).steady, report.original.metric.value - score.value
 

@@ -19,6 +19,7 @@ from agmc_onnx.latency import tables as op_times
 from agmc_onnx.latency.predict import latency_cost, sample_counts
 from agmc_onnx.latency.tables import LatencyTable, layout_block, read_table
 from agmc_onnx.ops import analyse
+from agmc_onnx.precision.int8 import TARGETS, plain, write_int8
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.widths import rounding
 from agmc_onnx.ties.groups import Channels
@@ -51,6 +52,20 @@ def chain(widths: tuple[int, ...] = (32, 48)) -> onnx.ModelProto:
         y = Conv(r2, c_w, c_b)
     }"""
     return net(text, conv("a", a, 3) + conv("b", b, a) + conv("c", 5, b, 1))
+
+
+def test_the_ops_of_a_quantised_model_are_those_of_its_nodes() -> None:
+    channels = analyse(graph_of(chain()))
+    samples = []
+    for widths in ((32, 48), (16, 24), (32, 16), (8, 40)):
+        simple = plain(chain(widths))
+        values = [value.name for value in (*simple.graph.value_info, *simple.graph.input, *simple.graph.output)]
+        made = write_int8(simple, dict.fromkeys(values, (-3.0, 3.0)), TARGETS["avx2"])
+        samples.append({"kept": list(widths), **time_ops.time_ops(made.SerializeToString(), FEED)})
+    assert any("QLinearConv" in key for _, key, _ in samples[0]["ops"])
+    cost = latency_cost(channels, samples)
+    assert {kind[0] for kind in cost.kinds} >= {"Conv"}
+    assert cost.constant_ms < 0.6 * cost.ms([32, 48])
 
 
 def padded_shortcut() -> onnx.ModelProto:

@@ -8,6 +8,7 @@ from agmc_onnx.data.samples import Samples, load_card, open_data
 from agmc_onnx.graph.files import read_model
 from agmc_onnx.measuring.accuracy import Evaluator
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
+from agmc_onnx.precision import ranges
 from agmc_onnx.precision.int8 import TARGETS, corrected_biases, plain, raised, rounded, write_int8
 from agmc_onnx.precision.quantiser import Quantiser
 from agmc_onnx.precision.ranges import Observed, extremes, least_error, observe
@@ -40,14 +41,25 @@ def test_every_target_gives_a_valid_model_that_answers_alike(target: str) -> Non
     assert all(found.precision[name] == "int8" for name in convolutions) and found.why_float == {}
 
 
+def test_large_values_are_observed_in_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto, samples = digits()
+    simple, few = plain(proto), samples.take(25)
+    whole = observe(simple, few)
+    monkeypatch.setattr(ranges, "CHUNK_BYTES", 1)
+    one_by_one = observe(simple, few)
+    assert extremes(one_by_one).keys() == extremes(whole).keys()
+    for name, known in extremes(whole).items():
+        np.testing.assert_allclose(extremes(one_by_one)[name], known, rtol=1e-4, atol=1e-5)
+
+
 def test_corrected_biases_answer_closer_than_rounded_weights_alone() -> None:
     proto, samples = digits()
     judge = Evaluator(samples, "agreement", reference=proto, original=proto)
     simple, target = plain(proto), TARGETS["avx2"]
     observed = observe(simple, samples)
-    ranges = extremes(observed)
-    as_rounded = judge(write_int8(simple, ranges, target)).fidelity
-    corrected = judge(write_int8(corrected_biases(simple, observed, target), ranges, target)).fidelity
+    given = extremes(observed)
+    as_rounded = judge(write_int8(simple, given, target)).fidelity
+    corrected = judge(write_int8(corrected_biases(simple, observed, target), given, target)).fidelity
     assert corrected > as_rounded
 
 
