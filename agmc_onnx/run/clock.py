@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from agmc_onnx.arrays import IntArray
@@ -73,6 +74,13 @@ def raced(n: int) -> float:
     return min(2 * (math.log(n) + 0.6) / n, 1.0) if n else 0.0
 
 
+def timed(run: Callable[[], object]) -> float:
+    """Return the seconds that something takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def forecast(
     evaluate: Callable[[IntArray], Outcome],
     kept: IntArray,
@@ -103,9 +111,9 @@ def forecast(
     if refit is not None:
         n_calibration = min(data.role("calibration").n, MOST_CALIBRATION)
         few = max(min(settings.data.search_samples, n_calibration), 1)
-        start = time.perf_counter()
-        refit(kept, few)
-        recovering = (time.perf_counter() - start) * n_calibration / few
+        fewer, all_few = (timed(partial(refit, kept, n)) for n in (max(few // 2, 1), few))
+        each = max(all_few - fewer, 0.0) / max(few - few // 2, 1)  # some of it does not grow with the samples
+        recovering = all_few + each * (n_calibration - few)
     is_distilled = settings.recovery.recover == "distill"
     return Forecast(
         candidate=(seconds + more) / settings.execution.workers,
