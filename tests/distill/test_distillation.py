@@ -9,7 +9,7 @@ import torch
 
 from agmc_onnx.data.samples import Samples, synthetic
 from agmc_onnx.distill.distillation import CHECKPOINT, _augmented, distill
-from agmc_onnx.errors import ModelError, UsageError
+from agmc_onnx.errors import ModelError, Notice, UsageError
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 from agmc_onnx.refit.options import RecoverOptions
 from tests import nets
@@ -113,6 +113,17 @@ def test_a_checkpoint_of_another_run_is_passed_over(tmp_path: Path) -> None:
     steps: list[int] = []
     distill(net(2), net(), draw(), options, lambda step, *_: steps.append(step), folder=tmp_path)
     assert steps == [1, 2, 3, 4]
+
+
+def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path) -> None:
+    options = RecoverOptions(n_steps=4, train_batch_size=16, save_every=2)
+    (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")
+    steps: list[int] = []
+    with pytest.warns(
+        Notice, match=r"\.damaged: the checkpoint cannot be read \(\w+\) and was set aside; the run begins anew\."
+    ):
+        distill(net(1), net(), draw(), options, lambda step, *_: steps.append(step), folder=tmp_path)
+    assert steps == [1, 2, 3, 4] and (tmp_path / f"{CHECKPOINT}.damaged").read_bytes() == b"no checkpoint"
 
 
 def test_the_best_rewarded_model_is_returned_and_training_stops_early() -> None:
