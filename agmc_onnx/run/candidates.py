@@ -133,8 +133,9 @@ def _losses(
         from agmc_onnx.refit.statistics import Restatement
 
         few = replace(_quick(settings), n_samples=LOSS_SAMPLES, n_positions=LOSS_POSITIONS)
-        kind = Restatement if settings.recovery.recover == "statistics" else Compensator
-        return kind(analysis.channels, samples, few)
+        if settings.recovery.recover == "statistics":
+            return Restatement(analysis.channels, samples, few)
+        return Compensator(analysis.channels, samples, few)
 
     @cache
     def make() -> Callable[[list[IntArray]], float]:

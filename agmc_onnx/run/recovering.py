@@ -62,7 +62,8 @@ def best_finalist(
         units = environment.kept(n_kept)
         shares = environment.shares(n_kept) if isinstance(environment, JointEnvironment) else {}
         model = recovered(analysis, units, environment.candidate(n_kept), data, settings, shares)
-        judged, errors = (0.0, 0.0), None
+        judged = 0.0, 0.0
+        errors: FloatArray | None = None
         if evaluator is not None:
             exact = quantised(model, data, settings)
             told = evaluator(model if exact is None else exact.model, race=True)
