@@ -95,7 +95,7 @@ class PairCost:
         rng = np.random.default_rng(0)
         trials = np.array([[rng.choice(counts[counts > 0]) for counts in options] for _ in range(N_CHECKS)])
         for groups in atoms:
-            trials[np.ix_(rng.random(N_CHECKS) < 0.3, groups)] = 0
+            trials[np.ix_(rng.random(N_CHECKS) < 0.3, np.array(groups))] = 0
         near = np.abs(made(trials) - costs_of(problem.cost, trials)).max() <= 1e-6 * max(full, 1)
         return replace(made, is_exact=bool(near))
 
