@@ -113,7 +113,10 @@ def forecast(
         few = max(min(settings.data.search_samples, n_calibration), 1)
         fewer, all_few = (timed(partial(refit, kept, n)) for n in (max(few // 2, 1), few))
         each = max(all_few - fewer, 0.0) / max(few - few // 2, 1)  # some of it does not grow with the samples
-        recovering = all_few + each * (n_calibration - few)
+        most = all_few * n_calibration / few
+        recovering = (
+            most + min(all_few + each * (n_calibration - few), most)
+        ) / 2  # the line is steep where it was busy
     is_distilled = settings.recovery.recover == "distill"
     return Forecast(
         candidate=(seconds + more) / settings.execution.workers,
