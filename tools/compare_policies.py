@@ -27,7 +27,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -122,19 +122,23 @@ def as_found() -> Iterator[None]:
         pipeline.settled = before
 
 
-def remembering(evaluator: Evaluator) -> Evaluator:
-    """Return an evaluator that measures no model twice."""
-    known: dict[bytes, Evaluation] = {}
+class Remembering:
+    """An evaluator that measures no model twice."""
 
-    def measure(model: onnx.ModelProto, **more: Any) -> Evaluation:
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self._known: dict[bytes, Evaluation] = {}
+
+    def __call__(self, model: onnx.ModelProto, **more: Any) -> Evaluation:
         if more:
-            return evaluator(model, **more)
+            return self._evaluator(model, **more)
         name = hashlib.sha256(model.SerializeToString(deterministic=True)).digest()
-        if name not in known:
-            known[name] = evaluator(model)
-        return known[name]
+        if name not in self._known:
+            self._known[name] = self._evaluator(model)
+        return self._known[name]
 
-    return cast(Evaluator, measure)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._evaluator, name)
 
 
 @contextmanager
@@ -160,7 +164,7 @@ def shared() -> Iterator[None]:
         def make() -> Roles:
             made = before[1](analysis, data, settings)
             evaluator = made.evaluator
-            made.evaluator = cache(lambda *asked, **more: remembering(evaluator(*asked, **more)))  # type: ignore[method-assign]
+            made.evaluator = cache(lambda *asked, **more: Remembering(evaluator(*asked, **more)))  # type: ignore[method-assign]
             return made
 
         return once(named("roles", analysis, settings), make)

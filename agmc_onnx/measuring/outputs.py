@@ -20,13 +20,15 @@ from agmc_onnx.graph.view import Graph, Node, graph_of
 from agmc_onnx.measuring import boxes, closeness
 from agmc_onnx.measuring.closeness import MAX_ENTRIES
 from agmc_onnx.measuring.reading import alphabet_of
+from agmc_onnx.ops.norm import is_stored
+from agmc_onnx.ops.table import op_of
 
 MOST_BOXES = 300  # of a sample that are compared
 N_MARKED = 512  # positions of a detector, per sample, that its closeness is measured at
 N_SIGNAL = 1000  # samples, from which on one row of numbers may be a sound
 _PASSING = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _NORMS = frozenset(
-    {"BatchNormalization", "LayerNormalization", "LpNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
+    {"LayerNormalization", "LpNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
      "SkipLayerNormalization"}
 )  # fmt: skip
 _POOLING = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
@@ -206,7 +208,7 @@ def _maker(graph: Graph, value: str) -> Node | None:
 def _is_normed(graph: Graph, node: Node) -> bool:
     """Return whether a value is brought to one length or spread by what makes it, perhaps scaled and shifted behind."""
     for _ in range(3):
-        if node.op_type in _NORMS:
+        if node.op_type in _NORMS or is_stored(node):
             return True
         if node.op_type == "Div":
             below = _maker(graph, node.inputs[1])
@@ -235,7 +237,7 @@ def _is_segmentation(graph: Graph, shape: Shape, maker: Node) -> bool:
     pictures = [s for name in graph.outputs if (s := graph.shape(name)) is not None and s.rank == 4]
     given = _picture(graph)
     classes = shape.dims[_channels(shape)]
-    if maker.op_type not in ("Add", "Conv", "ConvTranspose", "Resize", "Upsample") or given is None:
+    if not (op_of(maker).kernel or maker.op_type in ("Add", "Resize", "Upsample")) or given is None:
         return False
     area = math.prod(shape.dims[1:]) / classes
     return len(pictures) == 1 and 4 <= classes <= 256 and area * 64 >= given[0] * given[1]
@@ -301,7 +303,7 @@ def _computes_boxes(graph: Graph, output: str) -> bool:
     while left:
         name = left.pop()
         node = graph.producer.get(name)
-        if name in seen or node is None or node.op_type in ("Conv", "Gemm", "MatMul"):
+        if name in seen or node is None or op_of(node).refit:
             continue
         seen.add(name)
         if node.op_type in ("Add", "Sub", "Mul", "Div", "Exp", "Pow"):
