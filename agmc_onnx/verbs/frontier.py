@@ -157,13 +157,16 @@ class _Run:
         if self._left() > 0:
             target = latency_target(self.analysis, self.environment, self.data, self.settings, self.tell)
         begin: FloatArray | None = None
+        whole = 1.0
         for number, share in enumerate(np.geomspace(0.85, LEAST, self.n_points).tolist(), 1):
             if self._left() <= 0:
                 self.notes.append(
                     f"{number - 1} of {self.n_points} points: --minutes ended it; the same command goes on"
                 )
                 break
-            begin = self._point(target, round(min(target.miss, 1.0) * share, 3), number, begin)
+            whole = min(target.miss, 1.0) if number == 1 else whole
+            begin, off = self._point(target, round(whole * share, 3), number, begin)
+            target = replace(target, miss=target.miss * off)
         points = self._timed(seconds)
         found = Frontier(
             points=points,
@@ -203,8 +206,11 @@ class _Run:
                 f"these nodes stay float, since onnxruntime refuses them in int8: {', '.join(exact.why_float)}"
             )
 
-    def _point(self, target: Target, share: float, number: int, begin: FloatArray | None) -> FloatArray | None:
-        """Search within a share of the original's time, and return the keep ratios found, for the next one to begin at."""
+    def _point(
+        self, target: Target, share: float, number: int, begin: FloatArray | None
+    ) -> tuple[FloatArray | None, float]:
+        """Search within a share of the original's time; return the keep ratios found, for the next one to begin at, and what was
+        measured over what was predicted."""
         path = self.folder / f"pruned-{number}.onnx"
         settings = self.settings.but(latency=share)
         self.tell(f"point {number} of {self.n_points}", {"share": share})
@@ -226,10 +232,12 @@ class _Run:
                     ).report  # fmt: skip
             except BudgetError as error:
                 self.notes.append(f"point {number}: {error}")
-                return begin
+                return begin, 1.0
         self._note(path, report)
         kept = {group.name: group.kept / group.units for group in report.groups}
-        return np.array([kept[group.name] for group in self.environment.channels.groups])
+        measured, predicted = report.target.reached, report.target.predicted
+        off = float(np.clip(measured / predicted, 0.5, 2.0)) if predicted else 1.0
+        return np.array([kept[group.name] for group in self.environment.channels.groups]), off
 
     def _known(self, path: Path, settings: CompressOptions) -> Report | None:
         """Return the report of a point that an earlier call made from the same model with the same options."""
@@ -293,7 +301,7 @@ class _Run:
                 " have 7 bits"
             )
         interval = points[0].metric.interval
-        if interval is not None and None not in interval and interval[1] - interval[0] > 4:  # type: ignore[operator]
+        if interval is not None and None not in interval and interval[1] - interval[0] > 4:
             found.append(f"{points[0].metric.n:,} test samples: differences of a point or two are within their doubt")
         return found
 

@@ -145,7 +145,7 @@ def test_without_time_there_is_what_needs_no_search(tmp_path: Path, capsys: pyte
 
 
 def test_bad_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--points: too small, got 0"):
+    with pytest.raises(UsageError, match="points: too small, got 0"):
         agmc_onnx.frontier(NETWORK, **(OPTIONS | {"points": 0}), output=tmp_path)
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="no folder can be made there"):

@@ -88,10 +88,10 @@ def test_a_latency_budget_is_met_by_what_runs() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"precision": "int8", "data": None}, "--precision: int8 needs inputs to find the range"),
+        ({"precision": "int8", "data": None}, "precision: int8 needs inputs to find the range"),
         ({"precision": "fp16"}, "computes float16 as float on provider cpu"),
         ({"precision": "bf16"}, "no bfloat16 kernels"),
-        ({"precision": "int8", "stages": 2}, "got int8 beside --stages 2"),
+        ({"precision": "int8", "stages": 2}, "got int8 beside .*stages"),
         ({"precision": "int4"}, "expected one of float, int8"),
     ],
 )
