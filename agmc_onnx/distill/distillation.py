@@ -32,7 +32,7 @@ from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.measuring.outputs import Answer
 from agmc_onnx.measuring.session import make_session, run_model
 from agmc_onnx.refit.goals import Goal, output_goals
-from agmc_onnx.refit.options import RecoverOptions
+from agmc_onnx.refit.options import RecoverOptions, rows_of_a_step
 from agmc_onnx.refit.sites import find_sites
 from agmc_onnx.torch_view.batches import takes_batches, with_open_batch
 from agmc_onnx.torch_view.module import TorchGraph, to_model, to_tensor
@@ -42,12 +42,6 @@ Reward = Callable[[onnx.ModelProto], float]
 Loss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tensor | None], Tensor]
 CHECKPOINT = "distill.pt"
 LEAST_BATCH = 16  # samples of a step, below which statistics of a batch say too little
-FEW_ROWS = {
-    "detections": 8,
-    "embedding": 32,
-    "mask": 8,
-    "positions": 32,
-}  # samples of a step, of kinds that say much of each
 HOLD_EVERY = 10  # steps, after which a network that answers worse than before goes back, and learns half as fast
 OWN_SHARE = 0.3  # of the learning rate, for these
 SLACK = 1.1  # of the least loss on the samples that say so
@@ -328,7 +322,7 @@ class _Distillation:
         """Return the number of samples of a step: fewer than asked for where their activations would not fit."""
         if self.samples.fixed_batch is not None and not self.is_open:
             return self.samples.batch_size(1)
-        wanted = min([self.options.train_batch_size, *(FEW_ROWS[kind] for kind in self.own)])
+        wanted = rows_of_a_step(self.own, self.options.train_batch_size)
         return min(wanted, self._most_rows, self.samples.n)
 
     def _statistics_batches(self) -> list[dict[str, Tensor]]:

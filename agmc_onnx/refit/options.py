@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+# Samples of a step of distillation, of kinds of outputs that say much of each.
+FEW_ROWS = {"detections": 8, "embedding": 32, "mask": 8, "positions": 32}
 
 
 @dataclass(frozen=True)
@@ -81,3 +85,13 @@ class RecoverOptions:
     evaluate_every: int = 200
     patience: int = 5
     save_every: int = 200
+
+
+def rows_of_a_step(kinds: Iterable[str], most: int = RecoverOptions.train_batch_size) -> int:
+    """Return the samples of a step of distillation.
+
+    Args:
+        kinds: Of outputs (`measuring.outputs.KINDS`).
+        most: Samples of a step of class scores.
+    """
+    return min([most, *(FEW_ROWS[kind] for kind in kinds if kind in FEW_ROWS)])

@@ -9,13 +9,13 @@ import numpy as np
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.errors import AgmcError
 from agmc_onnx.latency.timing import compare, ratio
-from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies.guide.prior import greedy_candidates
 from agmc_onnx.precision.int8 import OPSET
 from agmc_onnx.precision.quantiser import Quantiser, target_here
+from agmc_onnx.refit.options import rows_of_a_step
 from agmc_onnx.reporting.schema import Report
 from agmc_onnx.reporting.verdict import Circumstances, share_for
-from agmc_onnx.run.clock import BATCH, DISTILL
+from agmc_onnx.run.clock import DISTILL
 from agmc_onnx.run.stages import Job
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.environment import Environment
@@ -42,7 +42,7 @@ def circumstances(job: Job, environment: Environment, target: Target, kept: IntA
         recover=settings.recovery.recover or "none",
         n_calibration=data.role("calibration").n if data.real else None,
         n_train=data.lessons.n if data.real else None,
-        distil_minutes=_distil_minutes(report, settings) if data.real else None,
+        distil_minutes=_distil_minutes(job, report) if data.real else None,
         keep=target.share if has_budget else None,
         kind=target.kind,
         time=None if times is None else times.median,
@@ -68,9 +68,10 @@ def int8_alone(job: Job, report: Report) -> tuple[float, float] | None:
     return ratio(times[1], times[0]).steady, report.original.metric.value - score.value
 
 
-def _distil_minutes(report: Report, settings: CompressOptions) -> float:
+def _distil_minutes(job: Job, report: Report) -> float:
     """Return what distillation takes, by the time of one inference."""
-    return settings.recovery.distill_steps * BATCH * DISTILL * report.compressed.latency_ms.p50 / 60_000
+    rows = rows_of_a_step(answer.kind for answer in job.data.answers)
+    return job.settings.recovery.distill_steps * rows * DISTILL * report.compressed.latency_ms.p50 / 60_000
 
 
 def keep_more(environment: Environment, target: Target, kept: IntArray, lost: float) -> float | None:

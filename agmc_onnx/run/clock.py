@@ -12,13 +12,13 @@ from typing import Any
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import CompressOptions
+from agmc_onnx.refit.options import rows_of_a_step
 from agmc_onnx.search.problem import Outcome
 
 WORTH = 8  # episodes from which on a forecast is worth the two candidates that it measures
 DISTILL = (
     8.0  # a training step over an inference of onnxruntime on the same images: student forwards, backwards, and teacher
 )
-BATCH = 128  # images of a training step
 MOST_CALIBRATION = 1000  # samples that finalists are refitted with (`refit.options`), at most
 
 
@@ -118,10 +118,11 @@ def forecast(
             most + min(all_few + each * (n_calibration - few), most)
         ) / 2  # the line is steep where it was busy
     is_distilled = settings.recovery.recover == "distill"
+    rows = rows_of_a_step(answer.kind for answer in data.answers)
     return Forecast(
         candidate=(seconds + more) / settings.execution.workers,
         finalist=recovering + sample * data.n_most,
-        distilling=settings.recovery.distill_steps * BATCH * DISTILL * sample if is_distilled else 0.0,
+        distilling=settings.recovery.distill_steps * rows * DISTILL * sample if is_distilled else 0.0,
         verifying=seconds,
         measuring=3 * sample * data.role("test").n + 2 * settings.execution.latency_seconds,
     )
