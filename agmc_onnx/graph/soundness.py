@@ -22,7 +22,7 @@ LONGEST_DIM = 2**40  # of anything declared: sizes are multiplied in 64 bits
 PACKED_NAMES = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
 PACKED_BITS = {TensorProto.DataType.Value(name): bits for name, bits in PACKED_NAMES.items()
                if name in TensorProto.DataType.keys()}  # fmt: skip  # noqa: SIM118
-_BYTES = {
+_BYTES: dict[int, int] = {
     TensorProto.FLOAT: 4,
     TensorProto.FLOAT16: 2,
     TensorProto.DOUBLE: 8,

@@ -130,7 +130,7 @@ def origin(graph: Graph, value: str) -> str:
         if len(sources) != 1 and not (op_of(node).edge == "reshape" and node.inputs):
             break
         value = node.inputs[0] if op_of(node).edge == "reshape" else sources[0]
-    return f"what {node.label} makes"
+    return value if node is None else f"what {node.label} makes"
 
 
 def _stands_alone(ledger: Ledger, members: Sequence[Axis]) -> bool:
