@@ -5,7 +5,14 @@ A removed entry is a zero, and zero is exact in every quantisation: it becomes t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+
+from agmc_onnx.graph.registry import Attributes, Dims
 from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.passing import carry
 from agmc_onnx.ops.table import MICROSOFT, Macs, Op, Product, register, sizes_of
 from agmc_onnx.ties.ledger import Ledger
@@ -69,7 +76,40 @@ def quantised_macs(weight: int, is_kernel: bool = False) -> Macs:
 def blocks_macs(graph: Graph, node: Node) -> list[Product]:
     """MatMulNBits: a MatMul by a weight of K rows and N columns."""
     (dims,) = sizes_of(graph, node.inputs[0])
-    return [((*dims[:-1], node.attribute("K"), node.attribute("N")), [None] * (len(dims) + 1))]
+    columns = (node.outputs[0], len(dims) - 1)
+    return [((*dims[:-1], node.attribute("K"), node.attribute("N")), [*[None] * len(dims), columns])]
+
+
+def blocks(ledger: Ledger, node: Node) -> None:
+    """MatMulNBits: columns go with their packed blocks, scales and zero points; rows are packed in blocks and stay."""
+    x, w, y, columns = node.inputs[0], node.inputs[1], node.outputs[0], node.attribute("N")
+    rank = ledger.shape(y).rank
+    source = ledger.axis(node, x, -1)
+    if source is not None:
+        ledger.freeze(source.ids, f"{node.label}: quantised, the rows of its weight packed in blocks; {_ADVICE}")
+    carry(ledger, node, x, y, {dim: dim for dim in range(rank - 1)})
+    followers = [name for at, name in enumerate(node.inputs) if name and at in (2, 3, 5)]
+    if any(ledger.size(name, 0) % columns for name in followers):
+        return
+    entries = ledger.axis(node, w, 0, is_weight=True)
+    if entries is not None:
+        for name in followers:
+            own = ledger.axis(node, name, 0, is_weight=True)
+            if own is not None:
+                ledger.tie(own.ids.reshape(columns, -1), entries.ids[:, None])
+        ledger.set(y, rank - 1, entries.ids)
+
+
+def blocks_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """MatMulNBits: the number of columns."""
+    shape = editor.graph.shape(node.outputs[0])
+    if shape is not None and editor.cut.mask(node.outputs[0], shape.rank - 1) is not None:
+        editor.attribute(proto, "N", editor.cut.size(node.outputs[0], shape.rank - 1))
+
+
+def blocks_shape(dims: Sequence[Any], attributes: Attributes) -> list[Dims | None]:
+    """MatMulNBits: the rows of the first operand, and its columns."""
+    return [(*dims[0][:-1], attributes["N"])]
 
 
 OPS = register(
@@ -80,5 +120,5 @@ OPS = register(
     Op("QLinearConv", quantised, macs=quantised_macs(3, is_kernel=True)),
     Op("MatMulInteger", quantised, macs=quantised_macs(1)),
     Op("QLinearMatMul", quantised, macs=quantised_macs(3)),
-    Op("MatMulNBits", domain=MICROSOFT, macs=blocks_macs),
+    Op("MatMulNBits", blocks, MICROSOFT, repair=blocks_repair, macs=blocks_macs, shape=blocks_shape),
 )

@@ -191,6 +191,12 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
         {"flat": ints(0, 4, 16), "k": (4,)},
         "s k y",
     ),
+    "weights packed in blocks": (
+        """t = Transpose<perm = [0, 2, 3, 1]>(a)
+           y = com.microsoft.MatMulNBits<K = 4, N = 3, bits = 4, block_size = 16>(t, packed, scales, zeros)""",
+        {"packed": np.zeros((3, 1, 8), np.uint8), "scales": (6,), "zeros": np.zeros(3, np.uint8)},
+        "t packed scales zeros y",
+    ),
     "unknown op": ("y = Unique(a)", {}, "a"),
     "einsum": ('y = Einsum<equation = "bchw,co->bohw">(a, w)', {"w": (4, 2)}, "a w y"),
     "einsum over rows": (

@@ -186,6 +186,15 @@ def test_cases(case: str) -> None:
     assert [g.why_frozen for g in held.channels.frozen if "graph output" not in str(g.why_frozen)] == []
 
 
+def test_columns_of_weights_packed_in_blocks() -> None:
+    path = CASES / "45b-nbits" / "m.onnx"
+    if not path.exists():
+        pytest.skip("no cases beside the project")
+    held = hold(onnx.load(path))
+    assert len(held.channels.groups) == 1 and held.share < 1
+    assert any("packed in blocks" in str(group.why_frozen) for group in held.channels.frozen)
+
+
 def test_zero_biases_stored_once_tie_no_layers() -> None:
     """The dynamo exporter of PyTorch stores equal initializers once: the biases of all layers of a width that was not trained."""
     text = """g (float[N, T, 6] x) => (float[N, T, 3] out) {
