@@ -32,6 +32,7 @@ __all__ = ["Norm", "Verification", "kept_region", "masked", "norms_of", "verify"
 
 Feed = dict[str, np.ndarray]
 _SAMPLES = 3
+_TODO = "No such result is written; if the file is as agmc-onnx wrote it, please report this model."
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,13 @@ def verify(
             f"verify: onnxruntime cannot run the compressed model where it runs the original, at one of"
             f" {'; '.join(_sizes_of(tried))} ({error})."
         ) from None
-    if [np.shape(v) for outputs in want for v in outputs] != [np.shape(v) for outputs in got for v in outputs]:
-        raise VerificationError("verify: the compressed model's outputs have other shapes than the original's.")
+    for feed, ours, theirs in zip(tried, got, want, strict=True):
+        for name, one, other in zip(names, ours, theirs, strict=True):
+            if np.shape(one) != np.shape(other):
+                raise VerificationError(
+                    f"verify: output {name} of the compressed model has other shapes than the original's, got"
+                    f" {list(np.shape(one))}; expected {list(np.shape(other))} at {_sizes_of([feed])[0]}. {_TODO}"
+                )
     facts: dict[str, Any] = {
         "checker": checker, "n_samples": len(tried), "statistics": statistics, "random": random, "sizes": _sizes_of(tried),
     }  # fmt: skip
@@ -145,8 +151,7 @@ def verify(
             how = f"by {one.diff:.3g}, allowed {one.tolerance:.3g} (largest entry there {one.top:.3g})"
             how = "in where it is nan or infinite" if np.isinf(one.diff) else how
             raise VerificationError(
-                f"verify: output {one.name} of the compressed model differs from the masked original's {how}."
-                " Please report this model; nothing was written."
+                f"verify: output {one.name} of the compressed model differs from the masked original's {how}. {_TODO}"
             )
     seen = [one for one in found if not one.blind]
     still = [name for k, name in enumerate(names) if not found[k].blind and not varies(want[: len(feeds)], k)]
