@@ -16,7 +16,7 @@ class Recovery:
         "how candidates and the result recover from the cut",
         "NAME",
         choices=("none", "statistics", "compensate", "distill"),
-        default_text="with --data compensate, for detectors distill; else none",
+        default_text="compensate with --data, else none",
         is_common=True,
         more="compensate: every candidate is refitted in closed form before it is measured, and the result with all"
         " calibration samples; distill: as that, and then the result learns from the original, without labels, on the card's"
@@ -28,8 +28,6 @@ class Recovery:
         1000,
         "optimiser steps of --recover distill",
         "N",
-        more="Detectors that learn because nothing else was asked for take fewer, after their size: about 20 minutes on two"
-        " processors.",
         **AT_LEAST_1,
     )
 

@@ -5,20 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from agmc_onnx.data.samples import load_card
-from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.view import Graph
-from agmc_onnx.measuring.outputs import answers_of
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.ops.conv import is_conv
-from agmc_onnx.options import CompressOptions, Recovery
-from agmc_onnx.pruning.cost import count_macs
+from agmc_onnx.options import CompressOptions
 from agmc_onnx.run.analysis import Analysis
 
 DREAM_MACS = 1e12  # of the original, that images may cost: about a minute
 MIN_IMAGES = 8
-LEARNING_MACS = 1.2e13  # of detectors that learn because nothing else was asked for: about 20 minutes on two processors
-LEAST_STEPS = 100
 LARGE = (
     1 << 16
 )  # entries of a sample of guessed size, beyond which a role has few: 224 x 224 pixels say no more than 64 x 64
@@ -37,8 +31,7 @@ def with_recovery(analysis: Analysis, data: str | Path | None, settings: Compres
 
         settings = settings.with_data(can_imagine(analysis.graph))
     elif settings.recovery.recover is None:
-        assert data is not None
-        settings = _with_learning(analysis, data, settings) or settings.with_data(True)
+        settings = settings.with_data(True)
     if settings.recovery.recover == "distill":
         from agmc_onnx.torch_view.module import prepare
 
@@ -48,28 +41,6 @@ def with_recovery(analysis: Analysis, data: str | Path | None, settings: Compres
         return settings
     is_refitted = data is not None and settings.recovery.recover in ("compensate", "distill")
     return settings.but(importance="moments" if is_refitted and has_depthwise(analysis.graph) else "l2")
-
-
-def _with_learning(analysis: Analysis, data: str | Path, settings: CompressOptions) -> CompressOptions | None:
-    """Return settings that distil a detector, for which a refit alone is not enough; None for what is none, or cannot learn.
-
-    It has as many steps as `LEARNING_MACS` allow, unless the user said how many.
-    """
-    answers = answers_of(analysis.graph, load_card(data).outputs)
-    if all(answer.kind != "detections" or answer.form == "list" for answer in answers):
-        return None
-    from agmc_onnx.torch_view.module import prepare
-
-    try:
-        for node in analysis.graph.nodes:
-            prepare(node, analysis.graph.opset)
-    except ModelError:
-        return None
-    macs = max(sum(count_macs(analysis.graph).values()), 1)
-    steps = settings.recovery.distill_steps
-    if steps == Recovery.distill_steps:
-        steps = max(LEAST_STEPS, min(steps, int(LEARNING_MACS / (3 * 8 * macs))))
-    return settings.but(recover="distill", distill_steps=steps)
 
 
 def has_depthwise(graph: Graph) -> bool:
