@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -158,11 +159,14 @@ class _Run:
             target = latency_target(self.analysis, self.environment, self.data, self.settings, self.tell)
         begin: FloatArray | None = None
         whole = 1.0
-        for number, share in enumerate(np.geomspace(0.85, LEAST, self.n_points).tolist(), 1):
+        shares = np.geomspace(0.85, LEAST, self.n_points).tolist()
+        for number, share in enumerate(shares, 1):
             if self._left() <= 0:
-                self.notes.append(
-                    f"{number - 1} of {self.n_points} points: --minutes ended it; the same command goes on"
-                )
+                n_done = number - 1 + self._earlier(shares, number)
+                if n_done < self.n_points:
+                    self.notes.append(
+                        f"{n_done} of {self.n_points} points: --minutes ended it; the same command goes on"
+                    )
                 break
             whole = min(target.miss, 1.0) if number == 1 else whole
             begin, off = self._point(target, round(whole * share, 3), number, begin)
@@ -239,15 +243,26 @@ class _Run:
         off = float(np.clip(measured / predicted, 0.5, 2.0)) if predicted else 1.0
         return np.array([kept[group.name] for group in self.environment.channels.groups]), off
 
-    def _known(self, path: Path, settings: CompressOptions) -> Report | None:
-        """Return the report of a point that an earlier call made from the same model with the same options."""
+    def _earlier(self, shares: Sequence[float], first: int) -> int:
+        """Add the points from a number on that earlier calls made, where there is no time for others; return how many."""
+        found = 0
+        for number, share in enumerate(shares[first - 1 :], first):
+            path = self.folder / f"pruned-{number}.onnx"
+            report = self._known(path, self.settings.but(latency=share), near=1.0)
+            if report is not None:
+                self._note(path, report)
+                found += 1
+        return found
+
+    def _known(self, path: Path, settings: CompressOptions, near: float = 0.1) -> Report | None:
+        """Return the report of a point that an earlier call made from the same model with the same options for about the same share."""
         if not output_files(path)["report"].is_file() or not path.is_file():
             return None
         report = read_report(output_files(path)["report"])
         rest = {*NOT_IN_JOURNAL, "latency"}
         mine = {name: value for name, value in settings.flat().items() if name not in rest}
         same = all(_plain(report.settings.get(name)) == _plain(value) for name, value in mine.items())
-        is_near = abs(report.settings.get("latency", 0) - settings.budget.latency) < 0.1
+        is_near = abs(report.settings.get("latency", 0) - settings.budget.latency) < near
         return report if same and is_near and report.model.sha256 == self.analysis.file.sha256 else None
 
     def _note(self, path: Path, report: Report) -> None:

@@ -125,6 +125,12 @@ def test_the_same_call_goes_on_with_the_points_that_are_there(made: tuple[Fronti
     assert [one.metric for one in again.points] == [one.metric for one in before.points]
 
 
+def test_points_of_earlier_calls_stay_where_there_is_no_time(made: tuple[Frontier, Path]) -> None:
+    before, folder = made
+    again = agmc_onnx.frontier(NETWORK, output=folder, minutes=1e-4, **OPTIONS)
+    assert [one.file for one in again.points] == [one.file for one in before.points]
+
+
 def test_without_time_there_is_what_needs_no_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "frontier",
