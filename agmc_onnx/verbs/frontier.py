@@ -255,7 +255,7 @@ class _Run:
         return found
 
     def _known(self, path: Path, settings: CompressOptions, near: float = 0.1) -> Report | None:
-        """Return the report of a point that an earlier call made from the same model with the same options for about the same share."""
+        """Return the report of a point that an earlier call made of the same model, options and, about, share."""
         if not output_files(path)["report"].is_file() or not path.is_file():
             return None
         report = read_report(output_files(path)["report"])
