@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextvars import copy_context
 
 from agmc_onnx.cli.crash import broken_model, catch_crashes
 from agmc_onnx.cli.stopping import INTERRUPTED, stoppable
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     try:
-        code = _run(argv)
+        code = copy_context().run(_run, argv)
         sys.stdout.flush()
         return code
     except AgmcError as error:

@@ -162,7 +162,10 @@ class Flag(click.RichOption):
     def help(self) -> str:
         """What it does, its names and its default."""
         says, default = self.known.says, self.known.says.default_text or self.known.default
-        names = f": {', '.join(says.names())}" if says.choices else ""
+        plain = [name for name in says.names() if ":" not in name]
+        names = f": {', '.join(plain)}" if says.choices else ""
+        if len(plain) < len(says.names()):
+            names += "; bare:NAME without our guide, guided:NAME in it"
         is_said = default is not None and default != () and self.known.kind is not bool
         return f"{says.help}{names}" + (f"; default: {default}" if is_said else "")
 
@@ -259,8 +262,7 @@ def _config(ctx: click.Context, param: click.Parameter, path: str | None) -> Non
         from agmc_onnx.graph.outputs import COMMAND_FILES
 
         ctx.default_map = default_map(path, ctx.command, str(ctx.info_name), tuple(VERBS))
-        before = COMMAND_FILES.set((Path(path),))
-        ctx.call_on_close(lambda: COMMAND_FILES.reset(before))
+        COMMAND_FILES.set((Path(path),))  # for this command: main() runs each in a context of its own
 
 
 def verb(name: str, example: str) -> Callable[[Function], Verb]:

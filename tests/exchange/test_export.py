@@ -82,7 +82,7 @@ def test_int8_reads_the_calibration_role_alone(tmp_path, monkeypatch):
     first = (tmp_path / "a.onnx").read_bytes()
     export(DIGITS, to="int8", output=tmp_path / "a.onnx", calibration_samples=20, **{**QUICK, "samples": 7})
     assert (tmp_path / "a.onnx").read_bytes() == first  # other test samples change nothing
-    with pytest.raises(DataError, match=r"int8: needs inputs to find the range .* Add --data CARD"):
+    with pytest.raises(DataError, match=r"int8: needs inputs to find the range .* Add data=CARD"):
         export(DIGITS, to="int8", output=tmp_path / "b.onnx")
 
 
@@ -132,12 +132,12 @@ def test_tensorrt_without_a_gpu_gives_the_command_for_elsewhere(tmp_path, capsys
 
 
 @pytest.mark.parametrize("options, text", [
-    ({"to": "caffe"}, "--to: unknown format, got 'caffe'; expected one of ort, fp16, "),
+    ({"to": "caffe"}, "to: unknown format, got 'caffe'; expected one of ort, fp16, "),
     ({"to": "ort", "output": "x.onnx"}, "wrong ending for ort, got '.onnx'; expected '.ort'"),
     ({"to": "fp16", "output": DIGITS}, "is the model itself"),
-    ({"to": "int8", "target": "dsp"}, "--target: unknown name, got 'dsp'; expected one of x86, avx2, arm, gpu"),
-    ({"to": "int8", "calibrate": "mean"}, "--calibrate: unknown name, got 'mean'"),
-    ({"to": "fp16", "batch": 0}, "--batch: too small, got 0; expected at least 1"),
+    ({"to": "int8", "target": "dsp"}, "target: unknown name, got 'dsp'; expected one of x86, avx2, arm, gpu"),
+    ({"to": "int8", "calibrate": "mean"}, "calibrate: unknown name, got 'mean'"),
+    ({"to": "fp16", "batch": 0}, "batch: too small, got 0; expected at least 1"),
 ])  # fmt: skip
 def test_options_that_cannot_be_used(options, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -51,7 +51,7 @@ def test_a_budget_out_of_reach_says_what_was_asked_for_and_what_every_width_reac
     with pytest.raises(BudgetError) as error:
         compress(model, **QUICK | {"flops": 0.1, "round_to": 8})
     match = re.search(
-        r"cannot keep only 0\.1000 .* the best reachable value is (0\.\d{4}), with --round-to 1 it is (0\.\d{4})\."
+        r"cannot keep only 0\.1000 .* the best reachable value is (0\.\d{4}), with round_to=1 it is (0\.\d{4})\."
         r" Ask for at least \1\.",
         str(error.value),
     )
