@@ -39,6 +39,7 @@ NO_FASTER = (
 BUSY = 0.03  # how far the ratio of medians and the median of ratios may differ before the line says so
 
 Report = Mapping[str, Any]
+LONGEST_NAME = 32  # in the first column of a table
 WIDTH = 80  # columns of a terminal, that tables fit
 
 
@@ -217,9 +218,9 @@ def target_line(report: Report) -> str:
 
 def summary(report: Report) -> list[str]:
     """Return what the terminal prints at the end of `compress`."""
-    table = [("", "original", "compressed", "ratio")]
-    table += [(row.what, row.before, row.after, row.change) for row in rows(report)]
-    lines = [*verdict.lines(report.get("verdict")), "", *aligned(table), "", *sizes_lines(report), target_line(report)]
+    table, remarks = narrow(rows(report))
+    lines = [*verdict.lines(report.get("verdict")), "", *aligned(table), *remarks, ""]
+    lines += [*sizes_lines(report), target_line(report)]
     cut, metric = report["compressed"].get("metric_before_recovery"), report["compressed"]["metric"]
     if cut is not None and report["verified"].get("recovered"):
         lines.append(
@@ -233,6 +234,23 @@ def summary(report: Report) -> list[str]:
         lines.append(NOT_MEASURED)
     few = few_samples(report)
     return [*lines, few] if few else lines
+
+
+def narrow(found: Sequence[Row]) -> tuple[list[tuple[str, str, str, str]], list[str]]:
+    """Return the cells of a table for 80 columns, and remarks below it: what stands in brackets gets lines of its own."""
+    table, remarks = [("", "original", "compressed", "ratio")], []
+    for row in found:
+        what, _, setting = row.what.removesuffix(")").partition(" (")
+        setting = setting.removesuffix(", 95 % interval")
+        (before, _, low), (after, _, high) = row.before.partition(" ["), row.after.partition(" [")
+        change, _, remark = row.change.removesuffix(")").partition(" (")
+        name = f"{what} ({setting})" if setting else what
+        fits = len(name) <= LONGEST_NAME
+        table.append((name if fits else what, before, after, change))
+        table += [] if fits else [(f"  {setting}", "", "", "")]
+        table += [("  95 % interval", f"[{low}" if low else "", f"[{high}" if high else "", "")] if low or high else []
+        remarks += [f"  {what}: {remark}"] if remark else []
+    return table, remarks
 
 
 def sizes_lines(found: Mapping[str, Any]) -> list[str]:

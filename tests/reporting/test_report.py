@@ -278,6 +278,12 @@ def test_stages_are_on_the_page(report):
     assert "Stages: 70.0 %, 50.0 %" in html
 
 
+def test_the_table_fits_a_terminal(report):
+    lines = [line for line in text.summary(report) if line.startswith("  ")]
+    assert len(lines) >= 7 and max(map(len, lines)) <= 80
+    assert any(line.split() == ["latency,", "median", "ms", *line.split()[3:]] for line in lines)
+
+
 def test_table_columns_are_aligned():
     assert text.aligned([("", "a"), ("long", "12"), ("x", "1")]) == ["         a", "  long  12", "  x      1"]
 
