@@ -24,7 +24,7 @@ from agmc_onnx.latency import op_times as time_ops
 from agmc_onnx.schema import Count, checked, parse
 
 CACHE = "AGMC_ONNX_CACHE"  # environment variable: the folder of the tables
-_KIND, _TODO = "a latency table", "Give a file that agmc-onnx time-ops wrote, or fill it again."
+_KIND, _ADVICE = "a latency table", "Give a file that agmc-onnx time-ops wrote, or fill it again."
 MAX_MODELS = 32  # models a machine's table keeps, latest first
 SECONDS = 0.1  # of timed inferences of one sample in one pass, about
 RUNS = (4, 20)
@@ -159,16 +159,17 @@ def read_table(path: str | Path) -> LatencyTable:
         raise UsageError(
             f"{path}: no latency table, got {error.strerror}; expected a file that agmc-onnx time-ops wrote. Check the path."
         ) from None
-    data = parse(raw, path, _KIND, _TODO, UsageError)
+    data = parse(raw, path, _KIND, _ADVICE, UsageError)
     if data.get("format") != time_ops.TABLE_FORMAT:
         got = data.get("format")
-        raise UsageError(f"{path}: not {_KIND}, got format {got!r}; expected {time_ops.TABLE_FORMAT!r}. {_TODO}")
-    found = checked(data, TableFile, path, _KIND, _TODO, UsageError)
+        raise UsageError(f"{path}: not {_KIND}, got format {got!r}; expected {time_ops.TABLE_FORMAT!r}. {_ADVICE}")
+    found = checked(data, TableFile, path, _KIND, _ADVICE, UsageError)
     for name, samples in found.models.items():
         for i, sample in enumerate(samples):
             if any(place >= len(found.ops) for _, place in sample.ops):
                 raise UsageError(
-                    f"{path}: not {_KIND}, models[{name[:12]!r}][{i}].ops: names an op beyond the {len(found.ops)} there. {_TODO}"
+                    f"{path}: not {_KIND}, models[{name[:12]!r}][{i}].ops: names an op beyond the {len(found.ops)} there."
+                    f" {_ADVICE}"
                 )
     models: dict[str, list[Sample]] = {
         name: [

@@ -21,7 +21,7 @@ from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 
 FORMAT = "agmc-onnx/plan@1"
-_TODO = "Give a plan.json that compress wrote."
+_ADVICE = "Give a plan.json that compress wrote."
 DEEP_FORMAT = "agmc-onnx/plan@2"  # where something is gone, or not all is float
 
 
@@ -187,12 +187,12 @@ def read_plan(path: str | Path) -> Plan:
         raw = Path(path).read_bytes()
     except OSError as error:
         raise PlanError(f"{path}: cannot be read ({error.strerror}). Check the path of the plan.") from None
-    data = parse(raw, path, "a plan", _TODO, PlanError)
+    data = parse(raw, path, "a plan", _ADVICE, PlanError)
     if data.get("format") not in (FORMAT, DEEP_FORMAT):
         raise PlanError(
-            f"{path}: not a plan, got format {data.get('format')!r}; expected {FORMAT} or {DEEP_FORMAT}. {_TODO}"
+            f"{path}: not a plan, got format {data.get('format')!r}; expected {FORMAT} or {DEEP_FORMAT}. {_ADVICE}"
         )
-    found = checked(data, PlanFile, path, "a plan", _TODO, PlanError)
+    found = checked(data, PlanFile, path, "a plan", _ADVICE, PlanError)
     groups = tuple(asdict(group) for group in found.groups)
     facts = (
         found.sparsity,

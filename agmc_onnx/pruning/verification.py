@@ -32,7 +32,7 @@ __all__ = ["Norm", "Verification", "kept_region", "masked", "norms_of", "verify"
 
 Feed = dict[str, np.ndarray]
 _SAMPLES = 3
-_TODO = "No such result is written; if the file is as agmc-onnx wrote it, please report this model."
+_ADVICE = "No such result is written; if the file is as agmc-onnx wrote it, please report this model."
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def verify(
             if np.shape(one) != np.shape(other):
                 raise VerificationError(
                     f"verify: output {name} of the compressed model has other shapes than the original's, got"
-                    f" {list(np.shape(one))}; expected {list(np.shape(other))} at {_sizes_of([feed])[0]}. {_TODO}"
+                    f" {list(np.shape(one))}; expected {list(np.shape(other))} at {_sizes_of([feed])[0]}. {_ADVICE}"
                 )
     facts: dict[str, Any] = {
         "checker": checker, "n_samples": len(tried), "statistics": statistics, "random": random, "sizes": _sizes_of(tried),
@@ -151,7 +151,7 @@ def verify(
             how = f"by {one.diff:.3g}, allowed {one.tolerance:.3g} (largest entry there {one.top:.3g})"
             how = "in where it is nan or infinite" if np.isinf(one.diff) else how
             raise VerificationError(
-                f"verify: output {one.name} of the compressed model differs from the masked original's {how}. {_TODO}"
+                f"verify: output {one.name} of the compressed model differs from the masked original's {how}. {_ADVICE}"
             )
     seen = [one for one in found if not one.blind]
     still = [name for k, name in enumerate(names) if not found[k].blind and not varies(want[: len(feeds)], k)]

@@ -19,7 +19,7 @@ Share = Annotated[float, Meta(ge=0)]
 Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
 Milliseconds = Annotated[float, Meta(gt=0, le=1e300)]
 Interval = tuple[float | None, float | None]
-TODO = "Name an X.report.json that compress wrote."
+ADVICE = "Name an X.report.json that compress wrote."
 
 
 @dataclass(frozen=True, eq=False)
@@ -382,10 +382,10 @@ def read_report(path: Path) -> Report:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}). {TODO}") from None
-    found = parse(raw, path, "a report", TODO, UsageError)
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). {ADVICE}") from None
+    found = parse(raw, path, "a report", ADVICE, UsageError)
     if found.get("format") != REPORT_FORMAT:
         got = found.get("format")
-        raise UsageError(f"{path}: not a report, got {got!r}; expected format {REPORT_FORMAT!r}. {TODO}")
-    checked(found, Drawn, path, "a report", TODO, UsageError)
-    return checked(found, Report, path, "a report", TODO, UsageError)
+        raise UsageError(f"{path}: not a report, got {got!r}; expected format {REPORT_FORMAT!r}. {ADVICE}")
+    checked(found, Drawn, path, "a report", ADVICE, UsageError)
+    return checked(found, Report, path, "a report", ADVICE, UsageError)

@@ -28,7 +28,7 @@ from agmc_onnx.search.problem import Outcome
 
 FORMAT = "agmc-onnx/journal@3"
 NAME, OLD_NAME = "journal.jsonl", "journal.old.jsonl"
-_TODO = "Remove that line, or start anew without --resume after moving the file away."
+_ADVICE = "Remove that line, or start anew without --resume after moving the file away."
 MAX_DIFFERENCES = 3  # named in the error about a journal of another run
 
 Key = tuple[int, ...]
@@ -87,7 +87,7 @@ def _sum(row: Mapping[str, Any], first: str) -> str:
 
 
 def _damaged(path: Path, place: int) -> UsageError:
-    return UsageError(f"{path}: line {place} is damaged or was changed; expected what agmc-onnx wrote. {_TODO}")
+    return UsageError(f"{path}: line {place} is damaged or was changed; expected what agmc-onnx wrote. {_ADVICE}")
 
 
 def _open(folder: Path, path: Path) -> IO[bytes]:
@@ -235,7 +235,7 @@ class Journal:
         return [row for _, row in read_lines(self.path, raw[:n_bytes])], n_bytes
 
     def _outcome(self, row: Mapping[str, Any], place: int) -> tuple[Key, Outcome]:
-        found = checked(row, Evaluation, f"{self.path} line {place}", "a line of a journal", _TODO, UsageError)
+        found = checked(row, Evaluation, f"{self.path} line {place}", "a line of a journal", _ADVICE, UsageError)
         facts = {f.name: getattr(found, f.name) for f in fields(Outcome)}
         return tuple(found.kept), Outcome(**facts)
 

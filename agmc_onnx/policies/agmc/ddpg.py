@@ -8,6 +8,7 @@ ratios, 1 - a of the paper.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ class Networks(nn.Module):
         return self.represent.states(actions)
 
 
-class Agent:
+class Agent(ABC):
     """Actor, critic and the replay buffer; what is updated, and how, is its subclasses' (`DdpgAgent`).
 
     Attributes:
@@ -120,9 +121,9 @@ class Agent:
         """Make the exploration noise smaller, down to its floor ("exponentially decayed noise", AGMC, sec. 4)."""
         self.sigma = max(self.sigma * self.options.noise_decay, self.options.noise_floor)
 
+    @abstractmethod
     def update(self) -> tuple[float, float]:
         """Make one update on a batch of whole episodes; return the losses of critic and actor."""
-        raise NotImplementedError
 
     def drawn(self) -> list[int]:
         """Return places in the replay buffer, without repetition, of as many episodes as make a batch of transitions."""
