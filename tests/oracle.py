@@ -14,7 +14,7 @@ import onnx
 from agmc_onnx.data.samples import synthetic
 from agmc_onnx.errors import AgmcError
 from agmc_onnx.graph.normal_form import normalize
-from agmc_onnx.graph.sizes import InputSizes, input_dims, others, setting_of, sizes_at
+from agmc_onnx.graph.sizes import InputSizes, batch_symbols, input_dims, others, setting_of, sizes_at
 from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 from agmc_onnx.measuring.sizes import graph_at, settle
 from agmc_onnx.ops import analyse
@@ -59,7 +59,10 @@ def feed_of(model: onnx.ModelProto, sizes: InputSizes, seed: int = 0) -> dict[st
 def second_sizes(model: onnx.ModelProto, first: InputSizes) -> list[InputSizes]:
     """Return the sizes of a second setting, a batch of two among them, that the model runs at; none where it runs at no other."""
     inputs, session = input_dims(model), make_session(model, optimise=False)
-    for setting in others(inputs, setting_of(inputs, first)):
+    here = setting_of(inputs, first)
+    found, batch = list(others(inputs, here)), batch_symbols(inputs)
+    # of some files the batch only seems open, of some all else
+    for setting in (*found, *(one | dict.fromkeys(batch, 1) for one in found), here | dict.fromkeys(batch, 2)):
         sizes = sizes_at(inputs, setting)
         if sizes == first or any(math.prod(dims) > _MOST_ENTRIES for dims in sizes.values()):
             continue

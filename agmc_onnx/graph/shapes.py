@@ -71,18 +71,23 @@ class Shape:
         return self.dims[dim] == self.other[dim]
 
 
-def infer_shapes(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Shape]:
+def infer_shapes(
+    model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None, second: Setting | None = None
+) -> dict[str, Shape]:
     """Return the shape of every value of the main graph that onnx's inference can tell.
 
     Args:
         model: Any model; not changed.
         sizes: Of the inputs, with batch 1; None: the first guess (`agmc_onnx.graph.sizes.guesses`) at which no size vanishes.
+        second: The second setting; None: that of `agmc_onnx.graph.sizes.others` at which most can be told.
     """
     with inferring() as infer:
-        return _infer_both(infer, model, sizes)
+        return _infer_both(infer, model, sizes, second)
 
 
-def _infer_both(infer: Infer, model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None) -> dict[str, Shape]:
+def _infer_both(
+    infer: Infer, model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None, second: Setting | None
+) -> dict[str, Shape]:
     skeleton = _without_weights(model)
     inputs = input_dims(model)
     made = [output for node in skeleton.graph.node for output in node.output if output]
@@ -97,12 +102,12 @@ def _infer_both(infer: Infer, model: onnx.ModelProto, sizes: Mapping[str, Sequen
         if len(good) == len(found) and (sizes is None or first):
             break
     best: dict[str, Shape] = {}
-    for tried in others(inputs, setting):
-        second = _infer(infer, skeleton, inputs, tried, made)
+    for tried in others(inputs, setting) if second is None else [second]:
+        there = _infer(infer, skeleton, inputs, tried, made)
         shapes = {
-            name: Shape(dims, second[name])
+            name: Shape(dims, there[name])
             for name, dims in first.items()
-            if name in second and len(second[name]) == len(dims) and min(second[name], default=1) >= least
+            if name in there and len(there[name]) == len(dims) and min(there[name], default=1) >= least
         }
         if len(shapes) > len(best):
             best = shapes

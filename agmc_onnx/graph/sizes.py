@@ -21,7 +21,7 @@ Setting = dict[str, int]  # sizes by symbol
 InputSizes = dict[str, tuple[int, ...]]  # by input
 
 TOKENS, IMAGE = 16, 224
-USUAL = (TOKENS, 64, IMAGE, 256, 512, 576, 1024, 16000)  # tokens, small and usual images, audio windows
+USUAL = (TOKENS, 64, IMAGE, 256, 512, 576, 1024, 16000, 32, 384, 640)  # tokens, small and usual images, audio windows
 SOURCES = {
     "fixed": "", "given": "as given", "data": "those of the data", "guessed": "guessed; --input-shape or --data says better",
 }  # fmt: skip
@@ -174,6 +174,21 @@ def others(inputs: Mapping[str, InputDims], first: Mapping[str, int]) -> Iterato
                     yield apart | both | {total: apart[a] + apart[b]}
     for factor in _FACTORS:
         yield {name: _near(first[name], factor) for name in free} | both
+
+
+def changes(inputs: Mapping[str, InputDims], first: Mapping[str, int]) -> dict[str, list[int]]:
+    """Return, for every open dim and the batch, other sizes to try where a model does not run with all of them changed."""
+    batch = batch_symbols(inputs)
+    return {
+        name: [2, 3] if name in batch else [_near(size, 2 + at), _near(size, 4 + at), size + 1 + at]
+        for at, (name, size) in enumerate(first.items())
+    }
+
+
+def only_seem_open(inputs: Mapping[str, InputDims], is_fixed: Callable[[str, int], bool]) -> list[tuple[str, int, str]]:
+    """Return the dims (input, dim, symbol) that are declared open, and yet are fixed."""
+    found = [(name, at, dim) for name, dims in inputs.items() for at, dim in enumerate(dims) if isinstance(dim, str)]
+    return [(name, at, dim) for name, at, dim in found if is_fixed(name, at)]
 
 
 def _apart(first: Mapping[str, int], factor: float, step: float) -> Setting:

@@ -116,6 +116,11 @@ class Graph:
         """Return a value's shape, or None where it is unknown."""
         return self.known_shapes.get(value)
 
+    def is_fixed(self, value: str, dim: int) -> bool:
+        """Whether a size is the same for every input."""
+        shape = self.shape(value)
+        return shape is not None and shape.is_fixed(dim)
+
     def is_float(self, tensor: str) -> bool:
         """Whether a constant holds floating numbers."""
         return self.tensors[tensor].data_type in FLOATS

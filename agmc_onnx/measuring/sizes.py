@@ -20,6 +20,7 @@ from agmc_onnx.graph.sizes import (
     InputSizes,
     Setting,
     batch_symbols,
+    changes,
     guesses,
     input_dims,
     others,
@@ -160,23 +161,49 @@ def graph_at(model: onnx.ModelProto, sizes: InputSizes) -> Graph:
 def shapes_of(model: onnx.ModelProto, sizes: InputSizes) -> dict[str, Shape]:
     """Return the shape of every value of the main graph at some sizes: of what inference cannot tell, of a run.
 
-    A value whose shape neither tells is left out.
+    A value whose shape neither tells is left out. Where inference stops at a contradiction and the model does not run at the
+    second setting either, some dims only seem open: a setting at which it runs says which.
     """
     shapes = infer_shapes(model, sizes)
-    used = set(used_names(model.graph))
+    used, inputs = set(used_names(model.graph)), input_dims(model)
     missing = [name for node in model.graph.node for name in node.output if name in used and name not in shapes]
-    inputs = input_dims(model)
     if not missing or not all(name in shapes for name in inputs):
         return shapes
     try:
         names, run = _runner(model, missing)
-        one, two = (run({name: getattr(shapes[name], which) for name in inputs}) for which in ("dims", "other"))
+        one = run({name: shapes[name].dims for name in inputs})
     except AgmcError:
         return shapes
+    try:
+        two = run({name: shapes[name].other for name in inputs})
+    except AgmcError:
+        second = _running(inputs, setting_of(inputs, sizes), run)
+        shapes, two = infer_shapes(model, sizes, second), run(sizes_at(inputs, second))
     for name, a, b in zip(names, one, two, strict=True):
-        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.ndim == b.ndim:
+        if name not in shapes and isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.ndim == b.ndim:
             shapes[name] = Shape(a.shape, b.shape)
     return shapes
+
+
+def _running(inputs: Mapping[str, InputDims], first: Setting, run: Callable[[InputSizes], Sequence[object]]) -> Setting:
+    """Return a setting at which a model runs, with as many open dims changed as it bears; the first has none changed."""
+
+    def runs(setting: Setting) -> bool:
+        sizes = sizes_at(inputs, setting)
+        if not _is_small(sizes):
+            return False
+        try:
+            run(sizes)
+        except AgmcError:
+            return False
+        return True
+
+    alone = {name: next((size for size in tried if runs(first | {name: size})), None) for name, tried in
+             changes(inputs, first).items()}  # fmt: skip
+    changed = {name: size for name, size in alone.items() if size is not None}
+    while len(changed) > 1 and not runs(first | changed):
+        changed.popitem()
+    return first | changed
 
 
 def _runner(model: onnx.ModelProto, names: Sequence[str]) -> tuple[list[str], Callable[[InputSizes], Sequence[object]]]:

@@ -471,6 +471,11 @@ def inspection(found: Report, n_named: int = 4) -> list[str]:
     lines.append("  ops: " + ", ".join(f"{n} {op}" for op, n in found["ops"].items()))
     lines.append(f"  {found['macs']:,} MACs, {found['params']:,} parameters")
     lines += [f"  {line}" for line in sizes_lines(found)]
+    lines += [
+        f"  {one['input']}, dimension {one['dim']} ({one['symbol']}), only seems open: the file runs at {one['size']} and not at"
+        " the others tried; where that is not meant, export it with two sizes as examples"
+        for one in found["seem_open"]
+    ]
     groups, prunable = found["groups"], found["prunable"]
     lines += ["", f"can be pruned: {_groups(len(groups))}; at most {_share(prunable['macs'])} of the MACs"
               f" and {_share(prunable['params'])} of the parameters can go"]  # fmt: skip

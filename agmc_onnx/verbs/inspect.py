@@ -12,6 +12,7 @@ import onnx
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.naming import layer_name
+from agmc_onnx.graph.sizes import input_dims, only_seem_open
 from agmc_onnx.latency.tables import cached_table
 from agmc_onnx.measuring.session import use_libraries
 from agmc_onnx.motifs import build, describe
@@ -45,7 +46,7 @@ def inspect(model: Given, *, input_shape: Sequence[str] = (), custom_ops: Sequen
     Returns:
         "model" (path, sha256, bytes, opset), "inputs" and "outputs", "ops" (counts by type, most frequent first), "macs",
         "params", "sizes" (of the inputs, that the MACs are for),
-        "uncounted" (nodes whose MACs are not known),
+        "uncounted" (nodes whose MACs are not known), "seem_open" (dims that are declared open, where the file runs at one size),
         "prunable" (shares of the MACs and parameters that can go at most while every layer stays), "smallest" (shares of them
         that remain when every group keeps the least, by --round-to), "groups" (name, layer, units, step, shares it changes,
         nodes that make its channels), "layers" (what may go as a whole: name, groups, nodes, share of the MACs, and of the time
@@ -82,6 +83,10 @@ def inspect(model: Given, *, input_shape: Sequence[str] = (), custom_ops: Sequen
         "params": stored_params(proto),
         "sizes": asdict(analysis.sizes),
         "uncounted": uncounted(analysis.graph),
+        "seem_open": [
+            {"input": name, "dim": at, "symbol": symbol, "size": analysis.sizes.inputs[name][at]}
+            for name, at, symbol in only_seem_open(input_dims(analysis.model), analysis.graph.is_fixed)
+        ],
         "prunable": {name: 1 - share for name, share in smallest["1"].items()},
         "smallest": smallest,
         "groups": [

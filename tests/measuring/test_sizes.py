@@ -7,6 +7,8 @@ import pytest
 
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import UsageError
+from agmc_onnx.graph.shapes import Shape
+from agmc_onnx.graph.sizes import input_dims, only_seem_open
 from agmc_onnx.measuring.sizes import second_feeds, settle, shapes_of
 from tests.nets import model as net
 
@@ -77,3 +79,17 @@ def test_a_run_tells_the_shapes_that_inference_does_not() -> None:
         g (float[N, 4] x) => (y) { a = ai.onnx.ml.Scaler<offset=[0.0], scale=[1.0]>(x) y = MatMul(a, w) }"""
     shapes = shapes_of(net(text, {"w": [4, 6]}), {"x": (1, 4)})
     assert shapes["y"].dims == (1, 6) and shapes["y"].other == (2, 6)
+
+
+def test_dims_that_only_seem_open_are_taken_as_fixed() -> None:
+    """A batch of 1 and 4 x 4 places are written into the file as numbers: at sizes that differ there it does not run."""
+    text = """g (float[N, 3, H, W] x) => (y) {
+        c = Conv<strides=[8, 8]>(x, w) m = Reshape(c, flat) t = Transpose<perm=[0, 2, 1]>(m) p = Add(t, places)
+        s = Reshape(p, heads) y = Identity(s) }"""
+    model = net(
+        text, {"w": [8, 3, 8, 8], "places": [1, 16, 8], "flat": np.array([1, 8, -1]), "heads": np.array([0, 16, 2, 4])}
+    )
+    shapes = shapes_of(model, {"x": (1, 3, 32, 32)})
+    assert shapes["x"] == Shape((1, 3, 32, 32), (1, 3, 34, 35))  # the batch is 1, and 34 x 35 makes the same 16 places
+    assert shapes["y"] == Shape((1, 16, 2, 4), (1, 16, 2, 4))
+    assert only_seem_open(input_dims(model), lambda name, dim: shapes[name].is_fixed(dim)) == [("x", 0, "N")]
