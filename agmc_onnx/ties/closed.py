@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 
@@ -121,13 +122,13 @@ class Closer:
         for number, group in enumerate((*channels.groups, *channels.frozen)):
             group_of[group.units] = number
         self._on: dict[str, set[int]] = {}  # groups on a value
-        self._axes: dict[str, list[frozenset[int]]] = {}  # groups of each axis that has no units of others
+        self._axes: dict[frozenset[int], list[str]] = {}  # values that have an axis with units of these groups alone
         n_groups = len(channels.groups)
         for (value, _), axis in channels.axes.items():
             found = frozenset(np.unique(group_of[axis.units]).tolist())
             self._on.setdefault(value, set()).update(found)
             if found and min(found) >= 0 and max(found) < n_groups:
-                self._axes.setdefault(value, []).append(found)
+                self._axes.setdefault(found, []).append(value)
         self._values: list[list[str]] = [[] for _ in range(n_groups + len(channels.frozen))]
         self._sources: list[list[Node]] = [[] for _ in range(n_groups)]
         for value, groups in self._on.items():
@@ -141,7 +142,8 @@ class Closer:
             for g in made - before - {-1} if computed else ():
                 if g < n_groups:
                     self._sources[g].append(node)
-        self.depends = self.dependence(lambda node: node.inputs, {})
+        inputs = {name: 1 << i for i, name in enumerate(graph.inputs)}
+        self.depends = self.dependence(inputs, range(len(graph.nodes)), lambda node: node.inputs, {})
         self.idle = [  # what nobody reads stays, as it does where channels go
             node.outputs[0]
             for node in graph.nodes
@@ -150,7 +152,7 @@ class Closer:
                 name in graph.consumers or name in graph.captured or name in graph.outputs for name in node.outputs
             )
         ]
-        self.first_live = _reached(graph, self.idle, lambda value: value, lambda node: node.inputs)
+        self.first_live = _reached(graph, self.idle)
         self._known: dict[frozenset[int], Closed] = {}
 
     def __call__(self, groups: Iterable[int]) -> Closed:
@@ -200,6 +202,8 @@ class Closer:
 
     def dependence(
         self,
+        known: Mapping[str, int],
+        changed: Iterable[int],
         read: Callable[[Node], Iterable[str]],
         state: Mapping[str, int],
         resolved: Callable[[str], str] = lambda value: value,
@@ -207,18 +211,25 @@ class Closer:
         """Return for every value which inputs it depends on, as bits; sizes are no dependence.
 
         Args:
+            known: The same, of values that no node makes or before some nodes changed.
+            changed: Numbers of these nodes.
             read: The operands of a node that count.
             state: Values that are zero or empty.
             resolved: What has the place of a value.
         """
-        graph = self.channels.graph
-        found = {name: 1 << i for i, name in enumerate(graph.inputs)}
-        for node in graph.nodes:
-            bits = 0
+        graph, found = self.channels.graph, dict(known)
+
+        def visit(number: int) -> Iterable[int]:
+            node, bits = graph.nodes[number], 0
             if (self._when_empty(node) or ("",))[0] != "size":
                 for name in read(node):
                     bits |= found.get(resolved(name), 0)
-            found.update((name, 0 if state.get(name) else bits) for name in node.outputs if name)
+            now = {name: 0 if state.get(name) else bits for name in node.outputs if name}
+            differing = [name for name, one in now.items() if found.get(name) != one]
+            found.update(now)
+            return _users(graph, differing)
+
+        _in_order(changed, visit)
         return found
 
     # -- one choice
@@ -227,7 +238,7 @@ class Closer:
         groups = set(asked)
         while True:
             state = _State(self, groups)
-            more = state.followers()
+            more = set() if state.lost else state.followers()
             if not more:
                 return state.closed()
             groups |= more
@@ -246,11 +257,12 @@ class _State:
         self.unsure: dict[int, str] = {}
         self.needs: dict[str, list[list[str]]] = {}  # constants of which one of each list must be neutral
         self.dropped: list[str] = []  # zeros that a sum no longer adds
-        for node in self.graph.nodes:
-            self._visit(node)
-        idle = [name for name in owner.idle if not self.state.get(name)]
-        self.live = _reached(self.graph, idle, self.resolved, self._read)
-        self.gone = owner.first_live - self.live
+        self.empty = {value for axis, values in owner._axes.items() if axis <= groups for value in values}
+        made = [self.graph.producer[name].index for name in self.empty if name in self.graph.producer]
+        weights = [name for name in self.empty if name in self.graph.weights]
+        self.visited = _in_order([*made, *_users(self.graph, weights)], self._visited)
+        self.gone = self._no_longer_read()
+        self.lost = [value for value in (*self.graph.outputs, *self.graph.captured) if self.state.get(value)]
 
     def resolved(self, value: str) -> str:
         """Return the value that has the place of another."""
@@ -259,27 +271,59 @@ class _State:
         return value
 
     def _read(self, node: Node) -> list[str]:
-        if node.index in self.identity:
-            return [self.stands_behind(node)]
-        places = self.inputs.get(node.index, range(len(node.inputs)))
-        return [node.inputs[i] for i in places]
+        return [node.inputs[i] for i in self.inputs.get(node.index, range(len(node.inputs)))]
 
     def stands_behind(self, node: Node) -> str:
         """Return the operand that an Identity hands on."""
         return self.resolved(node.inputs[self.inputs[node.index][0]])
 
-    def _is_empty(self, value: str) -> bool:
-        return any(axis <= self.groups for axis in self.owner._axes.get(value, ()))
-
     def _of(self, value: str) -> int:
         value = self.resolved(value)
-        return self.state.get(value, _EMPTY if value in self.graph.weights and self._is_empty(value) else 0)
+        return self.state.get(value, _EMPTY if value in self.graph.weights and value in self.empty else 0)
+
+    def _visited(self, number: int) -> Iterable[int]:
+        """Visit a node, and return the numbers of those that read what it no longer gives."""
+        node = self.graph.nodes[number]
+        self._visit(node)
+        return _users(self.graph, [name for name in node.outputs if self.state.get(name) or name in self.stands])
+
+    def _no_longer_read(self) -> set[int]:
+        """Return the numbers of the nodes that outputs, subgraphs and idle values depended on, and no longer do."""
+        graph, first_live, gone = self.graph, self.owner.first_live, set[int]()
+        idle = [name for name in self.owner.idle if not self.state.get(name)]
+        roots = {*graph.outputs, *graph.captured, *idle}
+        names: dict[str, list[str]] = {}  # by value: those that it is read as
+        for value in self.stands:
+            names.setdefault(self.resolved(value), []).append(value)
+
+        def is_read(value: str) -> bool:
+            return value in roots or any(
+                user.index in first_live and user.index not in gone and place in self.inputs.get(user.index, (place,))
+                for user, place in graph.consumers.get(value, ())
+            )
+
+        def visit(number: int) -> Iterable[int]:  # numbers are negative here: the last node comes first
+            node = graph.nodes[-number]
+            made = [name for name in node.outputs if name and name not in self.stands]
+            if any(is_read(name) for value in made for name in (value, *names.get(value, ()))):
+                return ()
+            gone.update({node.index} & first_live)
+            return makers(node.inputs)
+
+        def makers(values: Iterable[str]) -> list[int]:
+            found = [graph.producer.get(self.resolved(name)) for name in values if name]
+            return [-node.index for node in found if node is not None]
+
+        lost = [name for number in self.inputs for name in graph.nodes[number].inputs]
+        changed = [graph.producer[name] for name in (*self.stands, *self.owner.idle)]
+        _in_order([*(-node.index for node in changed), *makers(lost)], visit)
+        return gone
 
     def _visit(self, node: Node) -> None:
         made = [name for name in node.outputs if name]
         if any(name in self.graph.weights for name in made):
             return
-        empty = [name for name in made if self._is_empty(name)]
+        empty = [name for name in made if name in self.empty]
         self.state.update((name, _EMPTY) for name in empty)
         if made and len(empty) == len(made):
             return
@@ -379,9 +423,9 @@ class _State:
     def followers(self) -> set[int]:
         """Return the groups that go too: nothing that lives has their units, or nothing that lives makes them."""
         found = set()
-        for number in range(len(self.owner.channels.groups)):
-            if number in self.groups:
-                continue
+        ended = [*self.state, *self.stands, *(name for i in self.gone for name in self.graph.nodes[i].outputs)]
+        on = set[int]().union(*(self.owner._on.get(name, ()) for name in ended))
+        for number in on.intersection(range(len(self.owner.channels.groups))) - self.groups:
             values, sources = self.owner._values[number], self.owner._sources[number]
             is_unread = bool(values) and all(map(self._is_dead, values))
             is_unmade = bool(sources) and all(self._is_dead(name) for node in sources for name in node.outputs if name)
@@ -418,13 +462,12 @@ class _State:
 
     def _why_not(self, gone: set[int]) -> str | None:
         graph, owner = self.graph, self.owner
-        for value in (*graph.outputs, *graph.captured):
-            if self.state.get(value):
-                return f"{value} would no longer depend on the inputs"
+        if self.lost:
+            return f"{self.lost[0]} would no longer depend on the inputs"
         for index, why in self.unsure.items():
-            if index in self.live:
+            if index in owner.first_live and index not in self.gone:
                 return why
-        depends = owner.dependence(self._read, self.state, self.resolved)
+        depends = owner.dependence(owner.depends, self.visited, self._read, self.state, self.resolved)
         for value in graph.outputs:
             if depends.get(self.resolved(value), 0) != owner.depends.get(value, 0):
                 return f"{value} would no longer depend on all inputs"
@@ -462,15 +505,31 @@ def _is_excluded(group: Group) -> bool:
     return (group.why_frozen or "").startswith("left whole by")
 
 
-def _reached(
-    graph: Graph, idle: Sequence[str], resolved: Callable[[str], str], read: Callable[[Node], Iterable[str]]
-) -> set[int]:
+def _users(graph: Graph, values: Iterable[str]) -> list[int]:
+    """Return the numbers of the nodes that read values."""
+    return [user.index for value in values for user, _ in graph.consumers.get(value, ())]
+
+
+def _in_order(start: Iterable[int], visit: Callable[[int], Iterable[int]]) -> set[int]:
+    """Visit numbers in ascending order, each once, and those higher ones that a visit gives; return all."""
+    seen = set(start)
+    pending = [*seen]
+    heapify(pending)
+    while pending:
+        for number in visit(heappop(pending)):
+            if number not in seen:
+                seen.add(number)
+                heappush(pending, number)
+    return seen
+
+
+def _reached(graph: Graph, idle: Sequence[str]) -> set[int]:
     """Return the numbers of the nodes that graph outputs, subgraphs and idle values depend on."""
     found: set[int] = set()
     pending = [*graph.outputs, *graph.captured, *idle]
     while pending:
-        node = graph.producer.get(resolved(pending.pop()))
+        node = graph.producer.get(pending.pop())
         if node is not None and node.index not in found:
             found.add(node.index)
-            pending.extend(name for name in read(node) if name)
+            pending.extend(node.inputs)
     return found

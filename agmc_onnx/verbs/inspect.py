@@ -59,6 +59,7 @@ def inspect(model: Given, *, input_shape: Sequence[str] = (), custom_ops: Sequen
     use_libraries(custom_ops)
     analysis = analyse_model(path_of(model), input_shape=input_shape)
     channels, proto = analysis.channels, analysis.file.proto
+    makers = channels.makers
     costs = {"macs": macs_cost(channels), "params": params_cost(channels)}
     n_units = np.array([group.n_units for group in channels.groups], np.int64)
     shares = {name: cost.share_of(n_units) for name, cost in costs.items()}
@@ -97,9 +98,7 @@ def inspect(model: Given, *, input_shape: Sequence[str] = (), custom_ops: Sequen
                 "step": group.step,
                 "macs_share": float(shares["macs"][i]),
                 "params_share": float(shares["params"][i]),
-                "nodes": [
-                    node.proto.name for weight in channels.makers[i] for node, _ in channels.graph.consumers[weight]
-                ],
+                "nodes": [node.proto.name for weight in makers[i] for node, _ in channels.graph.consumers[weight]],
                 "normalised_by": list(group.normalised_by),
             }
             for i, group in enumerate(channels.groups)
