@@ -52,7 +52,7 @@ def _with_taken_branches(model: onnx.ModelProto) -> onnx.ModelProto:
             dict.fromkeys([t.name for t in branch.initializer] + [o for n in branch.node for o in n.output if o])
         )
         new = {name: f"{node.output[0]}__{name}" for name in own if name in used}
-        _rename(branch, new)
+        rename(branch, new)
         used.update(_names(branch))
         result.graph.initializer.extend(branch.initializer)
         result.graph.node.extend(branch.node)
@@ -68,7 +68,8 @@ def _names(graph: onnx.GraphProto) -> Iterator[str]:
     yield from (name for node in graph.node for name in node.output)
 
 
-def _rename(graph: onnx.GraphProto, new: dict[str, str]) -> None:
+def rename(graph: onnx.GraphProto, new: dict[str, str]) -> None:
+    """Give values of a graph, and of those inside of it, other names, in place."""
     for tensor in graph.initializer:
         tensor.name = new.get(tensor.name, tensor.name)
     for value in graph.output:
@@ -78,4 +79,4 @@ def _rename(graph: onnx.GraphProto, new: dict[str, str]) -> None:
         node.output[:] = [new.get(name, name) for name in node.output]
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                _rename(inner, new)
+                rename(inner, new)

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
+from agmc_onnx.graph.bodies import with_weights_outside
 from agmc_onnx.graph.edit import LAST_IR_WITH_INPUTS, Change, Gone, Input, edited, rewire
 from agmc_onnx.graph.fold import evaluate_node
 from agmc_onnx.graph.inline import unwrapped
@@ -39,7 +40,8 @@ def normalize(model: onnx.ModelProto, dense: bool = False) -> onnx.ModelProto:
     that of the whole weight, also when some of its channels are cut. Nodes that nobody needs after that are dropped.
     Vectors of one number (zero biases, scales of one), which exporters share among layers of the same width, are copied for
     each user, so that they tie no layers to each other. Local functions are inlined, and an If
-    that fixed sizes decide is its branch (`unwrapped`). Nothing else is changed.
+    that fixed sizes decide is its branch (`unwrapped`). Weights of branches and bodies are among the model's own
+    (`with_weights_outside`). Nothing else is changed.
 
     What stays an Identity: one whose output is a graph output, and one of an overridable initializer, whose numbers are
     known only when the model runs.
@@ -51,7 +53,7 @@ def normalize(model: onnx.ModelProto, dense: bool = False) -> onnx.ModelProto:
     Returns:
         A new model, or the model itself when there is nothing to do.
     """
-    model = unwrapped(model)
+    model = with_weights_outside(unwrapped(model))
     overridable = set() if model.ir_version <= LAST_IR_WITH_INPUTS else {i.name for i in model.graph.input}
     outputs = {output.name for output in model.graph.output}
     if model.ir_version > LAST_IR_WITH_INPUTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agmc_onnx.graph.bodies import cuttable_bodies
 from agmc_onnx.graph.view import Graph
 from agmc_onnx.ops import (  # noqa: F401  each puts its records into the table
     attention,
@@ -28,4 +29,4 @@ def analyse(graph: Graph) -> Channels:
     Args:
         graph: A normalised graph (`agmc_onnx.graph.normal_form`).
     """
-    return groups.analyse(graph, op_of)
+    return groups.analyse(graph, op_of, cuttable_bodies)

@@ -16,12 +16,13 @@ import onnx
 from scipy.sparse import csr_array
 
 from agmc_onnx.arrays import FloatArray, IntArray, Mask
+from agmc_onnx.graph.bodies import passes
 from agmc_onnx.graph.inline import unwrapped
 from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.ops.table import macs_of, node_macs
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.bodies import body_macs, body_params
-from agmc_onnx.ties.groups import Channels
+from agmc_onnx.ties.groups import Body, Channels
 from agmc_onnx.ties.ledger import Axis
 from agmc_onnx.ties.sizes import SizeBook
 
@@ -40,6 +41,7 @@ class Cost:
         coefficient: int (n_terms,), the factor that no group changes.
         factors: int (n_terms, width), sizes multiplied in every term.
         owner: Name of the node or tensor that each term counts, (n_terms,).
+        choices: For every If, the terms of each branch: the branch that costs most counts.
         channels: The analysis: where groups keep nothing, what goes with them costs nothing either. None where all keep some.
     """
 
@@ -50,6 +52,7 @@ class Cost:
     factors: IntArray
     owner: tuple[str, ...]
     channels: Channels | None = None
+    choices: tuple[tuple[IntArray, ...], ...] = ()
     _without: dict[bytes, Mask] = field(default_factory=dict, repr=False)
 
     def __call__(self, kept: npt.ArrayLike) -> int:
@@ -67,7 +70,15 @@ class Cost:
         terms = sizes[:, self.factors].prod(axis=2)
         for pattern in np.unique(kept == 0, axis=0) if self.channels is not None and not kept.all() else ():
             terms[np.ix_(((kept == 0) == pattern).all(1), self._gone(pattern))] = 0
-        return np.asarray(terms @ self.coefficient)
+        return np.asarray(self._chosen(terms * self.coefficient).sum(1) if self.choices else terms @ self.coefficient)
+
+    def _chosen(self, costs: IntArray) -> IntArray:
+        """Return costs (..., n_terms) with 0 for the branches of an If that cost less than another."""
+        for branches in self.choices:
+            most = np.stack([costs[..., terms].sum(-1) for terms in branches], -1).argmax(-1)
+            for number, terms in enumerate(branches):
+                costs[..., terms] *= (most == number)[..., None]
+        return costs
 
     def _gone(self, is_zero: Mask) -> Mask:
         """Return which terms are of nodes or tensors that are gone, where some groups keep nothing, (n_terms,)."""
@@ -84,7 +95,7 @@ class Cost:
         """Return every term's cost at kept counts (n_groups,)."""
         kept = np.asarray(kept, np.int64)
         sizes = (self.base + self.slope @ kept) // self.rows
-        return self.coefficient * sizes[self.factors].prod(axis=1) * ~self._gone(kept == 0)
+        return self._chosen(self.coefficient * sizes[self.factors].prod(axis=1) * ~self._gone(kept == 0))
 
     def share_of(self, n_units: npt.ArrayLike) -> FloatArray:
         """Return, for every group, the share of the whole cost that lies in terms it changes, (n_groups,)."""
@@ -108,6 +119,7 @@ class _Builder(SizeBook):
     def __init__(self, channels: Channels) -> None:
         super().__init__(channels)
         self.terms: list[tuple[int, list[int], str]] = []
+        self.choices: list[tuple[IntArray, ...]] = []
 
     def add(self, owner: str, dims: tuple[int, ...], axes: Sequence[Axis | None]) -> None:
         """Add a product of sizes; each dim comes with the axis that may change it."""
@@ -129,6 +141,7 @@ class _Builder(SizeBook):
             factors=factors,
             owner=tuple(t[2] for t in self.terms),
             channels=self.channels,
+            choices=tuple(self.choices),
         )
 
 
@@ -138,14 +151,33 @@ def macs_cost(channels: Channels) -> Cost:
     Nodes whose op has a rule for it in the table of ops count (convolutions, products, recurrent nodes, fused attention), those
     in branches and bodies too (`body_macs`); element-by-element work does not, as in the papers' tables.
     """
-    builder = _Builder(channels)
-    for node in channels.graph.nodes:
-        for dims, axes in macs_of(channels.graph, node):
-            builder.add(node.outputs[0] or node.label, dims, axes)
-        inside = body_macs(channels.graph, node)
-        if inside:
-            builder.add(node.outputs[0] or node.label, (inside,), [None])
+    builder, graph = _Builder(channels), channels.graph
+    held: dict[str, list[Body]] = {}
+    for body in channels.bodies:
+        held.setdefault(body.holder, []).append(body)
+    for node in graph.nodes:
+        owner = node.outputs[0] or node.label
+        for dims, axes in macs_of(graph, node):
+            builder.add(owner, dims, axes)
+        if owner in held:
+            times = passes(graph, node)
+            builder.choices.append(tuple(_add_body(builder, owner, body, 1 if times is None else times)
+                                         for body in held[owner]))  # fmt: skip
+        elif inside := body_macs(graph, node):
+            builder.add(owner, (inside,), [None])
     return builder.build()
+
+
+def _add_body(builder: _Builder, owner: str, body: Body, times: int) -> IntArray:
+    """Add the MACs of a graph inside of a node; return which terms they are."""
+    start, outer = len(builder.terms), builder.channels.graph
+    for node in body.graph.nodes:
+        for dims, axes in macs_of(body.graph, node):
+            named = [None if axis is None else body.axis(axis, outer) for axis in axes]
+            builder.add(owner, (times, *dims), [None, *named])
+        if inside := body_macs(body.graph, node):
+            builder.add(owner, (times, inside), [None, None])
+    return np.arange(start, len(builder.terms))
 
 
 def params_cost(channels: Channels) -> Cost:

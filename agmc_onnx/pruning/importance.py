@@ -136,7 +136,7 @@ def is_read(channels: Channels) -> Mask:
         for name in dict.fromkeys(node.inputs[1 if op.selects else 0 :]):
             for some in units.get(name, []):
                 found[some[~passed[some]]] = True
-    for name in channels.graph.outputs:
+    for name in (*channels.graph.outputs, *channels.graph.captured):
         for some in units.get(name, []):
             found[some] = True
     return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
+import numpy as np
 import onnx
 
 from agmc_onnx.arrays import IntArray, Mask
@@ -31,12 +32,12 @@ class Surgeon:
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         graph = channels.graph
         touched = {value for value, _ in channels.axes}
-        tensors = {name for name in touched if name in graph.tensors}
+        constants = {proto.output[0] for proto in model.graph.node if proto.op_type == "Constant"}
+        tensors = {name for name in touched if name in graph.tensors and name in constants | self._initializers.keys()}
         inside = [name for name in tensors if not is_external(graph.tensors[name])]
         n_bytes = sum(graph.tensors[name].ByteSize() for name in inside)
         # of larger models a second copy of the weights costs more than reading each again where it is cut
         self._arrays = {name: graph.array(name) for name in inside if n_bytes <= _PREPARED_BYTES}
-        constants = {proto.output[0] for proto in model.graph.node if proto.op_type == "Constant"}
         self._constant_nodes = [name for name in tensors if name in constants]
         followers = {node.index for shuffle in channels.shuffles.values() for node in shuffle.chain[1:]}
         followers.update(node.index for node in channels.views.values())
@@ -52,6 +53,12 @@ class Surgeon:
         self._declared = [info.name for info in model.graph.value_info if info.name in touched]
         self._inputs = [info.name for info in model.graph.input if info.name in touched]
         self._shallower: dict[frozenset[int], Surgeon] = {}
+        can_go = np.concatenate([np.empty(0, np.int64), *(group.units for group in channels.groups)])
+        self._bodies = [
+            (body, Surgeon(channels.inside(body)))
+            for body in channels.bodies
+            if any(np.isin(axis.units, can_go).any() for axis in body.axes.values())
+        ]
 
     def cut(self, kept: Sequence[IntArray]) -> onnx.ModelProto:
         """Return the model with only the kept units.
@@ -99,7 +106,21 @@ class Surgeon:
             if output in skeleton.nodes:
                 put_attributes(graph.node[skeleton.nodes[output]], attributes)
         skeleton.add_new(model, editor.arrays)
+        for body, surgeon in self._bodies:
+            if body.holder in skeleton.nodes:
+                surgeon._put(
+                    kept, graph.node[skeleton.nodes[body.holder]], body.name, self.channels.graph.tensors.keys()
+                )
         return model
+
+    def _put(self, kept: Sequence[IntArray], holder: onnx.NodeProto, name: str, outer: Set[str]) -> None:
+        """Write what is left of this graph into the node that holds it; the constants of the graph around it stay there."""
+        cut = self._cut(kept).graph
+        body = next(attribute.g for attribute in holder.attribute if attribute.name == name)
+        for field in ("node", "initializer", "value_info"):
+            body.ClearField(field)
+        body.node.extend(cut.node)
+        body.initializer.extend(tensor for tensor in cut.initializer if tensor.name not in outer)
 
     def _add_tensor(
         self, tensor: onnx.TensorProto, name: str, masks: dict[str, dict[int, Mask]], into: onnx.TensorProto

@@ -18,7 +18,7 @@ from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ties.balance import join_uneven, merge, step_of
-from agmc_onnx.ties.ledger import Axis, Handler, Ledger, Shuffle, walk
+from agmc_onnx.ties.ledger import Axis, Bodies, Handler, Ledger, Shuffle, inner_name, walk
 
 RESIDUAL = "residual"  # stands for all groups that shortcuts join
 LAYER = "layer:"  # before a name in --exclude: it may shrink, not go
@@ -85,6 +85,32 @@ class AxisUnits:
 
 
 @dataclass(frozen=True, eq=False)
+class Body:
+    """A graph inside of a node, and what was found in it.
+
+    Attributes:
+        holder: First output of the node.
+        name: The attribute that it stands in.
+        graph: The graph, with the constants that it takes from outside.
+        axes: Units of its axes, by their names inside.
+        shuffles, views, sized, runs: As of `Channels`.
+    """
+
+    holder: str
+    name: str
+    graph: Graph
+    axes: Mapping[Axis, AxisUnits]
+    shuffles: Mapping[int, Shuffle]
+    views: Mapping[int, Node]
+    sized: Mapping[int, Set[Axis]]
+    runs: Mapping[Axis, IntArray]
+
+    def axis(self, axis: Axis, outer: Graph) -> Axis:
+        """Return the name that an axis has outside."""
+        return axis if axis[0] in outer.tensors else (inner_name(self.holder, self.name, axis[0]), axis[1])
+
+
+@dataclass(frozen=True, eq=False)
 class Channels:
     """What the analysis of a graph found.
 
@@ -100,6 +126,7 @@ class Channels:
         sized: Axes whose size a node computes with, by the node's index.
         runs: Units (groups, size) of axes in which every unit is a run of places, of any length.
         staying: Names of groups that may shrink but not keep nothing, with the reason.
+        bodies: The graphs inside of nodes that units stand in.
     """
 
     graph: Graph
@@ -113,6 +140,20 @@ class Channels:
     sized: Mapping[int, Set[Axis]]
     runs: Mapping[Axis, IntArray]
     staying: Mapping[str, str] = field(default_factory=dict)
+    bodies: tuple[Body, ...] = ()
+
+    def inside(self, body: Body) -> Channels:
+        """Return what was found in a graph inside of a node: the same units and groups, on its own axes."""
+        return replace(
+            self,
+            graph=body.graph,
+            axes=dict(body.axes),
+            shuffles=body.shuffles,
+            views=body.views,
+            sized=body.sized,
+            runs=body.runs,
+            bodies=(),
+        )
 
     def removed(self, kept: list[IntArray]) -> Mask:
         """Return a mask over units, true where a unit goes.
@@ -149,7 +190,8 @@ class Channels:
             group_of[group.units] = index
         found: list[list[str]] = [[] for _ in self.groups]
         for (value, dim), axis in self.axes.items():
-            if value in self.graph.tensors and _is_output_dim(self.graph, self.op_of, value, dim):
+            graphs = (self.graph, *(body.graph for body in self.bodies))
+            if value in self.graph.tensors and _is_output_dim(graphs, self.op_of, value, dim):
                 for index in _distinct(group_of[axis.units]):
                     if index >= 0:
                         found[index].append(value)
@@ -167,7 +209,11 @@ class Channels:
             UsageError: If a name fits no group.
         """
         makers = [
-            {group.name, *weights, *(node.proto.name for weight in weights for node, _ in self.graph.consumers[weight])}
+            {
+                group.name,
+                *weights,
+                *(node.proto.name for weight in weights for node, _ in self.graph.consumers.get(weight, ())),
+            }
             for group, weights in zip(self.groups, self.makers, strict=True)
         ]
         joined = self.joined
@@ -198,20 +244,23 @@ class Channels:
         return replace(self, groups=groups, frozen=(*frozen, *self.frozen), staying={**self.staying, **staying})
 
 
-def analyse(graph: Graph, op_of: OpOf) -> Channels:
+def analyse(graph: Graph, op_of: OpOf, bodies: Bodies | None = None) -> Channels:
     """Find the groups of a graph.
 
     Args:
         graph: A normalised graph (`agmc_onnx.graph.normal_form`).
         op_of: Returns what is known of a node's op; nothing is known of ops but what it says.
+        bodies: Returns the graphs inside of a node that may be cut.
     """
-    ledger = walk(graph, lambda node: op_of(node).ties)
+    ledger = walk(graph, lambda node: op_of(node).ties, bodies)
+    for inner in ledger.inside.values():
+        for node in inner.graph.nodes:
+            for value in [node.inputs[at] for at in op_of(node).divisors if at < len(node.inputs)]:
+                if value in graph.tensors:  # a removed entry is 0 in the masked original
+                    ledger.freeze_value(value, f"{node.label}: divides by it inside of another node")
     unit_of, n_units = _components(ledger)
     why = _frozen_units(ledger, unit_of)
-    axes = {
-        axis: AxisUnits(unit_of[e.grid if e.rows else e.ids], e.rows, e.ids.shape[:-1])
-        for axis, e in ledger.entries.items()
-    }
+    axes = _axis_units(ledger, unit_of)
     has_weight, is_used = _uses(graph, op_of, axes, n_units)
     for unit in np.flatnonzero(~(has_weight & is_used)).tolist():
         why.setdefault(unit, "nothing but statistics of constants depends on it")
@@ -219,7 +268,8 @@ def analyse(graph: Graph, op_of: OpOf) -> Channels:
     ordered, group_of = _alike(axes, n_units)
     ordered, group_of = merge(ledger, unit_of, ordered, group_of)
     ordered, group_of, partitions = join_uneven(ledger, unit_of, ordered, group_of, why)
-    names = _names(graph, op_of, axes, ordered, group_of)
+    inside = tuple(inner.graph for inner in ledger.inside.values())
+    names = _names((graph, *inside), op_of, axes, ordered, group_of)
     norms: dict[int, set[str]] = {}
     for mark in ledger.normalised:
         for index in _distinct(group_of[unit_of[mark.ids]]):
@@ -243,10 +293,44 @@ def analyse(graph: Graph, op_of: OpOf) -> Channels:
             groups.append(group)
         elif has_weight[units].any() and not of_kernel[units].all():  # what no weight has is nobody's to cut
             frozen.append(group)
-    runs = {axis: unit_of[entries.ids] for axis, entries in ledger.runs.items()}
-    return Channels(
-        graph, op_of, axes, tuple(groups), tuple(frozen), n_units, ledger.shuffles, ledger.views, ledger.sized, runs
+    found = Channels(
+        graph,
+        op_of,
+        axes,
+        tuple(groups),
+        tuple(frozen),
+        n_units,
+        ledger.shuffles,
+        ledger.views,
+        ledger.sized,
+        _runs(ledger, unit_of),
     )
+    return _with_bodies(found, ledger, unit_of) if ledger.inside else found
+
+
+def _with_bodies(channels: Channels, ledger: Ledger, unit_of: IntArray) -> Channels:
+    """Return what was found with the graphs inside of nodes; what stands in them may shrink, and not go."""
+    bodies = [
+        Body(*key, one.graph, _axis_units(one, unit_of), one.shuffles, one.views, one.sized, _runs(one, unit_of))
+        for key, one in ledger.inside.items()
+    ]
+    is_inside = np.zeros(channels.n_units, bool)
+    for body in bodies:
+        for axis in body.axes.values():
+            is_inside[axis.units] = True
+    names = [group.name for group in channels.groups if is_inside[group.units].any()]
+    return replace(channels, bodies=tuple(bodies), staying=dict.fromkeys(names, "it stands in a body of another node"))
+
+
+def _axis_units(ledger: Ledger, unit_of: IntArray) -> dict[Axis, AxisUnits]:
+    return {
+        axis: AxisUnits(unit_of[e.grid if e.rows else e.ids], e.rows, e.ids.shape[:-1])
+        for axis, e in ledger.entries.items()
+    }
+
+
+def _runs(ledger: Ledger, unit_of: IntArray) -> dict[Axis, IntArray]:
+    return {axis: unit_of[entries.ids] for axis, entries in ledger.runs.items()}
 
 
 def _components(ledger: Ledger) -> tuple[IntArray, int]:
@@ -345,12 +429,12 @@ def _distinct(numbers: IntArray) -> list[int]:
 
 
 def _names(
-    graph: Graph, op_of: OpOf, axes: dict[Axis, AxisUnits], ordered: list[IntArray], group_of: IntArray
+    graphs: Sequence[Graph], op_of: OpOf, axes: dict[Axis, AxisUnits], ordered: list[IntArray], group_of: IntArray
 ) -> list[str]:
     """Name groups after the weight that makes their channels: the first that has them on an output dim."""
     names: dict[int, str] = {}
     for (value, dim), axis_units in axes.items():
-        if value in graph.tensors and _is_output_dim(graph, op_of, value, dim):
+        if value in graphs[0].tensors and _is_output_dim(graphs, op_of, value, dim):
             for index in _distinct(group_of[axis_units.units]):
                 names.setdefault(index, value)
     for (value, _), axis_units in axes.items():  # else the first value of all
@@ -366,10 +450,11 @@ def _names(
     return result
 
 
-def _is_output_dim(graph: Graph, op_of: OpOf, value: str, dim: int) -> bool:
+def _is_output_dim(graphs: Sequence[Graph], op_of: OpOf, value: str, dim: int) -> bool:
     """Whether some node makes the channels of its output with this dim of its weight."""
-    for node, position in graph.consumers.get(value, ()):
-        out_dim = op_of(node).out_dim if position == 1 else None
-        if out_dim is not None and out_dim(node, len(graph.tensors[value].dims)) == dim:
-            return True
+    for graph in graphs:
+        for node, position in graph.consumers.get(value, ()):
+            out_dim = op_of(node).out_dim if position == 1 else None
+            if out_dim is not None and out_dim(node, len(graph.tensors[value].dims)) == dim:
+                return True
     return False

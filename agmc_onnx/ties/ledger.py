@@ -19,11 +19,12 @@ import numpy as np
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.shapes import Shape
-from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.graph.view import Graph, Node, captured_names
 
 Axis = tuple[str, int]
 _TO_FOLD = "an export with fixed input sizes often does without it"
 Handler = Callable[["Ledger", Node], None]
+Bodies = Callable[[Graph, Node], Mapping[str, Graph]]  # the graphs that a node holds and that may be cut, by attribute
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,8 @@ class Ledger:
         sized: Axes whose size a node computes with, by the node's index.
         runs: Ids of axes in which every entry is a run of places, as many for each; (groups, size) by the dim before.
         skipped: Nodes that a rule of another node stands for.
+        inside: Ledgers of the graphs that nodes hold, by the first output of the node and the attribute. Their ids, ties,
+            balances and what is frozen are of this ledger; their entries stand in it under `inner_name`.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -99,6 +102,7 @@ class Ledger:
         self.sized: dict[int, set[Axis]] = {}
         self.runs: dict[Axis, Entries] = {}
         self.skipped: set[int] = set()
+        self.inside: dict[tuple[str, str], Ledger] = {}
         self.n_ids = 0
 
     # -- shapes ---------------------------------------------------------------------------------------------------
@@ -245,18 +249,52 @@ class Ledger:
                 self.freeze(self.entries[value, dim].ids, why)
 
 
-def walk(graph: Graph, rules: Callable[[Node], Handler | None]) -> Ledger:
-    """Run the rules over a graph in topological order.
+def walk(graph: Graph, rules: Callable[[Node], Handler | None], bodies: Bodies | None = None) -> Ledger:
+    """Run the rules over a graph in topological order, and over the graphs that its nodes hold.
 
     Args:
         graph: The graph.
         rules: Returns the rule of a node, or None where there is none.
+        bodies: Returns the graphs that a node holds, where they may be cut; None: none may.
 
     Returns:
         The ledger, with everything frozen that a rule does not know: an axis that some user of it never mentions, a
-        graph output, a value used inside a subgraph.
+        graph output, a value used inside a subgraph. What goes into a graph that a node holds, and what comes out, stays whole;
+        constants are seen from inside as they are from outside.
     """
-    ledger, known = Ledger(graph), graph.known_shapes
+    ledger = Ledger(graph)
+    _visit(ledger, rules)
+    holders = [node for node in graph.nodes if graph.captured and any(captured_names(node.proto))]
+    for node in holders:
+        for name, body in (bodies(graph, node) if bodies else {}).items():
+            _enter(ledger, node, name, body, rules)
+    entered = {output for output, _ in ledger.inside}
+    for one in (ledger, *ledger.inside.values()):
+        for axis, entries in ledger.entries.items() if one is ledger else _shared(ledger, one):
+            for node, _ in one.graph.consumers.get(axis[0], ()):
+                if (*axis, node.index) not in one.mentioned and node.index not in one.skipped:
+                    ledger.freeze(
+                        entries.ids, f"{node.label}: works on the whole dimension {axis[1]} of {axis[0]} at once"
+                    )
+    for value in graph.outputs:
+        ledger.freeze_value(value, f"graph output {value}")
+    for holder in holders:
+        for value in captured_names(holder.proto):
+            if value not in graph.tensors or holder.outputs[0] not in entered:
+                ledger.freeze_value(value, f"{holder.label}: used inside its subgraph, which is not cut; {_TO_FOLD}")
+    for one in ledger.inside.values():
+        for value in filter(graph.tensors.__contains__, one.graph.captured):
+            ledger.freeze_value(value, f"{one.graph.captured[value].label}: used inside its subgraph, which is not cut")
+    return ledger
+
+
+def inner_name(holder: str, attribute: str, value: str) -> str:
+    """Return the name that a value of a graph inside of a node has in the ledger of the graph around it."""
+    return f"{holder}/{attribute}/{value}"
+
+
+def _visit(ledger: Ledger, rules: Callable[[Node], Handler | None]) -> None:
+    graph, known = ledger.graph, ledger.graph.known_shapes
     for node in graph.nodes:
         if node.index in ledger.skipped:
             continue
@@ -275,15 +313,34 @@ def walk(graph: Graph, rules: Callable[[Node], Handler | None]) -> Ledger:
                     ledger.freeze_value(value, why)
             continue
         rule(ledger, node)
-    for axis, entries in ledger.entries.items():
-        for node, _ in graph.consumers.get(axis[0], ()):
-            if (*axis, node.index) not in ledger.mentioned and node.index not in ledger.skipped:
-                ledger.freeze(entries.ids, f"{node.label}: works on the whole dimension {axis[1]} of {axis[0]} at once")
-    for value in graph.outputs:
-        ledger.freeze_value(value, f"graph output {value}")
-    for value, holder in graph.captured.items():
-        ledger.freeze_value(value, f"{holder.label}: used inside its subgraph, which is not cut; {_TO_FOLD}")
-    return ledger
+
+
+def _enter(ledger: Ledger, holder: Node, name: str, body: Graph, rules: Callable[[Node], Handler | None]) -> None:
+    """Walk over a graph inside of a node."""
+    inner = ledger.inside[holder.outputs[0], name] = Ledger(body)
+    inner.n_ids, inner.ties, inner.balances, inner.frozen = ledger.n_ids, ledger.ties, ledger.balances, ledger.frozen
+    inner.entries = dict(_shared(ledger, inner))
+    _visit(inner, rules)
+    for value in body.outputs:
+        inner.freeze_value(value, f"{holder.label}: what comes out of its {name} stays whole")
+    for value, nested in body.captured.items():
+        inner.freeze_value(value, f"{nested.label}: used inside its subgraph, which is not cut")
+    for mark in inner.normalised:
+        inner.freeze(mark.ids, f"{mark.why}: takes statistics over it inside of {holder.label}")
+    ledger.n_ids = inner.n_ids
+    for (value, dim), entries in inner.entries.items():
+        if value in ledger.graph.tensors:
+            ledger.entries[value, dim] = entries
+            continue
+        if value in body.tensors:
+            inner.freeze(entries.ids, f"{holder.label}: {value} is stored inside of it")
+        ledger.entries[inner_name(holder.outputs[0], name, value), dim] = entries
+
+
+def _shared(ledger: Ledger, inner: Ledger) -> list[tuple[Axis, Entries]]:
+    """Return the entries of constants that a graph sees from inside of a node."""
+    names = inner.graph.tensors.keys() & ledger.graph.tensors.keys()
+    return [(axis, entries) for axis, entries in ledger.entries.items() if axis[0] in names]
 
 
 def _without_unused(graph: Graph, node: Node) -> Node:

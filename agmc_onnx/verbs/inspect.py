@@ -98,7 +98,9 @@ def inspect(model: Given, *, input_shape: Sequence[str] = (), custom_ops: Sequen
                 "step": group.step,
                 "macs_share": float(shares["macs"][i]),
                 "params_share": float(shares["params"][i]),
-                "nodes": [node.proto.name for weight in makers[i] for node, _ in channels.graph.consumers[weight]],
+                "nodes": [
+                    node.proto.name for weight in makers[i] for node, _ in channels.graph.consumers.get(weight, ())
+                ],
                 "normalised_by": list(group.normalised_by),
             }
             for i, group in enumerate(channels.groups)

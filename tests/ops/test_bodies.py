@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
 
 from agmc_onnx.graph.normal_form import normalize
-from agmc_onnx.graph.view import graph_of
+from agmc_onnx.graph.view import captured_names, graph_of
 from agmc_onnx.ops import analyse
+from agmc_onnx.ops.vanish import closer_of
+from agmc_onnx.pruning.cost import count_macs, macs_cost, params_cost, stored_params
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
@@ -87,5 +91,125 @@ def test_a_weight_that_a_body_uses_too_stays_whole() -> None:
        else_branch = e () => (float[N, 8, 4, 4] q) {{ q = Neg(r) }}> d = Conv(s, wc) y = Add(d, c) out = Conv(y, wo) }}"""
     channels = analyse(graph_of(normalize(net(text, WEIGHTS))))
     assert not [g.name for g in channels.groups if "wb" in g.name]
-    assert any("used inside its subgraph" in str(g.why_frozen) for g in channels.frozen)
+    assert any("what comes out of its then_branch stays whole" in str(g.why_frozen) for g in channels.frozen)
     assert isinstance(channels.graph.model, onnx.ModelProto)
+
+
+# Networks inside of nodes: text of the holder, weights, the widths that may be cut, and other inputs
+INSIDE: dict[str, tuple[str, dict[str, object], dict[str, int], str]] = {
+    "a branch": (
+        """y = If(flag)<then_branch = t () => (float[N, 6, 4, 4] p) { h = Conv(a, w1, b1) r = Relu(h) p = Conv(r, w2) },
+           else_branch = e () => (float[N, 6, 4, 4] q) { q = Identity(a) }>""",
+        {"w1": (8, 6, 1, 1), "b1": (8,), "w2": (6, 8, 3, 3)},
+        {"w1": 8},
+        "bool flag",
+    ),
+    "both branches, each its own": (
+        """y = If(flag)<then_branch = t () => (float[N, 6, 4, 4] p) { h = Conv(a, w1) r = Relu(h) p = Conv(r, w2) },
+           else_branch = e () => (float[N, 6, 4, 4] q) { h = Conv(a, v1) r = Relu(h) q = Conv(r, v2) }>""",
+        {"w1": (8, 6, 1, 1), "w2": (6, 8, 1, 1), "v1": (6, 6, 1, 1), "v2": (6, 6, 1, 1)},
+        {"w1": 8, "v1": 6},
+        "bool flag",
+    ),
+    "weights that both branches share": (  # as merged decoders have them
+        """y = If(flag)<then_branch = t () => (float[N, 6, 4, 4] p) { h = Conv(a, w1) r = Relu(h) p = Conv(r, w2) },
+           else_branch = e () => (float[N, 6, 4, 4] q) { h = Conv(a, w1) r = Tanh(h) q = Conv(r, w2) }>""",
+        {"w1": (8, 6, 1, 1), "w2": (6, 8, 1, 1)},
+        {"w1": 8},
+        "bool flag",
+    ),
+    "a loop": (
+        """y = Loop(count, , a)<body = l (int64 i, bool go, float[N, 6, 4, 4] v) => (bool on, float[N, 6, 4, 4] w)
+           { on = Identity(go) h = Conv(v, w1) r = Relu(h) w = Conv(r, w2) }>""",
+        {"count": np.array(3, np.int64), "w1": (8, 6, 1, 1), "w2": (6, 8, 1, 1)},
+        {"w1": 8},
+        "",
+    ),
+    "a scan": (
+        """t = Transpose<perm = [2, 0, 3, 1]>(a)
+           u = Scan<num_scan_inputs = 1, body = l (float[N, 4, 6] v) => (float[N, 4, 6] w)
+           { h = MatMul(v, w1) r = Relu(h) w = MatMul(r, w2) }>(t) y = Transpose<perm = [1, 3, 0, 2]>(u)""",
+        {"w1": (6, 8), "w2": (8, 6)},
+        {"w1": 8},
+        "",
+    ),
+    "heads whose sizes are written inside": (
+        """y = If(flag)<then_branch = t () => (float[N, 6, 4, 4] p) { m = Reshape(a, flat) k = Transpose<perm = [0, 2, 1]>(m)
+           h = MatMul(k, w1) s = Reshape(h, heads) c = Softmax<axis = 1>(s) j = Reshape(c, join) o = MatMul(j, w2)
+           z = Transpose<perm = [0, 2, 1]>(o) p = Reshape(z, back) },
+           else_branch = e () => (float[N, 6, 4, 4] q) { q = Neg(a) }>""",
+        {
+            "w1": (6, 8), "w2": (8, 6), "flat": np.array([0, 6, 16]), "heads": np.array([0, 16, 2, 4]),
+            "join": np.array([0, 16, 8]), "back": np.array([0, 6, 4, 4]),
+        },
+        {"w1": 8},
+        "bool flag",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+@pytest.mark.parametrize("name", INSIDE)
+def test_what_stands_in_a_body_alone_is_cut(name: str, is_inside: bool) -> None:
+    """Its inputs and outputs stay whole; its weights may be stored in it or around it."""
+    nodes, weights, widths, given = INSIDE[name]
+    text = f"""{HEAD} g (float[N, 3, 4, 4] x{", " + given if given else ""}) => (float[N, 2, 4, 4] out) {{
+        a = Conv(x, wa) {nodes} out = Conv(y, wo) }}"""
+    original = net(text, {"wa": WEIGHTS["wa"], "wo": WEIGHTS["wo"], **weights})
+    if is_inside:
+        _store_inside(original)
+    model = normalize(original)
+    channels = analyse(graph_of(model))
+    found = {re.sub(".*/|.*__", "", group.name): group.n_units for group in channels.groups}
+    assert found == widths
+    assert closer_of(channels).why_not.keys() == {group.name for group in channels.groups}
+    kept = choose(channels, l2_norm(channels), [group.n_units // 2 for group in channels.groups])
+    pruned = Surgeon(channels).cut(kept)
+    feeds = [{"x": np.random.default_rng(i).normal(size=(1 + i, 3, 4, 4)).astype(np.float32)} for i in range(2)]
+    if given:
+        feeds = [{**feed, "flag": np.array(flag)} for feed in feeds for flag in (False, True)]
+    assert verify(model, pruned, make_plan(channels, kept, "0" * 64), feeds).masked_equivalence
+    whole, counts = [group.n_units for group in channels.groups], [len(positions) for positions in kept]
+    cost, params = macs_cost(channels), params_cost(channels)
+    assert cost(whole) == sum(count_macs(graph_of(model)).values())
+    assert cost(counts) == sum(count_macs(graph_of(pruned)).values()) < cost(whole)
+    assert params(whole) == stored_params(original) and params(counts) == stored_params(pruned)
+    assert cost.of_each(np.array([whole, counts])).tolist() == [cost(whole), cost(counts)]
+
+
+STAYS: dict[str, tuple[str, str]] = {
+    "statistics": (
+        "h = MatMul(k, w1) r = LayerNormalization<axis = -1>(h, s)",
+        "takes statistics over it inside of If",
+    ),
+    "a divisor": ("h = MatMul(k, w1) r = Div(h, s)", "divides by it inside of another node"),
+    "a body in a body": (
+        """h = MatMul(k, w1) r = If(flag)<then_branch = d () => (float[N, 4, 4, 8] m) { m = Add(h, s) },
+           else_branch = f () => (float[N, 4, 4, 8] n) { n = Neg(h) }>""",
+        "used inside its subgraph, which is not cut",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_what_a_body_does_with_all_of_them_stays_whole(name: str) -> None:
+    nodes, why = STAYS[name]
+    text = f"""{HEAD} g (float[N, 3, 4, 4] x, bool flag) => (float[N, 4, 4, 3] out) {{ a = Conv(x, wa)
+        out = If(flag)<then_branch = t () => (float[N, 4, 4, 3] p) {{
+        k = Transpose<perm = [0, 2, 3, 1]>(a) {nodes} p = MatMul(r, w2) }},
+        else_branch = e () => (float[N, 4, 4, 3] q) {{ z = Transpose<perm = [0, 2, 3, 1]>(x) q = Neg(z) }}> }}"""
+    channels = analyse(graph_of(normalize(net(text, {"wa": WEIGHTS["wa"], "w1": (6, 8), "s": (8,), "w2": (8, 3)}))))
+    assert channels.groups == ()
+    assert why in {group.name: str(group.why_frozen) for group in channels.frozen}["w1"]
+
+
+def _store_inside(model: onnx.ModelProto) -> None:
+    """Move weights that one body alone uses into it, as exporters store them."""
+    for holder in model.graph.node:
+        for body in [attribute.g for attribute in holder.attribute if attribute.HasField("g")]:
+            others = [used for node in model.graph.node for used in [*node.input, *captured_names(node)]]
+            used = {name for node in body.node for name in node.input}
+            own = [t for t in model.graph.initializer if t.name in used and others.count(t.name) == 1]
+            for tensor in own:
+                body.initializer.add().CopyFrom(tensor)
+                model.graph.initializer.remove(tensor)
