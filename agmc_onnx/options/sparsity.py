@@ -16,11 +16,12 @@ class Sparsity:
         "float",
         "what the result computes in",
         "NAME",
-        choices=("float", "int8", "fp16", "bf16"),
+        choices=("float", "int8", "mixed", "fp16", "bf16"),
         is_common=True,
         more="int8: finalists are quantised before they are judged and timed, with ranges from the calibration role;"
         " X.float.onnx, the twin that plan, verify and finetune speak of, is written beside the result. Other candidates are"
-        " judged in float; the report has the rank correlation of both. fp16 and bf16 are refused where they gain nothing.",
+        " judged in float; the report has the rank correlation of both. mixed: int8 node by node, where the measured time that it"
+        " saves is worth the answers that it changes. fp16 and bf16 are refused where they gain nothing.",
     )
 
     sparsity: float | None = option(

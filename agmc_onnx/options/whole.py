@@ -138,6 +138,11 @@ class CompressOptions:
                 f"--precision: {precision} {why}; expected float or int8 here. Compress in float, then `agmc-onnx export --to"
                 f" {precision}`, which halves the file."
             )
+        if precision == "mixed" and provider == "cuda":
+            raise UsageError(
+                "--precision: mixed is decided by times of kernels on provider cpu, got cuda; expected int8 there, or --provider"
+                " cpu. Change one."
+            )
         if precision != "float" and (self.sparsity.is_sparse or self.budget.stages > 1):
             beside = f"--stages {self.budget.stages}" if self.budget.stages > 1 else "zeros among weights"
             raise UsageError(f"--precision: got {precision} beside {beside}; expected float there. Leave one out.")

@@ -29,6 +29,29 @@ SAMPLES = 100  # of the calibration role
 MOST_FLOAT = 16  # nodes that may stay float one after the other, because onnxruntime refuses what was made of them
 
 
+@dataclass(frozen=True)
+class Tried:
+    """A division of a model's nodes into int8 and float, as it was measured on the calibration role.
+
+    Attributes:
+        kind: "float", "int8" or "mixed".
+        n_float: Nodes in float.
+        time: Share of the float model's.
+        alike: Percent, the lesser of closeness and agreement with the float model.
+        name: What agreement came to for its outputs.
+        value: Of it.
+        is_taken: Whether it has the least time / alike.
+    """
+
+    kind: str
+    n_float: int
+    time: float
+    alike: float
+    name: str
+    value: float
+    is_taken: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Quantised:
     """A quantised model.
@@ -37,18 +60,41 @@ class Quantised:
         model: Takes and gives what the float model does.
         precision: "int8" or "float" of every node of the float model, by its first output.
         ranges: "extremes" or "least error", whichever answers more as the float model does on the calibration role.
-        why_float: Why nodes stay float although their kind has integer kernels, by name.
+        why_float: Why nodes stay float although their kind has integer kernels, by name: onnxruntime refuses them.
+        stays: Why nodes stay float of mixed precision, by name.
+        tried: What was measured before that was chosen.
     """
 
     model: onnx.ModelProto
     precision: Mapping[str, str]
     ranges: str
     why_float: Mapping[str, str] = field(default_factory=dict)
+    stays: Mapping[str, str] = field(default_factory=dict)
+    tried: tuple[Tried, ...] = ()
 
     @property
     def n_int8(self) -> int:
         """Nodes of the float model that compute in int8."""
         return sum(one == "int8" for one in self.precision.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A float model before it is quantised.
+
+    Attributes:
+        model: As it was given.
+        plain: Its plain form.
+        observed: What its values are on the calibration role.
+        ranges: Of them, by kind.
+        judge: Says how alike another model answers there.
+    """
+
+    model: onnx.ModelProto
+    plain: onnx.ModelProto
+    observed: Mapping[str, Observed]
+    ranges: Mapping[str, Mapping[str, Range]]
+    judge: Evaluator
 
 
 class Quantiser:
@@ -90,25 +136,32 @@ class Quantiser:
         return self._last[key]
 
     def _quantised(self, model: onnx.ModelProto, stay_float: Sequence[str]) -> Quantised:
-        plain_model = plain(model)
-        observed = observe(plain_model, self._samples, self._threads)
-        target = TARGETS[self.target]
-        judge = Evaluator(self._samples, "agreement", reference=model, original=model, threads=self._threads)
-        best: tuple[float, str, onnx.ModelProto, dict[str, str]] | None = None
-        given = corrected_biases(plain_model, observed, target, stay_float)
-        for name, kind in self._kinds.items():
-            made, why = self._running(given, kind(plain_model, observed, target.symmetric), stay_float)
-            fidelity = judge(made).fidelity or 0.0
-            if best is None or fidelity > best[0]:
-                best = (fidelity, name, made, why)
-        assert best is not None
-        _, name, made, why = best
-        return Quantised(made, precision_of(model, plain_model, made), name, why)
+        return self._best(self._prepared(model), stay_float)
 
-    def for_timing(self, model: onnx.ModelProto) -> onnx.ModelProto:
+    def _prepared(self, model: onnx.ModelProto) -> Prepared:
+        simple = plain(model)
+        judge = Evaluator(self._samples, "agreement", reference=model, original=model, threads=self._threads)
+        observed = observe(simple, self._samples, self._threads)
+        is_symmetric = TARGETS[self.target].symmetric
+        ranges = {name: kind(simple, observed, is_symmetric) for name, kind in self._kinds.items()}
+        return Prepared(model, simple, observed, ranges, judge)
+
+    def _best(self, given: Prepared, stay_float: Sequence[str]) -> Quantised:
+        """Return a model quantised with the ranges that answer best."""
+        made = [self._made(given, name, stay_float) for name in self._kinds]
+        return max(made, key=lambda one: given.judge(one.model).fidelity or 0.0)  # the first of equals
+
+    def _made(self, given: Prepared, ranges: str, stay_float: Sequence[str]) -> Quantised:
+        """Return a model quantised with ranges of one of the kinds."""
+        target = TARGETS[self.target]
+        corrected = corrected_biases(given.plain, given.observed, target, stay_float)
+        made, why = self._running(corrected, given.ranges[ranges], stay_float)
+        return Quantised(made, precision_of(given.model, given.plain, made), ranges, why)
+
+    def for_timing(self, model: onnx.ModelProto, stay_float: Sequence[str] = ()) -> onnx.ModelProto:
         """Return a model quantised as `__call__` does it, but with the ranges of one sample: its times are the same."""
         plain_model = plain(model)
-        return self._running(plain_model, extremes(observe(plain_model, self._one, self._threads)), ())[0]
+        return self._running(plain_model, extremes(observe(plain_model, self._one, self._threads)), stay_float)[0]
 
     def _running(
         self, plain_model: onnx.ModelProto, ranges: Mapping[str, Range], stay_float: Sequence[str]

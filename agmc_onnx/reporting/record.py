@@ -37,6 +37,7 @@ from agmc_onnx.reporting.network import network_of
 from agmc_onnx.reporting.schema import (
     Compressed,
     DataFacts,
+    Division,
     GroupFacts,
     LatencyFacts,
     Metric,
@@ -159,7 +160,10 @@ def _precision(
     facts = Twin(model_bytes(twin), metric_facts(evaluator(twin).score), _latency(times), share.steady)
     asked, target = settings.sparsity.precision, target_here(settings.execution.provider)
     correlation = rank_correlation(finalists)
-    return PrecisionFacts(asked, target, counts, exact.ranges, facts, dict(exact.why_float), correlation)
+    tried = [Division(**asdict(one)) for one in exact.tried]
+    return PrecisionFacts(
+        asked, target, counts, exact.ranges, facts, dict(exact.why_float), correlation, dict(exact.stays), tried
+    )
 
 
 def _loss(outputs: Sequence[Outputs], evaluator: Evaluator, before: Score, after: Score) -> Loss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -287,7 +288,24 @@ def precision_lines(report: Report) -> list[str]:
         f" {found['ranges']}{stay}{alike}",
         f"in float: {twin['metric']['name']} {metric_text(twin['metric'])} in {twin['latency_ratio']:.3f} of the time;"
         f" {found['asked']}: {metric_text(metric)}{share}",
+        *division_lines(found.get("tried") or [], found.get("stays") or {}),
     ]
+
+
+def division_lines(tried: Sequence[Mapping[str, Any]], stays: Mapping[str, str]) -> list[str]:
+    """Return what mixed precision measured before it chose, and why nodes stay float; nothing of other precisions."""
+    if not tried:
+        return []
+    whole = [one for one in tried if one["kind"] == "int8" or one["is_taken"]]
+    said = [
+        f"{one['kind']}{' (taken)' if one['is_taken'] else ''} {one['n_float']} nodes float, {one['time']:.3f} of the float"
+        f" model's time, {one['alike']:.1f} % alike"
+        for one in whole
+    ]
+    why: dict[str, list[str]] = {}
+    for name, reason in stays.items():
+        why.setdefault(re.sub(r"[\d.]+ ms", "some ms", reason), []).append(name)
+    return ["mixed: " + "; ".join(said), *(f"float: {_few(names)}: {reason}" for reason, names in why.items())]
 
 
 def gone_lines(report: Report) -> list[str]:

@@ -14,9 +14,10 @@ from agmc_onnx.latency.layout import keep_layout
 from agmc_onnx.latency.tables import layout_block
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.options import CompressOptions
+from agmc_onnx.precision.mixed import MixedQuantiser
 from agmc_onnx.precision.quantiser import Quantised, Quantiser, target_here
 
-_QUANTISERS: WeakKeyDictionary[Roles, Quantiser] = WeakKeyDictionary()  # one a run
+_QUANTISERS: WeakKeyDictionary[Roles, dict[str, Quantiser]] = WeakKeyDictionary()  # of a run, by precision
 
 
 def quantiser_of(data: Roles, settings: CompressOptions) -> Quantiser | None:
@@ -25,17 +26,19 @@ def quantiser_of(data: Roles, settings: CompressOptions) -> Quantiser | None:
     Raises:
         UsageError: If there is no data: ranges of made-up inputs are none.
     """
-    if settings.sparsity.precision != "int8":
+    precision, here = settings.sparsity.precision, settings.execution
+    if precision not in ("int8", "mixed"):
         return None
     if not data.real:
         raise UsageError(
-            "--precision: int8 needs inputs to find the range of every value, got no --data; expected a card with a"
+            f"--precision: {precision} needs inputs to find the range of every value, got no --data; expected a card with a"
             " calibration role. Add --data CARD."
         )
-    if data not in _QUANTISERS:
-        here = settings.execution
-        _QUANTISERS[data] = Quantiser(data.role("calibration"), target_here(here.provider), here.threads)
-    return _QUANTISERS[data]
+    known = _QUANTISERS.setdefault(data, {})
+    if precision not in known:
+        kind = MixedQuantiser if precision == "mixed" else Quantiser
+        known[precision] = kind(data.role("calibration"), target_here(here.provider), here.threads)
+    return known[precision]
 
 
 def quantised(model: onnx.ModelProto, data: Roles, settings: CompressOptions) -> Quantised | None:
@@ -47,7 +50,7 @@ def quantised(model: onnx.ModelProto, data: Roles, settings: CompressOptions) ->
 def as_run(model: onnx.ModelProto, data: Roles, settings: CompressOptions) -> onnx.ModelProto:
     """Return a float model as it is written, judged and timed."""
     found = quantised(model, data, settings)
-    return laid_out(model, settings.execution.provider) if found is None else found.model
+    return laid_out(model, settings.execution.provider) if found is None or not found.n_int8 else found.model
 
 
 def as_timed(model: onnx.ModelProto, data: Roles, settings: CompressOptions) -> onnx.ModelProto:

@@ -59,8 +59,8 @@ def export(
         model: An .onnx file.
         to: A key of `table.EXPORTERS`.
         output: The main file; None puts it beside the model under its name.
-        data: A data card, an .npz, a folder, or "digits"; needed for "int8", which reads the calibration role. Accuracy is
-            that of the test role; None measures no accuracy, and all else on random inputs.
+        data: A data card, an .npz, a folder, or "digits"; needed for "int8" and "mixed", which read the calibration role.
+            Accuracy is that of the test role; None measures no accuracy, and all else on random inputs.
         samples: Measure on so many of the test role's samples; None takes all.
         target: Kind of processor, a key of `row.TARGETS`; int8 and ort differ by it.
         calibrate: How int8 finds the range of every value: one of `row.CALIBRATIONS`.
@@ -104,7 +104,7 @@ def export(
         made = Path(scratch, "made")
         made.mkdir()
         with converting(row.name):
-            row.convert(source, made / path.name)
+            told = row.convert(source, made / path.name) or []
         for one in made.glob("*.onnx"):
             stamp_file(one)
         report = {
@@ -115,7 +115,7 @@ def export(
             "converter": versions_of(row),
             "settings": asdict(settings),
             **_measured(row, source, made / path.name, tested, dataset, seconds),
-            "notes": _notes(row, settings),
+            "notes": [*_notes(row, settings), *told],
             "environment": environment_versions("cpu"),
         }
         report["output"]["files"] = _put_in_place(made, path, inputs, force)
@@ -296,7 +296,7 @@ def _times(latency: Latency) -> dict[str, Any]:
 
 def _notes(row: Exporter, settings: Settings) -> list[str]:
     notes = [row.note] if row.note else []
-    if row.name == "int8" and settings.target == "x86" and not has_vnni():
+    if row.name in ("int8", "mixed") and settings.target == "x86" and not has_vnni():
         notes.append("this processor has no VNNI: sums of 8-bit products may overflow here; --target avx2 avoids it")
     if row.name == "ort" and settings.target == "x86":
         notes.append("laid out for processors like this one; --target arm makes a file that runs anywhere")

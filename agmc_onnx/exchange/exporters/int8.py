@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,34 @@ from agmc_onnx.errors import DataError
 from agmc_onnx.exchange.exporters.row import Source
 from agmc_onnx.graph.files import read_model, write_model
 from agmc_onnx.precision.int8 import quiet
+from agmc_onnx.precision.mixed import MixedQuantiser
 from agmc_onnx.precision.quantiser import KINDS, Quantiser
 from agmc_onnx.precision.ranges import CHUNK, Observed, Range
+from agmc_onnx.reporting.text import division_lines
 
 
-def to_int8(source: Source, path: Path) -> None:
-    """Write a statically quantised model, as `precision.quantiser` makes it: int8 weights with one scale per output channel.
+def to_int8(source: Source, path: Path) -> list[str]:
+    """Write a statically quantised model, as `precision.quantiser` makes it; return what has to be known of it.
 
     Raises:
         DataError: If there is no calibration role.
     """
+    return _write("int8", Quantiser, source, path)
+
+
+def to_mixed(source: Source, path: Path) -> list[str]:
+    """Write a model in int8 where that is worth it, as `precision.mixed` makes it; return as `to_int8`.
+
+    Raises:
+        DataError: If there is no calibration role.
+    """
+    return _write("mixed", MixedQuantiser, source, path)
+
+
+def _write(name: str, kind: type[Quantiser], source: Source, path: Path) -> list[str]:
     if source.calibration is None:
         raise DataError(
-            "int8: needs inputs to find the range of every value, got no --data; expected a card with a calibration role. "
+            f"{name}: needs inputs to find the range of every value, got no --data; expected a card with a calibration role. "
             "Add --data CARD."
         )
     settings = source.settings
@@ -39,8 +55,13 @@ def to_int8(source: Source, path: Path) -> None:
         "percentile": {"percentile": partial(_as_onnxruntime, "Percentile", samples)},
         "entropy": {"entropy": partial(_as_onnxruntime, "Entropy", samples)},
     }
-    quantiser = Quantiser(samples, settings.target, settings.threads, kinds[settings.calibrate], samples.n)
-    write_model(quantiser(read_model(source.path).proto).model, path)
+    quantiser = kind(samples, settings.target, settings.threads, kinds[settings.calibrate], samples.n)
+    found = quantiser(read_model(source.path).proto)
+    write_model(found.model, path)
+    return [
+        f"stays float, since onnxruntime refuses it in int8: {node} ({why[:160]})"
+        for node, why in found.why_float.items()
+    ] + division_lines([asdict(one) for one in found.tried], found.stays)
 
 
 def _as_onnxruntime(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,7 @@ class Exporter:
         name: As typed after --to.
         text: What it makes, for the help.
         suffix: Of the main file.
-        convert: Writes the main file (and others beside it) at a path.
+        convert: Writes the main file (and others beside it) at a path; may return what has to be known of it.
         open: Returns what runs the main file.
         packages: Distributions that converting needs, by the name to import; the first gives the version.
         runtime: The same for running, where it needs more.
@@ -91,7 +91,7 @@ class Exporter:
     name: str
     text: str
     suffix: str
-    convert: Callable[[Source, Path], None]
+    convert: Callable[[Source, Path], Sequence[str] | None]
     open: Callable[[Path, Source], Run]
     packages: tuple[tuple[str, str], ...] = ()
     runtime: tuple[tuple[str, str], ...] = ()

@@ -34,6 +34,10 @@ _ROWS = (
         "int8", "ONNX quantised to 8 bits", ".int8.onnx", int8.to_int8, onnx_files.open_onnx, plain="open", tolerance=None,
     ),
     Exporter(
+        "mixed", "ONNX in 8 bits where that is worth it here, node by node", ".mixed.onnx", int8.to_mixed,
+        onnx_files.open_onnx, plain="open", tolerance=None,
+    ),
+    Exporter(
         "torch", "a program of PyTorch (torch.export)", ".pt2", torch_file.convert, torch_file.open_model,
         plain="fixed", fixed_batch=True,
     ),
