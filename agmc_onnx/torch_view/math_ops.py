@@ -180,6 +180,12 @@ def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
     return torch.clamp(x * call.get("alpha", 0.2) + call.get("beta", 0.5), 0, 1)
 
 
+def swish(call: Call, x: Tensor) -> Tensor:
+    """Swish."""
+    alpha = call.get("alpha", 1.0)
+    return F.silu(x) if alpha == 1 else x * torch.sigmoid(alpha * x)
+
+
 def selu(call: Call, x: Tensor) -> Tensor:
     """Selu."""
     alpha, gamma = call.get("alpha", 1.6732631921768188), call.get("gamma", 1.0507010221481323)
@@ -290,7 +296,7 @@ ARITHMETIC: dict[str, Op] = {
     "Mean": mean, "Mish": lambda _, x: F.mish(x), "Mod": mod, "Not": lambda _, x: torch.logical_not(x),
     "PRelu": prelu, "Pow": pow_, "Relu": relu, "Round": round_, "Selu": selu, "Shrink": shrink,
     "Softplus": lambda _, x: F.softplus(x, threshold=60), "Softsign": lambda _, x: F.softsign(x),
-    "Swish": lambda c, x: x * torch.sigmoid(c.get("alpha", 1.0) * x),
+    "Swish": swish,
     "ThresholdedRelu": lambda c, x: torch.where(x > c.get("alpha", 1.0), x, torch.zeros_like(x)),
     "Where": where,
 }  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,7 @@ class TorchGraph(nn.Module):
         self._check(graph)
         self._last = last_uses(self.calls, self.outputs)
         self._in_place = self._find_in_place()
+        self._swish = self._with_swish()
 
     def _add_constant(self, graph: Graph, name: str) -> None:
         tensor = to_tensor(graph.array(name))
@@ -180,6 +182,25 @@ class TorchGraph(nn.Module):
         fresh = {o for call in self.calls if call.op_type in FRESH for o in call.outputs[:1] if users[o] == 1}
         fresh -= set(self.outputs)
         return {i for i, call in enumerate(self.calls) if call.op_type in OVERWRITING and call.inputs[0] in fresh}
+
+    def _with_swish(self) -> tuple[Call | None, ...]:
+        """Return the nodes with x * sigmoid(x) as one of them; None stands for a Sigmoid that is part of such a one.
+
+        Forward and backward, it is a fifth of the time of networks that are made of it.
+        """
+        users: dict[str, list[int]] = {}
+        for i, call in enumerate(self.calls):
+            for name in call.inputs:
+                users.setdefault(name, []).append(i)
+        found: list[Call | None] = list(self.calls)
+        for i, call in enumerate(self.calls):
+            behind = users.get(call.outputs[0], [])
+            if call.op_type == "Sigmoid" and len(behind) == 1 and call.outputs[0] not in self.outputs:
+                product = self.calls[behind[0]]
+                if product.op_type == "Mul" and {*product.inputs} == {call.inputs[0], call.outputs[0]}:
+                    found[i] = None
+                    found[behind[0]] = replace(product, op_type="Swish", inputs=call.inputs)
+        return tuple(found)
 
     def constant(self, name: str) -> Tensor | None:
         """Return the parameter, buffer or whole numbers of a constant value; None for any other value."""
@@ -230,9 +251,12 @@ class TorchGraph(nn.Module):
             if constant is not None:
                 found[name] = constant
                 missing.discard(name)
-        for index, call in enumerate(self.calls):
+        gates = {call.outputs[0] for call, own in zip(self.calls, self._swish, strict=True) if own is None}
+        for index, call in enumerate(self._swish if self.training and gates.isdisjoint(names) else self.calls):
             if not missing:
                 break
+            if call is None:
+                continue
             inputs = [
                 None if not name else values[name] if name in values else self.constant(name) for name in call.inputs
             ]

@@ -220,6 +220,27 @@ def test_values_inside_the_graph_can_be_asked_for() -> None:
         module.run({"x": torch.from_numpy(images())}, ["nowhere"])
 
 
+GATED = """
+f (float[n, 3, 8, 8] x) => (float[n, 4, 8, 8] y) {
+    a = Conv<pads=[1, 1, 1, 1]> (x, w)
+    s = Sigmoid (a)
+    b = Mul (s, a)
+    t = Sigmoid (b)
+    c = Mul (b, t)
+    y = Add (c, t)
+}
+"""
+
+
+def test_gates_are_one_node_while_training_and_say_the_same() -> None:
+    proto = nets.model(GATED, {"w": (4, 3, 3, 3)})
+    module, x = TorchGraph(proto), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain, fused = module.eval().run({"x": x})["y"], module.train().run({"x": x})["y"]
+    assert module._swish[1] is None and module._swish[3] is not None  # t has another user
+    torch.testing.assert_close(fused, plain, rtol=1e-6, atol=1e-6)
+    assert torch.equal(module.run({"x": x}, ["s"])["s"], module.eval().run({"x": x}, ["s"])["s"])
+
+
 def test_a_cut_keeps_what_is_learned_behind_it_from_what_is_before_it() -> None:
     module = TorchGraph(nets.model(NET, WEIGHTS)).eval()
     feed = {"x": torch.from_numpy(images())}
