@@ -25,6 +25,7 @@ from agmc_onnx.distill.folding import Folded
 from agmc_onnx.distill.hints import Hint, hints_of
 from agmc_onnx.distill.inserted import Normalised
 from agmc_onnx.distill.losses import loss_of, relative_error
+from agmc_onnx.distill.sizes import by_size, filter_sizes
 from agmc_onnx.errors import ModelError, Notice, UsageError
 from agmc_onnx.graph.edit import with_outputs
 from agmc_onnx.graph.files import write_atomically
@@ -43,7 +44,7 @@ Loss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tensor | None], Ten
 CHECKPOINT = "distill.pt"
 LEAST_BATCH = 16  # samples of a step, below which statistics of a batch say too little
 HOLD_EVERY = 10  # steps, after which a network that answers worse than before goes back, and learns half as fast
-OWN_SHARE = 0.3  # of the learning rate, for these
+OWN_SHARE = 0.3  # of the learning rate, for these: it is a share of a filter's size (`distill.sizes`)
 SLACK = 1.1  # of the least loss on the samples that say so
 BLOCK_SHARE = 1 / 3  # of the steps, in which blocks learn by themselves where samples are few
 N_STATISTICS = 256  # samples that they start from
@@ -134,7 +135,7 @@ class _Distillation:
         teacher_graph = graph_of(with_open_batch(teacher) if self.is_open else teacher)
         self.teacher = _Teacher(teacher_graph, self.device)
         self.goals = self._settled(goals)
-        if options.train_statistics and self._batch_rows() >= (1 if self.own else LEAST_BATCH):
+        if options.train_statistics and not self.own and self._batch_rows() >= LEAST_BATCH:
             self.normalised = Normalised(self.trained, self._statistics_batches())
             self.trained = self.normalised.model
         student_graph = graph_of(with_open_batch(self.trained) if self.is_open else self.trained)
@@ -146,11 +147,13 @@ class _Distillation:
         self.n_block_steps = n_block_steps if self.blocks else 0
         self.student = _prepare(student_graph, self.device)
         self._train_mode()
+        self.learned = list(self.student.parameters())
+        self.sizes = filter_sizes(self.learned) if self.own else []
         named, values = dict(self.student.named_parameters()), self.student.names
         sparse = [named[key] for key, value in values.items() if value in set(thinned) and key in named]
         self.masks = [(parameter, (parameter != 0).to(parameter.dtype)) for parameter in sparse]
-        decayed = [p for p in self.student.parameters() if p.dim() > 1]
-        plain = [p for p in self.student.parameters() if p.dim() <= 1]
+        decayed = [p for p in self.learned if p.dim() > 1]
+        plain = [p for p in self.learned if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimiser: torch.optim.Optimizer
         if options.optimiser == "sgd":
@@ -205,8 +208,11 @@ class _Distillation:
             group["lr"] = self._learning_rate()
         self.optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.options.max_gradient)
+        torch.nn.utils.clip_grad_norm_(self.learned, self.options.max_gradient)
+        before = [parameter.detach().clone() for parameter in self.learned] if self.sizes else []
         self.optimiser.step()
+        if self.sizes:
+            by_size(self.learned, before, self.sizes)
         with torch.no_grad():
             for parameter, mask in self.masks:
                 parameter.mul_(mask)
@@ -289,7 +295,7 @@ class _Distillation:
 
     def _train_mode(self) -> None:
         self.student.train()
-        if self.normalised is None or self.own:
+        if self.normalised is None:
             self.student.freeze_statistics()
         else:
             self.normalised.learn_statistics(self.student)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import pytest
@@ -12,6 +14,7 @@ from agmc_onnx.distill import distillation
 from agmc_onnx.distill.distillation import distill
 from agmc_onnx.distill.hints import hints_of
 from agmc_onnx.distill.losses import loss_of
+from agmc_onnx.distill.sizes import by_size, filter_sizes
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.view import graph_of
 from agmc_onnx.measuring.accuracy import Evaluator
@@ -105,7 +108,7 @@ def test_a_detector_learns_and_never_loses_what_it_had() -> None:
     held = synthetic(model_inputs(teacher), 32, 9)
     judge = Evaluator(held, "agreement", reference=teacher, original=teacher)
     assert judge(tuned).fidelity > judge(student).fidelity + 3
-    wild = distill(student, teacher, samples, RecoverOptions(n_steps=30, learning_rate=0.9))
+    wild = distill(student, teacher, samples, RecoverOptions(n_steps=30, learning_rate=9.0))
     assert judge(wild).fidelity > judge(student).fidelity - 1
 
 
@@ -116,7 +119,7 @@ def test_steps_that_make_it_worse_are_taken_back(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         distillation._Distillation, "__init__", lambda self, *args: (init(self, *args), made.append(self))[0]
     )
-    distill(student, teacher, synthetic(model_inputs(teacher), 48, 0), RecoverOptions(n_steps=30, learning_rate=0.9))
+    distill(student, teacher, synthetic(model_inputs(teacher), 48, 0), RecoverOptions(n_steps=30, learning_rate=9.0))
     assert made[0].share_of_rate < distillation.OWN_SHARE
     assert made[0]._batch_rows() == 8
 
@@ -187,3 +190,21 @@ def test_a_loss_of_the_users_own_is_made_small() -> None:
     for wrong, text in ((lambda *_: 1 / 0, "the function failed, got ZeroDivisionError"), (lambda *_: 3, "gave int")):
         with pytest.raises(UsageError, match=f"--loss: .*{text}"):
             distill(student, teacher, samples, RecoverOptions(n_steps=1), loss=wrong)
+
+
+def test_a_step_is_a_share_of_the_size_of_a_filter() -> None:
+    small, large = torch.full((2, 3, 1, 1), 0.01), torch.full((2, 3, 1, 1), 20.0)
+    small[1] = 1e-9  # nearly nothing: as if it were a twentieth of the tensor
+    parameters = [torch.nn.Parameter(value) for value in (small, large, torch.zeros(2), torch.full((2,), 3.0))]
+    sizes = filter_sizes(parameters)
+    whole = 0.01 / math.sqrt(2)
+    assert [size.flatten().tolist() for size in sizes] == [
+        pytest.approx(found) for found in ([0.01, 0.05 * whole], [20.0, 20.0], [0.1], [3.0])
+    ]
+    before = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter += 0.5
+    by_size(parameters, before, sizes)
+    for parameter, old, size in zip(parameters, before, sizes, strict=True):
+        torch.testing.assert_close(parameter.detach(), old + 0.5 * size)
