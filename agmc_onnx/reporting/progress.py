@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 EVERY = 10.0  # seconds between lines where there is no terminal
-STAGES = ("candidates", "finalists", "distilling", "verifying", "measuring")
+AGAIN = 1.0  # seconds after which a terminal shows anew what is left
+STAGES = ("candidates", "finalists", "distilling", "timing", "verifying", "measuring")
 Say = Callable[[str], None]
 
 
@@ -59,7 +60,7 @@ class Line:
             self._progress = Progress(*columns, console=console, transient=True)
             self._progress.start()
             self._task = self._progress.add_task(self.text, total=None)
-        elif not self._quiet and self._note is None:
+        if not self._quiet and self._note is None:
             self._timer = threading.Thread(target=self._tick, daemon=True)
             self._timer.start()
         return self
@@ -67,10 +68,10 @@ class Line:
     def __exit__(self, *error: object) -> None:
         """Remove it."""
         self._stop.set()
-        if self._progress is not None:
-            self._progress.stop()
         if self._timer is not None:
             self._timer.join()
+        if self._progress is not None:
+            self._progress.stop()
 
     def say(self, text: str) -> None:
         """Say something that stays."""
@@ -91,12 +92,22 @@ class Line:
     def update(self, text: str) -> None:
         """Show what runs; a terminal that is too narrow leaves out the end."""
         self.text = text
+        self._shown()
+
+    def now(self) -> str:
+        """Return what is shown at this moment."""
+        return self.text
+
+    def _shown(self) -> None:
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=text)
+            self._progress.update(self._task, description=self.now())
 
     def _tick(self) -> None:
-        while not self._stop.wait(EVERY):
-            self._write(self.text)
+        while not self._stop.wait(EVERY if self._progress is None else AGAIN):
+            if self._progress is None:
+                self._write(self.now())
+            else:
+                self._shown()
 
     def _write(self, text: str) -> None:
         try:
@@ -115,6 +126,7 @@ class Episodes(Line):
         self.n_episodes = 0
         self._begun = time.monotonic()
         self._stages: dict[str, list[float]] = {}  # stage -> [how many are left, seconds each]
+        self._parts = ("", "")  # what is shown before and behind the time that is left
         self._since = self._begun
         self._best, self._metric = float("-inf"), 0.0
 
@@ -137,12 +149,18 @@ class Episodes(Line):
             self.note(f"{stage}, {duration(time.monotonic() - self._begun)} after the start")
 
     def left(self) -> float | None:
-        """Return the seconds that are left over all stages; None while nothing is known."""
+        """Return the seconds that are left over all stages; None while nothing is known.
+
+        What runs counts down to nothing; where it takes longer than expected, what comes behind it is still to come.
+        """
+        coming = [(n, seconds) for n, seconds in list(self._stages.values()) if n]
         if not self._stages:
             return None
-        return max(sum(n * seconds for n, seconds in self._stages.values()) - (time.monotonic() - self._since), 0.0)
+        gone = min(time.monotonic() - self._since, coming[0][1]) if coming else 0.0
+        return sum(n * seconds for n, seconds in coming) - gone
 
     def _analysed(self, facts: Mapping[str, Any]) -> None:
+        self._parts = ("", "")
         self.update(f"{facts['groups']} groups; measuring what the search needs, then candidates")
         self.note(f"analysed: {facts['groups']} groups, {facts['macs']:,} MACs")
 
@@ -173,6 +191,8 @@ class Episodes(Line):
             self._begin("finalists")
         else:
             self._done("finalists", None)
+        if "finalists" in self._stages:
+            self._stages["finalists"][0] = facts["n"] - facts["place"]
         self._show(f"finalist {facts['place'] + 1}/{facts['n']}", "verifying")
         self.note(f"finalist {facts['place'] + 1}/{facts['n']}{self._left_text()}")
 
@@ -201,16 +221,21 @@ class Episodes(Line):
             return
         now = time.monotonic()
         n, each = self._stages[stage]
-        took = now - self._since if seconds is None else seconds
-        self._stages[stage], self._since = [max(n - 1, 0), 0.8 * each + 0.2 * took], now
+        took, new = (now - self._since, 0.5) if seconds is None else (seconds, 0.2)
+        self._stages[stage], self._since = [max(n - 1, 0), (1 - new) * each + new * took], now
 
     def _left_text(self) -> str:
         left = self.left()
         return "" if left is None else f"; about {duration(left)} left"
 
     def _show(self, text: str, following: str = "", best: str = "") -> None:
-        behind = f", then {following}" if following else ""
-        self.update(f"{text}{behind}{self._left_text()}{f'; {best}' if best else ''}")
+        self._parts = f"{text}{f', then {following}' if following else ''}", f"; {best}" if best else ""
+        self.update(self.now())
+
+    def now(self) -> str:
+        """Return what is shown at this moment, with the time that is left now."""
+        text, best = self._parts
+        return f"{text}{self._left_text()}{best}" if text else self.text
 
 
 class Steps(Line):

@@ -352,13 +352,13 @@ def search_candidates(
 
 
 def _refitted(
-    analysis: Analysis, environment: Environment, data: Roles, settings: CompressOptions, kept: IntArray, n_samples: int
+    analysis: Analysis, environment: Environment, data: Roles, settings: CompressOptions, kept: IntArray, share: float
 ) -> onnx.ModelProto:
-    """Recover a candidate as finalists are, with fewer samples."""
+    """Recover a candidate as finalists are, with a share of the samples and positions."""
     from agmc_onnx.run.recovering import recovered
 
     model = environment.candidate(kept)
-    return recovered(analysis, environment.kept(kept), model, data, settings, n_samples=n_samples)
+    return recovered(analysis, environment.kept(kept), model, data, settings, share=share)
 
 
 @contextmanager

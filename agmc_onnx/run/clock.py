@@ -19,7 +19,7 @@ WORTH = 8  # episodes from which on a forecast is worth the two candidates that 
 DISTILL = (
     8.0  # a training step over an inference of onnxruntime on the same images: student forwards, backwards, and teacher
 )
-MOST_CALIBRATION = 1000  # samples that finalists are refitted with (`refit.options`), at most
+SHARES = (0.01, 0.25)  # of a full refit, that are timed: hardly more than what does not grow, and what does
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Forecast:
         candidate: Of the search.
         finalist: Recovered in full and measured on more samples.
         distilling: All steps.
+        timing: Of the result beside the original, before it is settled.
         verifying: With writing.
         measuring: Accuracy on the test role, and latency.
     """
@@ -37,6 +38,7 @@ class Forecast:
     candidate: float
     finalist: float
     distilling: float
+    timing: float
     verifying: float
     measuring: float
 
@@ -62,7 +64,7 @@ class Clock:
         left = 60 * self.minutes - (time.perf_counter() - self.begun)
         if forecast is None:
             return max(left, 0.0)
-        left -= forecast.verifying + forecast.measuring
+        left -= forecast.timing + forecast.verifying + forecast.measuring
         return max(left / self.searches - n_finalists * forecast.finalist - forecast.distilling, 0.0)
 
 
@@ -87,7 +89,7 @@ def forecast(
     data: Roles,
     settings: CompressOptions,
     n_raced: int,
-    refit: Callable[[IntArray, int], object] | None,
+    refit: Callable[[IntArray, float], object] | None,
 ) -> Forecast:
     """Measure a candidate twice - at first what all share is computed - and return what all stages take by that.
 
@@ -97,7 +99,7 @@ def forecast(
         data: The roles.
         settings: Of the run.
         n_raced: How many candidates race, the best of them on more samples than the others; 0 without a race.
-        refit: Recovers a candidate as finalists are, with so many calibration samples; None where none is recovered.
+        refit: Recovers a candidate as finalists are, with a share of the samples and positions; None where none is recovered.
     """
     evaluate(kept)
     start = time.perf_counter()
@@ -109,22 +111,19 @@ def forecast(
     more = raced(n_raced) * sample * (data.n_most - n_reward)
     recovering = 0.0
     if refit is not None:
-        n_calibration = min(data.role("calibration").n, MOST_CALIBRATION)
-        few = max(min(settings.data.search_samples, n_calibration), 1)
-        fewer, all_few = (timed(partial(refit, kept, n)) for n in (max(few // 2, 1), few))
-        each = max(all_few - fewer, 0.0) / max(few - few // 2, 1)  # some of it does not grow with the samples
-        most = all_few * n_calibration / few
-        recovering = (
-            most + min(all_few + each * (n_calibration - few), most)
-        ) / 2  # the line is steep where it was busy
+        least, some = (timed(partial(refit, kept, share)) for share in SHARES)
+        recovering = some + max(some - least, 0.0) * (1 - SHARES[1]) / (SHARES[1] - SHARES[0])
     is_distilled = settings.recovery.recover == "distill"
     rows = rows_of_a_step(answer.kind for answer in data.answers)
+    budget, to_time = settings.budget, settings.execution.latency_seconds
+    is_settled = budget.max_drop is None and budget.stages == 1 and budget.latency_table is None
     return Forecast(
         candidate=(seconds + more) / settings.execution.workers,
         finalist=recovering + sample * data.n_most,
         distilling=settings.recovery.distill_steps * rows * DISTILL * sample if is_distilled else 0.0,
+        timing=(2 if budget.is_latency else 1) * to_time if is_settled else 0.0,
         verifying=seconds,
-        measuring=3 * sample * data.role("test").n + 2 * settings.execution.latency_seconds,
+        measuring=3 * sample * data.role("test").n + 2 * to_time,
     )
 
 
@@ -132,6 +131,5 @@ def told(found: Forecast, n_episodes: int, n_finalists: int, seconds: float | No
     """Return what is told of a forecast before a search: a dict of stage -> (how many, seconds each), in order."""
     n = n_episodes if seconds is None else max(1, min(n_episodes, int(seconds / max(found.candidate, 1e-6))))
     stages = {"candidates": (n, found.candidate), "finalists": (n_finalists, found.finalist)}
-    if found.distilling:
-        stages["distilling"] = (1, found.distilling)
-    return {"stages": {**stages, "verifying": (1, found.verifying), "measuring": (1, found.measuring)}}
+    later = {name: (1, getattr(found, name)) for name in ("distilling", "timing", "verifying", "measuring")}
+    return {"stages": {**stages, **{name: one for name, one in later.items() if one[1]}}}

@@ -213,6 +213,7 @@ def settled(job: Job, environment: Environment, target: Target, found: Found) ->
     is_bound = budget.max_drop is not None or budget.stages > 1 or isinstance(environment, JointEnvironment)
     if found.search.interrupted or is_bound or not is_here(job.settings.budget):
         return found
+    job.tell("timing", {})
     if target.kind == "latency":
         return _within(job, environment, target, found)
     return _not_slower(job, environment, target, found)

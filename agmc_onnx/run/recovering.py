@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,11 +148,14 @@ def recovered(
     data: Roles,
     settings: CompressOptions,
     shares: Mapping[str, float] | None = None,
-    n_samples: int | None = None,
+    share: float = 1.0,
 ) -> onnx.ModelProto:
-    """Recover the chosen candidate with all that the calibration role has, or `n_samples`; candidates were with a part of it."""
+    """Recover the chosen candidate with all that the calibration role has; candidates were with a part of it.
+
+    With a `share` of its samples and of the positions, in smaller batches, it takes that share of the time but for what does
+    not grow with them.
+    """
     calibration = data.role("calibration")
-    calibration = calibration if n_samples is None else calibration.take(n_samples)
     sparsity = sparsity_of(settings.sparsity, analysis.graph, settings.recovery.is_refit)
     if sparsity is not None:
         sparsity = replace(sparsity, shares=shares or {})
@@ -162,6 +166,10 @@ def recovered(
     from agmc_onnx.refit.thin import Thinner
 
     options, thin = RecoverOptions(seed=settings.execution.seed), None if sparsity is None else Thinner(sparsity)
+    if share < 1:
+        n, positions = min(options.n_samples, calibration.n), math.ceil(share * options.n_positions)
+        rows = math.ceil(share * options.batch_size)
+        options = replace(options, n_samples=math.ceil(share * n), n_positions=positions, batch_size=rows)
     if settings.recovery.recover == "statistics":
         from agmc_onnx.refit.statistics import Restatement
 

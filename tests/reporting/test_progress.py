@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -7,7 +8,7 @@ from agmc_onnx.reporting import progress
 from agmc_onnx.reporting.progress import Episodes, duration
 from agmc_onnx.run.clock import Clock, Forecast, told
 
-FORECAST = Forecast(candidate=2.0, finalist=10.0, distilling=0.0, verifying=1.0, measuring=20.0)
+FORECAST = Forecast(candidate=2.0, finalist=10.0, distilling=0.0, timing=0.0, verifying=1.0, measuring=20.0)
 
 
 @pytest.fixture
@@ -54,6 +55,23 @@ def test_slower_than_expected_is_learned(now):
             now[0] += 4.0
             shown("episode", {**record(i), "wall_s": 4.0})
         assert 10 * 3.5 < shown.left() - 61 < 10 * 4
+
+
+def test_what_runs_counts_down_and_stops_where_it_takes_longer(now):
+    with Episodes(note=lambda line: None) as shown:
+        shown("planned", told(FORECAST, 20, 2, None))
+        shown("finalist", {"place": 0, "n": 2})
+        now[0] += 4.0
+        assert shown.now() == "finalist 1/2, then verifying; about 37 s left"
+        now[0] += 60.0
+        assert shown.left() == 10 + 21
+        shown("finalist", {"place": 1, "n": 2})
+        assert shown.left() == (10 + 64) / 2 + 21
+
+
+def test_a_stage_that_is_not_expected_is_not_said():
+    assert "timing" not in told(FORECAST, 20, 4, None)["stages"]
+    assert told(replace(FORECAST, timing=5.0), 20, 4, None)["stages"]["timing"] == (1, 5.0)
 
 
 def test_without_a_terminal_a_line_comes_every_few_seconds(monkeypatch):
