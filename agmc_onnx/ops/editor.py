@@ -61,12 +61,19 @@ class Editor:
 
     def mix(self, proto: onnx.NodeProto, position: int, values: Sequence[int | None]) -> None:
         """Let an input, sizes computed at run time, have these numbers where they are not None."""
-        source, name = proto.input[position], f"{proto.output[0]}__agmc_{position}"
-        self.arrays[f"{name}_keep"] = np.array([1 if value is None else 0 for value in values], np.int64)
-        self.arrays[f"{name}_add"] = np.array([0 if value is None else value for value in values], np.int64)
-        kept = f"{name}_kept"
-        self.change(Made("Mul", (source, f"{name}_keep"), (kept,), name=kept))
-        self.change(Made("Add", (kept, f"{name}_add"), (name,), name=name), Input(proto.output[0], position, name))
+        name = f"{proto.output[0]}__agmc_{position}"
+        self._mixed(proto.input[position], values, name, name, name)
+        self.change(Input(proto.output[0], position, name))
+
+    def _mixed(
+        self, sizes: str, values: Sequence[int | None], begin: str, output: str, name: str, behind: str = ""
+    ) -> None:
+        """Let nodes make sizes with other numbers where these are not None."""
+        keep, add, kept = (f"{begin}_{part}" for part in ("keep", "add", "kept"))
+        self.arrays[keep] = np.array([value is None for value in values], np.int64)
+        self.arrays[add] = np.array([value or 0 for value in values], np.int64)
+        self.change(Made("Mul", (sizes, keep), (kept,), name=kept, behind=behind))
+        self.change(Made("Add", (kept, add), (output,), name=name, behind=behind))
 
     def among_zeros(self, proto: onnx.NodeProto, dim: int, mask: Mask) -> None:
         """Let a node's first input have its old size along a dim, zero where entries went, and cut its output instead.
@@ -132,14 +139,8 @@ class Editor:
             self.attribute(node.proto, "value", numpy_helper.from_array(value, y))
             return
         assert sizes is not None and node.op_type == "Shape"
-        read, keep, add, kept = (f"{y}__agmc_{part}" for part in ("read", "keep", "add", "kept"))
-        self.arrays[keep] = np.array([1 if size is None else 0 for size in sizes], np.int64)
-        self.arrays[add] = np.array([0 if size is None else size for size in sizes], np.int64)
-        self.change(
-            Output(y, read),
-            Made("Mul", (read, keep), (kept,), name=kept, behind=y),
-            Made("Add", (kept, add), (y,), name=f"{y}__agmc_pinned", behind=y),
-        )
+        self.change(Output(y, f"{y}__agmc_read"))
+        self._mixed(f"{y}__agmc_read", sizes, f"{y}__agmc", y, f"{y}__agmc_pinned", behind=y)
 
     def gather(self, proto: onnx.NodeProto, output: str, dim: int, index: IntArray) -> None:
         """Turn a node into a Gather of its first input."""
@@ -162,7 +163,3 @@ class Editor:
     def drop(self, node: GraphNode) -> None:
         """Remove a node whose work another does now."""
         self.change(Gone(node.outputs[0]))
-
-    def proto_of(self, node: GraphNode) -> onnx.NodeProto:
-        """Return the node of the original."""
-        return node.proto

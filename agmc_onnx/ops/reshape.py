@@ -420,7 +420,7 @@ def _shuffle_repair(editor: Editor, proto: onnx.NodeProto, shuffle: Shuffle) -> 
             assert shape is not None
             new = [shape.other[d] if shape.is_fixed(d) else -1 for d in range(shape.rank)]
             new[shuffle.dim : shuffle.dim + len(sizes)] = sizes
-            target = editor.proto_of(node)
+            target = node.proto
             if len(node.inputs) > 1:
                 editor.constant(target, 1, new)
             else:

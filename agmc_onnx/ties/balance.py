@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.ties.bundles import find_bundles
@@ -20,7 +22,7 @@ def merge(
     The queries, keys and values of an attention that come from one product are such rows: where a query goes its key goes,
     and as many values of another group.
     """
-    parent = list(range(len(ordered)))
+    links: list[tuple[IntArray, IntArray]] = []
     for ids in ledger.balances:
         grid = unit_of[ids]
         present = np.unique(group_of[grid]).tolist()
@@ -33,11 +35,10 @@ def merge(
             continue
         owner = np.repeat(np.arange(len(uneven)), [ordered[g].size for g in uneven])
         if np.unique(np.stack([blocks, owner]), axis=1).shape[1] == blocks.max() + 1:  # no block holds two groups
-            for g in uneven[1:]:
-                parent[_root(parent, g)] = _root(parent, uneven[0])
+            links.append((np.full(len(uneven), uneven[0]), np.array(uneven)))
     members: dict[int, list[IntArray]] = {}
-    for index, units in enumerate(ordered):
-        members.setdefault(_root(parent, index), []).append(units)
+    for label, units in zip(components(len(ordered), links)[0].tolist(), ordered, strict=True):
+        members.setdefault(label, []).append(units)
     merged = [np.concatenate(units) for units in members.values()]
     group_of = np.full(group_of.size, -1, np.int64)
     for index, units in enumerate(merged):
@@ -45,10 +46,11 @@ def merge(
     return merged, group_of
 
 
-def _root(parent: list[int], index: int) -> int:
-    while parent[index] != index:
-        index = parent[index]
-    return index
+def components(n: int, links: Sequence[tuple[IntArray, IntArray]]) -> tuple[IntArray, int]:
+    """Return the component of each of n things that pairs link, numbered by their first things, and how many there are."""
+    one, other = (np.concatenate([np.empty(0, np.int64), *(pair[side] for pair in links)]) for side in (0, 1))
+    n_found, found = connected_components(coo_array((np.ones(one.size), (one, other)), shape=(n, n)), directed=False)
+    return found.astype(np.int64), int(n_found)
 
 
 def _blocks(grid: IntArray, units: IntArray) -> IntArray | None:
@@ -151,14 +153,14 @@ def join_uneven(
     found, uneven = find_partitions(ledger, unit_of, ordered, group_of)
     if not uneven:
         return ordered, group_of, found
-    parent = list(range(len(ordered)))
+    links: list[tuple[IntArray, IntArray]] = []
     for ids in ledger.balances:
         joined = [g for g in np.unique(group_of[unit_of[ids]]).tolist() if g in uneven]
-        for g in joined[1:]:
-            parent[_root(parent, g)] = _root(parent, joined[0])
+        links.append((np.array(joined[:1] * len(joined), np.int64), np.array(joined, np.int64)))
+    label_of = components(len(ordered), links)[0].tolist()
     members: dict[int, list[int]] = {}
     for g in sorted(uneven):
-        members.setdefault(_root(parent, g), []).append(g)
+        members.setdefault(label_of[g], []).append(g)
     made = {groups[0]: _regroup(ledger, unit_of, [ordered[g] for g in groups], why) for groups in members.values()}
     result: list[IntArray] = []
     partitions: dict[int, list[IntArray]] = {}

@@ -11,13 +11,11 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from agmc_onnx.arrays import IntArray, Mask
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.view import Graph, Node
-from agmc_onnx.ties.balance import join_uneven, merge, step_of
+from agmc_onnx.ties.balance import components, join_uneven, merge, step_of
 from agmc_onnx.ties.ledger import Axis, Bodies, Handler, Ledger, Shuffle, inner_name, walk
 
 RESIDUAL = "residual"  # stands for all groups that shortcuts join
@@ -258,7 +256,7 @@ def analyse(graph: Graph, op_of: OpOf, bodies: Bodies | None = None) -> Channels
             for value in [node.inputs[at] for at in op_of(node).divisors if at < len(node.inputs)]:
                 if value in graph.tensors:  # a removed entry is 0 in the masked original
                     ledger.freeze_value(value, f"{node.label}: divides by it inside of another node")
-    unit_of, n_units = _components(ledger)
+    unit_of, n_units = components(ledger.n_ids, ledger.ties)
     why = _frozen_units(ledger, unit_of)
     axes = _axis_units(ledger, unit_of)
     has_weight, is_used = _uses(graph, op_of, axes, n_units)
@@ -331,17 +329,6 @@ def _axis_units(ledger: Ledger, unit_of: IntArray) -> dict[Axis, AxisUnits]:
 
 def _runs(ledger: Ledger, unit_of: IntArray) -> dict[Axis, IntArray]:
     return {axis: unit_of[entries.ids] for axis, entries in ledger.runs.items()}
-
-
-def _components(ledger: Ledger) -> tuple[IntArray, int]:
-    """Number the connected components of tied ids."""
-    if not ledger.n_ids:
-        return np.empty(0, np.int64), 0
-    one = np.concatenate([a for a, _ in ledger.ties]) if ledger.ties else np.empty(0, np.int64)
-    other = np.concatenate([b for _, b in ledger.ties]) if ledger.ties else np.empty(0, np.int64)
-    links = coo_array((np.ones(one.size), (one, other)), shape=(ledger.n_ids, ledger.n_ids))
-    n_units, unit_of = connected_components(links, directed=False)
-    return unit_of.astype(np.int64), int(n_units)
 
 
 def _frozen_units(ledger: Ledger, unit_of: IntArray) -> dict[int, str]:
