@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agmc_onnx.cli.parsing import verb_named
+from agmc_onnx.cli.program import verb_named
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])

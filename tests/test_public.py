@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import agmc_onnx
-from agmc_onnx.cli.parsing import VERBS, verb_named
+from agmc_onnx.cli.program import VERBS, verb_named
 
 STABILITY = Path(__file__).parents[1] / "docs" / "stability.md"
 LISTED = """

@@ -72,8 +72,7 @@ def _run(argv: list[str]) -> int:
     from click import ClickException
     from click.exceptions import Exit
 
-    from agmc_onnx.cli.parsing import COMPLETE, one_line
-    from agmc_onnx.cli.program import command
+    from agmc_onnx.cli.program import COMPLETE, command, one_line
 
     if COMPLETE in os.environ:
         from click.shell_completion import shell_complete

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import rich_click as click
 
-from agmc_onnx.cli.parsing import COMPLETE, Said, argument, verb
+from agmc_onnx.cli.parsing import Said, argument, verb
+from agmc_onnx.cli.program import COMPLETE
 from agmc_onnx.cli.words import PROGRAM
 
 SHELLS = ("bash", "zsh", "fish")

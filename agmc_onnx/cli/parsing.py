@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -16,28 +15,10 @@ from click.shell_completion import CompletionItem
 from rich_click.rich_panel import RichOptionPanel
 
 from agmc_onnx.cli.config_file import default_map
-from agmc_onnx.cli.words import PROGRAM, set_level, tell, tell_json
-from agmc_onnx.errors import UsageError, did_you_mean
+from agmc_onnx.cli.program import VERBS, sentence
+from agmc_onnx.cli.words import set_level, tell, tell_json
 from agmc_onnx.options import Known, Option, flag, known_options
 
-VERBS = {
-    "compress": "make a smaller model that keeps at most a share of the original's cost",
-    "inspect": "say what could be pruned of a model, and what not and why",
-    "measure": "measure size, accuracy and latency of models side by side",
-    "verify": "check that a compressed model equals the original with its removed channels at zero",
-    "apply": "rebuild a compressed model from its plan, as cut: without data, search or recovery",
-    "finetune": "let a compressed model learn from its original, without labels",
-    "frontier": "original, int8, pruned, and both, at several points: one page, one table",
-    "card": "write a data card for a model and a folder of images: usual preprocessings are tried",
-    "batch": "compress every model of a folder, each in a process of its own",
-    "report": "make the HTML report of a run again, or one page of several runs",
-    "export": "write a model for another runtime, and measure it there",
-    "import": "convert a model of another framework to ONNX, and compare the two",
-    "time-ops": "time the ops of a model on another device, for compress --latency-table",
-    "demo": "compress the digits network that comes with the package",
-    "doctor": "check this installation: versions, providers that really start, extras",
-    "completion": "print a script with which bash, zsh or fish completes what you type",
-}
 PANELS = {
     "budget": "Budget, one of the first four",
     "data": "Data",
@@ -47,11 +28,7 @@ PANELS = {
     "execution": "Execution",
 }
 ORDER = ("Arguments", *PANELS.values(), "Import, where MODEL is not ONNX", "Source", "Options", "Output")
-COMPLETE = "_AGMC_ONNX_COMPLETE"  # set by the completion scripts that click makes
-SHORT, LISTED = (
-    "agmc_onnx.short",
-    "agmc_onnx.listed",
-)  # set while a help without the rarer options, or of all verbs, is made
+SHORT = "agmc_onnx.short"  # set while a help without the rarer options is made
 Function = Callable[..., Any]
 
 
@@ -103,47 +80,6 @@ class Verb(click.RichCommand):
         """Return the help; the rarer options only where all were asked for."""
         ctx.meta.setdefault(SHORT, True)
         return super().get_help(ctx)
-
-
-class Program(click.RichGroup):
-    """All verbs; the module of one is imported when it is wanted."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the verbs."""
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a verb; for a list of all only its name and text."""
-        if cmd_name not in VERBS:
-            return None
-        if ctx.meta.get(LISTED):
-            return click.Command(cmd_name, help=_sentence(VERBS[cmd_name]))
-        return verb_named(cmd_name)
-
-    def get_help(self, ctx: click.Context) -> str:
-        """Return the help."""
-        ctx.meta[LISTED] = True
-        return super().get_help(ctx)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the verb that was typed; an unknown one is an error with a guess."""
-        if args[0] not in VERBS and not args[0].startswith("-"):
-            hint = did_you_mean(args[0], VERBS) or " Choose one."
-            raise UsageError(f"unknown verb, got {args[0]!r}; expected one of {', '.join(VERBS)}.{hint}")
-        return super().resolve_command(ctx, args)
-
-
-def verb_named(name: str) -> Verb:
-    """Return a verb; its module has its name."""
-    module = importlib.import_module(f"agmc_onnx.cli.{'import_' if name == 'import' else name.replace('-', '_')}")
-    command: Verb = module.command
-    return command
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
 
 
 class Flag(click.RichOption):
@@ -297,7 +233,7 @@ def verb(name: str, example: str) -> Callable[[Function], Verb]:
             name,
             cls=Verb,
             panels=[RichOptionPanel(panel) for panel in ORDER if panel in shown],
-            help=_sentence(VERBS[name]),
+            help=sentence(VERBS[name]),
             epilog=f"Example: {example}",
             add_help_option=False,
         )(
@@ -341,24 +277,3 @@ def beaten(names: Sequence[str]) -> set[str]:
     if ParameterSource.COMMANDLINE not in source.values():
         return set()
     return {name for name, where in source.items() if where is ParameterSource.DEFAULT_MAP}
-
-
-def one_line(error: click.ClickException) -> UsageError:
-    """Return what click found wrong, in our words."""
-    ctx = getattr(error, "ctx", None)
-    where = PROGRAM if ctx is None or ctx.parent is None else f"{PROGRAM} {ctx.info_name}"
-    see = "" if ctx is None else f" See {where} --help."
-    if isinstance(error, click.NoSuchOption):
-        known = [name for one in ctx.command.get_params(ctx) for name in one.opts if name[:2] == "--"] if ctx else []
-        return UsageError(
-            f"{where}: unknown option, got {error.option_name}.{did_you_mean(error.option_name, known)}{see}"
-        )
-    if isinstance(error, click.MissingParameter) and error.param is not None:
-        is_argument = isinstance(error.param, click.Argument)
-        name = error.param.metavar if is_argument else "/".join(error.param.opts)
-        return UsageError(f"{where}: {name} is missing.{see}")
-    if isinstance(error, click.BadOptionUsage):
-        return UsageError(f"{error.option_name}: expected a value, got none.{see}")
-    if isinstance(error, click.BadParameter) and error.param is not None:
-        return UsageError(f"{error.param.opts[0]}: {error.message.rstrip('.')}.{see}")
-    return UsageError(f"{where}: {error.format_message().rstrip('.')}.{see}")

@@ -14,7 +14,7 @@ class Verbs(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Return the sections."""
-        from agmc_onnx.cli.parsing import VERBS, verb_named
+        from agmc_onnx.cli.program import VERBS, verb_named
 
         self.state.document.settings.env.note_reread()  # the commands change without this page
         return [_section(name, verb_named(name)) for name in VERBS]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from agmc_onnx import policies
-from agmc_onnx.cli.parsing import verb_named
+from agmc_onnx.cli.program import verb_named
 from agmc_onnx.errors import UsageError
 from agmc_onnx.policies.agmc.options import AgmcOptions
 from agmc_onnx.search.options import SearchOptions
