@@ -89,7 +89,7 @@ def hold(given: onnx.ModelProto, seed: int = 0, input_shape: tuple[str, ...] = (
         model, pruned, make_plan(channels, kept, "0" * 64), feeds[:1], norms=norms_of(channels, kept), others=feeds[1:]
     )
     assert found.masked_equivalence is not False and found.n_samples == len(feeds), found
-    for one in (sizes, *({name: (1, *dims[1:]) for name, dims in other.items()} for other in more)):
+    for one in (sizes, *({name: (1, *dims[1:])[: len(dims)] for name, dims in other.items()} for other in more)):
         again = channels if one == sizes else analyse(graph_at(model, one))
         assert [g.n_units for g in again.groups] == [g.n_units for g in channels.groups]
         assert sum(count(pruned, feed_of(model, one, seed)).values()) == macs_cost(again)(counts), one

@@ -94,20 +94,12 @@ def with_weights_outside(model: onnx.ModelProto) -> onnx.ModelProto:
     if model.ir_version <= LAST_IR_WITH_INPUTS:
         return model
     names = Counter(_made(model.graph))
-    moves = [
-        (node.output[0], attribute.name, [*_weights(attribute.g)])
-        for node in model.graph.node
-        if node.op_type in _HOLDERS and node.domain in ("", "ai.onnx")
-        for attribute in node.attribute
-        if attribute.HasField("g")
-    ]
+    moves = [(output, name, [*_weights(body)]) for output, name, body in bodies_in(model.graph)]
     if not any(weights for _, _, weights in moves):
         return model
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    holders = {node.output[0]: node for node in result.graph.node if node.output}
-    for output, name, weights in moves:
-        body = next(attribute.g for attribute in holders[output].attribute if attribute.name == name)
+    for (output, name, weights), (_, _, body) in zip(moves, bodies_in(result.graph), strict=True):
         new = {old: f"{output}__{name}__{old}" for old, _ in weights if names[old] > 1}
         moved = {old for old, _ in weights}
         for old, tensor in weights:
@@ -121,6 +113,17 @@ def with_weights_outside(model: onnx.ModelProto) -> onnx.ModelProto:
                 del body.node[i]
         rename(body, new)
     return result
+
+
+def bodies_in(graph: onnx.GraphProto) -> list[tuple[str, str, onnx.GraphProto]]:
+    """Return the branches and bodies that nodes of a graph hold: first output of the node, attribute, and the graph itself."""
+    return [
+        (node.output[0], attribute.name, attribute.g)
+        for node in graph.node
+        if node.op_type in _HOLDERS and node.domain in ("", "ai.onnx")
+        for attribute in node.attribute
+        if attribute.HasField("g")
+    ]
 
 
 def _weights(body: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:

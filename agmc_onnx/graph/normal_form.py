@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
-from agmc_onnx.graph.bodies import with_weights_outside
+from agmc_onnx.graph.bodies import bodies_in, with_weights_outside
 from agmc_onnx.graph.edit import LAST_IR_WITH_INPUTS, Change, Gone, Input, edited, rewire
 from agmc_onnx.graph.fold import evaluate_node
 from agmc_onnx.graph.inline import unwrapped
@@ -133,7 +133,7 @@ def _value(
 def _with_own_fillers(model: onnx.ModelProto, overridable: set[str]) -> onnx.ModelProto:
     """Return the model with a copy of every shared vector of one number for each of its users, or the model itself."""
     graph = model.graph
-    users = Counter(name for node in graph.node for name in set(node.input))
+    users = Counter(name for node in (*graph.node, *_nodes_inside(graph)) for name in set(node.input))
     shared = {
         tensor.name: tensor
         for tensor in graph.initializer
@@ -143,14 +143,40 @@ def _with_own_fillers(model: onnx.ModelProto, overridable: set[str]) -> onnx.Mod
     seen: Counter[str] = Counter()
     changes: list[Change] = []
     copies: dict[str, onnx.TensorProto] = {}
+
+    def own(used: str) -> str:
+        seen[used] += 1
+        name = f"{used}__{seen[used]}"
+        if seen[used] == 1 or name in taken:
+            return used
+        copies[name] = shared[used]
+        return name
+
     for node in graph.node if shared else ():
         for name in [used for used in dict.fromkeys(node.input) if used in shared]:
-            seen[name] += 1
-            own = f"{name}__{seen[name]}"
-            if seen[name] > 1 and own not in taken:
-                copies[own] = shared[name]
-                changes += [Input(node.output[0], at, own) for at, used in enumerate(node.input) if used == name]
-    return edited(model, changes, copies) if changes else model
+            if (new := own(name)) != name:
+                changes += [Input(node.output[0], at, new) for at, used in enumerate(node.input) if used == name]
+    result = edited(model, changes, copies) if changes else model
+    inside = [node for node in _nodes_inside(graph) if not shared.keys().isdisjoint(node.input)] if shared else []
+    if not inside:
+        return result
+    known = set(copies)
+    new_inputs = [[own(name) if name in shared else name for name in node.input] for node in inside]
+    if result is model:
+        result = onnx.ModelProto()
+        result.CopyFrom(model)
+    there = [node for node in _nodes_inside(result.graph) if not shared.keys().isdisjoint(node.input)]
+    for node, inputs in zip(there, new_inputs, strict=True):
+        node.input[:] = inputs
+    for name in filter(lambda name: name not in known, copies):
+        result.graph.initializer.add().CopyFrom(copies[name])
+        result.graph.initializer[-1].name = name
+    return result
+
+
+def _nodes_inside(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the nodes of the branches and bodies that nodes of a graph hold."""
+    return [node for _, _, body in bodies_in(graph) for node in body.node]
 
 
 def _is_filler(tensor: onnx.TensorProto) -> bool:

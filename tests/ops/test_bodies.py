@@ -177,6 +177,20 @@ def test_what_stands_in_a_body_alone_is_cut(name: str, is_inside: bool) -> None:
     assert cost.of_each(np.array([whole, counts])).tolist() == [cost(whole), cost(counts)]
 
 
+def test_zero_biases_that_layers_inside_share_do_not_tie_them() -> None:
+    text = f"""{HEAD} g (float[N, 6] x, bool flag) => (float[N, 6] out) {{
+        out = If(flag)<then_branch = t () => (float[N, 6] p) {{
+        a = Gemm(x, w1, zero) b = Relu(a) c = MatMul(b, w2) d = Gemm(c, w3, zero) e = Relu(d) p = MatMul(e, w4) }},
+        else_branch = e () => (float[N, 6] q) {{ q = Neg(x) }}> }}"""
+    original = net(text, {"w1": (6, 8), "zero": np.zeros(8, np.float32), "w2": (8, 6), "w3": (6, 8), "w4": (8, 6)})
+    model = normalize(original)
+    channels = analyse(graph_of(model))
+    assert [group.name for group in channels.groups] == ["w1", "w2", "w3"]
+    kept = choose(channels, l2_norm(channels), [4, 5, 2])
+    feeds = [{"x": np.ones((2, 6), np.float32), "flag": np.array(True)}]
+    assert verify(model, Surgeon(channels).cut(kept), make_plan(channels, kept, "0" * 64), feeds).masked_equivalence
+
+
 STAYS: dict[str, tuple[str, str]] = {
     "statistics": (
         "h = MatMul(k, w1) r = LayerNormalization<axis = -1>(h, s)",
