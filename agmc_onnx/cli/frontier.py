@@ -8,7 +8,7 @@ from agmc_onnx.cli.compress import DATA
 from agmc_onnx.cli.parsing import Said, argument, option, option_of, verb
 from agmc_onnx.cli.words import noting
 from agmc_onnx.options import Data, Execution, Search
-from agmc_onnx.verbs.frontier import EPISODES, FINALISTS, POINTS, SECONDS
+from agmc_onnx.verbs.frontier import EPISODES, FINALISTS, POINTS, PRECISIONS, SECONDS
 
 
 @verb("frontier", "agmc-onnx frontier model.onnx --data card.toml -o frontier")
@@ -16,6 +16,7 @@ from agmc_onnx.verbs.frontier import EPISODES, FINALISTS, POINTS, SECONDS
 @option("data", str, "CARD", DATA, required=True)
 @option("output", str, "FOLDER", "for all models, frontier.json and frontier.html", short="-o", required=True)
 @option("points", int, "N", "times that are aimed at; each gives a quantised model and its float twin", POINTS, low=1)
+@option("precision", str, "NAME", "of what is pruned and quantised", PRECISIONS[0], choices=PRECISIONS)
 @option("policy", str, "NAME", "what decides, as in compress", "greedy")
 @option("episodes", int, "N", "candidates of every search", EPISODES, low=1)
 @option("finalists", int, "N", "of every search, quantised and judged so", FINALISTS, low=1)

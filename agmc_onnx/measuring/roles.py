@@ -89,6 +89,11 @@ class Roles:
         self._amounts, self._execution = amounts, execution
 
     @property
+    def original(self) -> onnx.ModelProto:
+        """The model that all others are compared with."""
+        return self._model
+
+    @property
     def absolute_source(self) -> str | None:
         """What the user named, such that another process finds it from wherever it runs."""
         if self.source is None or not Path(self.source).exists():

@@ -79,14 +79,15 @@ class Trade:
         """Return the error of a division."""
         return sum(self.error[i] for i in chosen)
 
-    def hull(self, most: int = MOST) -> list[frozenset[int]]:
-        """Return the divisions that some rate prefers, the fastest first, all-float last; at most about so many.
+    def hull(self, most: int = MOST) -> dict[frozenset[int], float]:
+        """Return the divisions that some rate prefers, with it: the fastest first, all-float last, at most about so many.
 
         Between two of them the one that is best at the rate where both cost the same lies below their line, or there is none
         (Eisner and Severance 1976, J. ACM 23).
         """
-        found = [self.best(0.0), frozenset[int]()]
-        gaps = [(found[0], found[1])]
+        fastest, nothing = self.best(0.0), frozenset[int]()
+        found = {nothing: float("inf"), fastest: 0.0}
+        gaps = [(fastest, nothing)]
         while gaps and len(found) < most:
             a, b = gaps.pop(0)
             error = self.lost(a) - self.lost(b)
@@ -95,13 +96,17 @@ class Trade:
             rate = (self.ms(b) - self.ms(a)) / error
             between = self.best(rate)
             if between not in found and self.ms(between) + rate * self.lost(between) < self.ms(a) + rate * self.lost(a):
-                found.append(between)
+                found[between] = rate
                 gaps += [(a, between), (between, b)]
-        return sorted(dict.fromkeys(found), key=lambda one: -self.lost(one))
+        return dict(sorted(found.items(), key=lambda one: one[1]))
 
 
 class MixedQuantiser(Quantiser):
-    """Quantises kernel by kernel; errors of kernels are measured once, on the first model, and hold for what is cut from it."""
+    """Quantises kernel by kernel.
+
+    The first model, the original, says what rounding each kernel costs and which price of errors its times and answers are
+    worth; what is cut from it is divided at that price by times of its own.
+    """
 
     def __init__(
         self, samples: Samples, target: str, threads: int = 1, kinds: Mapping[str, Kind] = KINDS, n: int = SAMPLES
@@ -110,14 +115,13 @@ class MixedQuantiser(Quantiser):
         super().__init__(samples, target, threads, kinds, n)
         self._few = samples.take(min(samples.n, FEW))
         self._errors: dict[str, float] = {}
-        self._first: tuple[str, ...] | None = None  # nodes that stay float in the first model
+        self._first: Quantised | None = None
+        self._rate: float | None = None  # that its division is the best one at; None where that is int8 alone
 
     def for_timing(self, model: onnx.ModelProto, stay_float: Sequence[str] = ()) -> onnx.ModelProto:
         """Return a model divided as the first one was, which this is where there was none."""
-        if self._first is None:
-            self(model)
-        assert self._first is not None
-        return super().for_timing(model, [*stay_float, *self._first])
+        first = self._first or self(model)
+        return super().for_timing(model, [*stay_float, *first.stays])
 
     def _quantised(self, model: onnx.ModelProto, stay_float: Sequence[str]) -> Quantised:
         given = self._prepared(model)
@@ -125,19 +129,34 @@ class MixedQuantiser(Quantiser):
         kernels, crossings = kernels_of(given.plain)
         trade = self._trade(given, whole, kernels, crossings)
         every = frozenset(i for i, ms in enumerate(trade.int8_ms) if ms < float("inf"))
-        divisions = trade.hull()
         found = {
             frozenset[int](): Quantised(model, precision_of(model, given.plain, given.plain), whole.ranges),
             every: whole,
         }
-        for one in divisions:
-            if one not in found:
-                stays = [name for i, kernel in enumerate(kernels) if i not in one for name in kernel.nodes]
-                found[one] = self._made(given, whole.ranges, [*stay_float, *stays])
+
+        def made(chosen: frozenset[int]) -> Quantised:
+            if chosen not in found:
+                stays = [name for i, kernel in enumerate(kernels) if i not in chosen for name in kernel.nodes]
+                found[chosen] = self._made(given, whole.ranges, [*stay_float, *stays])
+            return found[chosen]
+
+        def told(chosen: frozenset[int], tried: tuple[Tried, ...]) -> Quantised:
+            fastest = trade.best(0.0)
+            stays = {n: _why(i, trade, fastest) for i, k in enumerate(kernels) if i not in chosen for n in k.nodes}
+            return replace(made(chosen), stays=stays, tried=tried)
+
+        if self._first is not None:
+            chosen = (
+                every if self._rate is None else frozenset() if self._rate == float("inf") else trade.best(self._rate)
+            )
+            return told(chosen, self._first.tried)
+        rates = trade.hull()
+        for one in rates:
+            made(one)
         tried, best = self._measured(given, found, every)
-        stays = {name: _why(i, trade, divisions[0]) for i, k in enumerate(kernels) if i not in best for name in k.nodes}
-        self._first = tuple(stays) if self._first is None else self._first
-        return replace(found[best], stays=stays, tried=tried)
+        self._rate = None if best == every else rates[best]
+        self._first = told(best, tried)
+        return self._first
 
     def _trade(
         self, given: Prepared, whole: Quantised, kernels: Sequence[Kernel], crossings: Sequence[Crossing]

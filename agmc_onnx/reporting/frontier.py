@@ -23,7 +23,9 @@ class Point(Record):
     """One model of a frontier, measured beside all others."""
 
     file: Annotated[str, Meta(description="within the folder; the original's as it was named")]
-    kind: Annotated[str, Meta(description="original, int8 alone, pruned, or pruned and int8")]
+    kind: Annotated[
+        str, Meta(description="original, int8 alone, mixed alone, pruned, pruned and int8, or pruned and mixed")
+    ]
     precision: str
     macs: Count
     params: Count
@@ -101,7 +103,9 @@ def render(found: Frontier, name: str) -> str:
     return page("frontier.html", frontier=found, name=name, pictures=pictures, rows=rows, kinds=kinds)
 
 
-_CSS = {"original": "k0", "int8 alone": "k1", "pruned": "k2", "pruned and int8": "k3"}
+_CSS = {
+    "original": "k0", "int8 alone": "k1", "mixed alone": "k4", "pruned": "k2", "pruned and int8": "k3", "pruned and mixed": "k3",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,12 @@ class Twin(Record):
 
 @dataclass(frozen=True, eq=False)
 class Division(Record):
-    """A division of the twin's nodes into int8 and float, measured on the calibration role."""
+    """A division of the original's nodes into int8 and float, measured on the calibration role."""
 
     kind: Annotated[str, Meta(description="float, int8 or mixed")]
     n_float: Annotated[Count, Meta(description="nodes in float")]
-    time: Annotated[float, Meta(description="share of the twin's")]
-    alike: Annotated[float, Meta(description="percent, the lesser of closeness and agreement with the twin")]
+    time: Annotated[float, Meta(description="share of the original's")]
+    alike: Annotated[float, Meta(description="percent, the lesser of closeness and agreement with the original")]
     name: Annotated[str, Meta(description="what agreement came to")]
     value: Annotated[float, Meta(description="of it")]
     is_taken: Annotated[bool, Meta(description="whether it has the least time / alike")]
@@ -109,9 +109,9 @@ class PrecisionFacts(Record):
     stays: Annotated[dict[str, str], Meta(description="of mixed precision: why nodes stay float")] = field(
         default_factory=dict
     )
-    tried: Annotated[
-        list[Division], Meta(description="of mixed precision: what was measured before one was chosen")
-    ] = field(default_factory=list)
+    tried: Annotated[list[Division], Meta(description="of mixed precision: what was measured of the original")] = field(
+        default_factory=list
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -304,8 +304,11 @@ def division_lines(tried: Sequence[Mapping[str, Any]], stays: Mapping[str, str])
     ]
     why: dict[str, list[str]] = {}
     for name, reason in stays.items():
-        why.setdefault(re.sub(r"[\d.]+ ms", "some ms", reason), []).append(name)
-    return ["mixed: " + "; ".join(said), *(f"float: {_few(names)}: {reason}" for reason, names in why.items())]
+        why.setdefault(re.sub(r"[\d.]+ ms", "some ms", reason.partition(":")[0]), []).append(name)
+    return [
+        "mixed, of the original: " + "; ".join(said),
+        *(f"float: {_few(names)}: {reason}" for reason, names in why.items()),
+    ]
 
 
 def gone_lines(report: Report) -> list[str]:

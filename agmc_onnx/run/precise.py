@@ -38,6 +38,8 @@ def quantiser_of(data: Roles, settings: CompressOptions) -> Quantiser | None:
     if precision not in known:
         kind = MixedQuantiser if precision == "mixed" else Quantiser
         known[precision] = kind(data.role("calibration"), target_here(here.provider), here.threads)
+        if precision == "mixed":
+            known[precision](data.original)  # which says what rounding is worth
     return known[precision]
 
 

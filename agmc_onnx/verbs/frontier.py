@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from agmc_onnx.precision.int8 import has_vnni
 from agmc_onnx.reporting.frontier import Frontier, Point, advice_of, render
 from agmc_onnx.reporting.record import environment_versions, metric_facts, sizes_of
 from agmc_onnx.reporting.schema import Metric, Report, read_report
+from agmc_onnx.reporting.text import division_lines
 from agmc_onnx.run.analysis import Analysis, analyse_model
 from agmc_onnx.run.candidates import Progress, environment_of, reachable
 from agmc_onnx.run.latency import latency_target
@@ -37,7 +38,8 @@ POINTS = 5
 LEAST = 0.35  # share of the time of what is pruned, in its precision, at the last point
 EPISODES, FINALISTS = 12, 2  # of every search: greedy widths for some depths, from the neighbour's result
 SECONDS = 30.0  # given to timing all models in turns
-INT8 = "int8.onnx"
+INT8, MIXED = "int8.onnx", "mixed.onnx"
+PRECISIONS = ("mixed", "int8")
 
 
 @on_files
@@ -47,6 +49,7 @@ def frontier(
     data: str | Path,
     output: str | Path,
     points: int = POINTS,
+    precision: str = PRECISIONS[0],
     policy: str = "greedy",
     episodes: int = EPISODES,
     finalists: int = FINALISTS,
@@ -59,7 +62,7 @@ def frontier(
     seconds: float = SECONDS,
     progress: Progress | None = None,
 ) -> Frontier:
-    """Measure the original, int8 alone, pruned, and pruned and quantised models at several points, and write one page.
+    """Measure the original, int8 and mixed precision alone, pruned, and pruned and quantised models, and write one page.
 
     All points come from one analysis, one set of error curves and one table of op times; every search begins at the widths of
     its neighbour. A folder that has points of the same model and options already is gone on with.
@@ -69,6 +72,7 @@ def frontier(
         data: A data card, an .npz, a folder, or "digits".
         output: Folder for all models with their plans and reports, frontier.json and frontier.html.
         points: How many times are aimed at, at least 1; each gives a quantised model and its float twin.
+        precision: Of what is pruned and quantised: mixed or int8.
         policy: What decides, as in `compress`.
         episodes: Candidates of every search.
         finalists: Of every search, quantised and judged so.
@@ -89,11 +93,15 @@ def frontier(
     start = time.perf_counter()
     if points < 1:
         raise UsageError(f"--points: too small, got {points}; expected at least 1. Give more.")
+    if precision not in PRECISIONS:
+        raise UsageError(
+            f"--precision: got {precision!r}; expected one of {', '.join(PRECISIONS)}. Without either use compress."
+        )
     path, folder = path_of(model), Path(output)
     options: dict[str, Any] = {
-        "latency": 0.5, "precision": "int8", "policy": policy, "episodes": episodes, "finalists": finalists, "exclude": exclude,
-        "keep_layers": keep_layers, "input_shape": tuple(input_shape), "seed": seed, "threads": threads, "minutes": minutes,
-        "latency_seconds": 2.0,
+        "latency": 0.5, "precision": precision, "policy": policy, "episodes": episodes, "finalists": finalists,
+        "exclude": exclude, "keep_layers": keep_layers, "input_shape": tuple(input_shape), "seed": seed, "threads": threads,
+        "minutes": minutes, "latency_seconds": 2.0,
     }  # fmt: skip
     settings = CompressOptions.of(**{name: value for name, value in options.items() if value is not None})
     try:
@@ -154,7 +162,7 @@ class _Run:
         score = metric_facts(self.data.evaluator("test")(original.proto).score)
         sizes = sizes_of(original.proto, self.analysis.sizes.inputs)
         self.made.append(_Made(str(self.path.name), self.path, "original", "float", sizes, score))
-        self._int8_alone(sizes)
+        self._alone(sizes)
         if self._left() > 0:
             target = latency_target(self.analysis, self.environment, self.data, self.settings, self.tell)
         begin: FloatArray | None = None
@@ -189,26 +197,33 @@ class _Run:
         minutes = self.settings.execution.minutes
         return np.inf if minutes is None else minutes - (time.perf_counter() - self.start) / 60
 
-    def _int8_alone(self, sizes: dict[str, int]) -> None:
+    def _alone(self, sizes: dict[str, int]) -> None:
         """Quantise the original; where that cannot be, all points stay float."""
         self.tell("quantising", {})
-        try:
-            exact = quantised(self.analysis.file.proto, self.data, self.settings)
-        except ModelError as error:
-            self.notes.append(f"nothing is quantised: {error}")
-            self.settings = self.settings.but(precision="float")
-            return
-        assert exact is not None
-        model, _ = stamped(exact.model)
-        write_files(model, {}, self.folder / INT8)
-        score = metric_facts(self.data.evaluator("test")(model).score)
-        self.made.append(
-            _Made(INT8, self.folder / INT8, "int8 alone", "int8", {**sizes, "file_bytes": model_bytes(model)}, score)
-        )
-        if exact.why_float:
-            self.notes.append(
-                f"these nodes stay float, since onnxruntime refuses them in int8: {', '.join(exact.why_float)}"
-            )
+        asked = self.settings.sparsity.precision
+        for precision, name in (("int8", INT8), ("mixed", MIXED)):
+            if precision not in ("int8", asked):
+                continue
+            try:
+                exact = quantised(self.analysis.file.proto, self.data, self.settings.but(precision=precision))
+            except ModelError as error:
+                self.notes.append(f"nothing is quantised: {error}")
+                self.settings = self.settings.but(precision="float")
+                return
+            assert exact is not None
+            self.notes += [
+                f"stays float, since onnxruntime refuses it in int8: {node}"
+                for node in exact.why_float
+                if precision == asked
+            ]
+            self.notes += division_lines([asdict(one) for one in exact.tried], exact.stays)
+            if any(one.is_taken and one.kind != precision for one in exact.tried):
+                continue  # mixed precision is float or int8 alone
+            model, _ = stamped(exact.model)
+            write_files(model, {}, self.folder / name)
+            score = metric_facts(self.data.evaluator("test")(model).score)
+            facts = {**sizes, "file_bytes": model_bytes(model)}
+            self.made.append(_Made(name, self.folder / name, f"{precision} alone", precision, facts, score))
 
     def _point(
         self, target: Target, share: float, number: int, begin: FloatArray | None
@@ -281,8 +296,8 @@ class _Run:
                     exact.twin.metric,
                 )
             )
-        kind = "pruned" if exact is None else "pruned and int8"
-        precision = "float" if exact is None else "int8"
+        precision = "float" if exact is None else exact.asked
+        kind = "pruned" if exact is None else f"pruned and {exact.asked}"
         self.made.append(_Made(path.name, path, kind, precision, {**sizes, "file_bytes": side.file_bytes}, side.metric))
 
     def _timed(self, seconds: float) -> list[Point]:
@@ -310,7 +325,7 @@ class _Run:
     def _about(self, points: list[Point]) -> list[str]:
         """Return what has to be known of the numbers."""
         found = []
-        if any(one.precision == "int8" for one in points) and not has_vnni():
+        if any(one.precision != "float" for one in points) and not has_vnni():
             found.append(
                 "this processor has no 8-bit dot products (VNNI): int8 gains less here than on one that has, and its weights"
                 " have 7 bits"

@@ -20,7 +20,14 @@ from agmc_onnx.search.policy import Beginning
 from agmc_onnx.search.problem import Outcome
 from agmc_onnx.verbs.demo import NETWORK
 
-OPTIONS: dict[str, Any] = {"data": "digits", "points": 2, "episodes": 3, "finalists": 1, "seconds": 0.5}
+OPTIONS: dict[str, Any] = {
+    "data": "digits",
+    "points": 2,
+    "precision": "int8",
+    "episodes": 3,
+    "finalists": 1,
+    "seconds": 0.5,
+}
 
 
 def point(file: str, time: float, value: float, kind: str = "pruned") -> Point:
@@ -150,9 +157,19 @@ def test_without_time_there_is_what_needs_no_search(tmp_path: Path, capsys: pyte
     assert said[-1].startswith("for at most 1 point:")
 
 
+def test_mixed_precision_is_a_point_where_it_is_neither_of_both(tmp_path: Path) -> None:
+    found = agmc_onnx.frontier(NETWORK, output=tmp_path, minutes=1e-4, **OPTIONS | {"precision": "mixed"})
+    said = next(note for note in found.notes if note.startswith("mixed, of the original: "))
+    is_mixed = "mixed (taken)" in said
+    assert [one.kind for one in found.points] == ["original", "int8 alone", *["mixed alone"] * is_mixed]
+    assert is_mixed == (tmp_path / "mixed.onnx").exists()
+
+
 def test_bad_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="points: too small, got 0"):
         agmc_onnx.frontier(NETWORK, **(OPTIONS | {"points": 0}), output=tmp_path)
+    with pytest.raises(UsageError, match="precision: got 'float'; expected one of mixed, int8"):
+        agmc_onnx.frontier(NETWORK, **(OPTIONS | {"precision": "float"}), output=tmp_path)
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="no folder can be made there"):
         agmc_onnx.frontier(NETWORK, output=tmp_path / "file", **OPTIONS)
