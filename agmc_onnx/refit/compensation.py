@@ -6,7 +6,7 @@ the weight and b of the bias minimise
     sum |D u + b - r|^2 + lambda |D|^2,     lambda = ridge * mean diagonal of the second moments of u,
 
 which is the ridge towards the old weights. The target of the last node that feeds a residual sum is the sum, so that what
-the pruned shortcut delivers wrong is corrected too; where a Relu or Clip follows the target, only what comes out of it
+the pruned shortcut delivers wrong is corrected too; where an activation follows the target, what comes out of it
 counts (`refit.rectified`). Nodes are refitted in topological order, each on the activations that the refitted nodes
 before it give.
 """
@@ -30,7 +30,7 @@ from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops.vanish import closer_of, repeats
 from agmc_onnx.refit.moments import Line, Moments, Patches, Places, Waiting, sample_positions, to_rows
 from agmc_onnx.refit.options import RecoverOptions
-from agmc_onnx.refit.rectified import Bounds, Rows, aim_again, visible_range
+from agmc_onnx.refit.rectified import Aim, Rows, aim_again, aim_through
 from agmc_onnx.refit.sites import Site, find_sites
 from agmc_onnx.refit.stream import Stream, Values, read_batches
 from agmc_onnx.refit.thin import Thinner
@@ -125,13 +125,13 @@ class _Collected:
     Attributes:
         halves: Moments of two halves of the batches where several ridges are tried, else of all.
         line: Of the site.
-        bounds: What the activation behind the target lets through, or None where every value counts.
-        rows: With bounds, all positions.
+        aim: What the activation behind the target lets through, or None where every value counts.
+        rows: With an aim, all positions.
     """
 
     halves: Halves
     line: Line
-    bounds: Bounds | None
+    aim: Aim | None
     rows: Rows
 
 
@@ -205,7 +205,7 @@ class _Refit:
         kept = self._kept_channels(site)
         n_halves = 2 if len(self.options.ridges) > 1 else 1
         halves = tuple(Moments.empty(*line.sizes) for _ in range(n_halves))
-        bounds = visible_range(self.graph, site.target) if self.options.n_rounds else None
+        aim = aim_through(self.graph, site.target) if self.options.n_rounds else None
         seen: Rows = []
         waiting = [Waiting() for _ in halves]
         passed_over = False  # positions taken for clean
@@ -228,11 +228,11 @@ class _Refit:
                     return self._collect(site, number, assume_off=True)
                 assume_off = True
                 moments.add(u, line.before_scale(r))
-                if bounds is not None:
+                if aim is not None:
                     seen.append((u, wanted, wanted - r))
                     if sum(patch.nbytes for patch, _, _ in seen) > _MOST_BYTES:
-                        bounds, seen = None, []
-        return _Collected(halves, line, bounds, seen) if assume_off else None
+                        aim, seen = None, []
+        return _Collected(halves, line, aim, seen) if assume_off else None
 
     def _batches(self, site: Site, number: int, patches: Patches) -> Iterator[tuple[Values, Places]]:
         """Give for every batch the site's inputs and the positions that are looked at, the same for every candidate."""
@@ -276,9 +276,9 @@ class _Refit:
         else:
             solver = Solver(moments, ridge, has_bias)
             step, offset = solver()
-            if collected.bounds is not None:
+            if collected.aim is not None:
                 for _ in range(self.options.n_rounds):
-                    aim_again(moments, collected.rows, collected.line, collected.bounds, step, offset)
+                    aim_again(moments, collected.rows, collected.line, collected.aim, step, offset)
                     step, offset = solver()
         if self.owner.thin is not None and self._is_thinned(site):
             matrix, n_places = patches.matrix(old).double(), math.prod(old.shape[2:])

@@ -19,7 +19,7 @@ from agmc_onnx.refit.compensation import Compensator, compensate, solve
 from agmc_onnx.refit.curves import error_curves, greedy_widths, measure_consumers, moment_importance
 from agmc_onnx.refit.moments import Line, Moments, Patches
 from agmc_onnx.refit.options import RecoverOptions
-from agmc_onnx.refit.rectified import aim_again, visible_range
+from agmc_onnx.refit.rectified import aim_again, aim_through, visible_range
 from agmc_onnx.refit.sites import find_sites
 from agmc_onnx.refit.stream import Stream
 from agmc_onnx.ties.groups import Channels
@@ -342,6 +342,8 @@ def test_every_round_lowers_the_error_of_what_comes_out() -> None:
     now = target - line.residual(u, target, ())
     bounds = visible_range(graph, site.target)
     assert bounds == (0.0, 1.0)
+    aim = aim_through(graph, site.target)
+    assert aim is not None
     moments = Moments.empty(*line.sizes)
     moments.add(u, line.before_scale(target - now))
     found = []
@@ -352,7 +354,47 @@ def test_every_round_lowers_the_error_of_what_comes_out() -> None:
         low, high = torch.relu(bounds[0] - z), torch.relu(z - bounds[1])
         inside = (target > bounds[0]) & (target < bounds[1])
         found.append(float(((seen - wanted) ** 2 + inside * (low**2 + high**2)).sum()))
-        aim_again(moments, [(u, target, now)], line, bounds, step, offset)
+        aim_again(moments, [(u, target, now)], line, aim, step, offset)
+    assert found == sorted(found, reverse=True) and found[-1] < 0.97 * found[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ("s = Sigmoid (z)\n y = Mul (z, s)", "swish"),
+        ("s = Sigmoid (z)\n y = Mul (s, z)", "swish"),
+        ("y = HardSwish (z)", "hard swish"),
+        ("y = Sigmoid (z)", "sigmoid"),
+        ("y = Tanh (z)", "tanh"),
+        ("s = Sigmoid (z)\n t = Mul (z, s)\n y = Add (t, s)", None),
+        ("s = Sigmoid (z)\n y = Add (z, s)", None),
+    ],
+)
+def test_every_round_comes_nearer_to_what_a_smooth_activation_gives(body: str, name: str | None) -> None:
+    text = f"f (float[n, 16] x) => (float[n, 12] y) {{\n z = Gemm (x, w, b)\n {body}\n}}"
+    graph = graph_of(nets.model(text, {"w": (16, 12), "b": (12,)}))
+    aim, site = aim_through(graph, "z"), find_sites(graph)[0]
+    if name is None:
+        assert aim is None
+        return
+    assert aim is not None
+    line = Line(site, Stream(graph, [], 1 << 20), Patches(site.node, graph.opset))
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(1, 400, 16, generator=generator)
+    target = torch.randn(400, 12, generator=generator) * 3 - 2
+    now = target - line.residual(u, target, ())
+    moments = Moments.empty(*line.sizes)
+    moments.add(u, line.before_scale(target - now))
+    function = {
+        "swish": torch.nn.functional.silu, "hard swish": torch.nn.functional.hardswish, "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+    }[name]  # fmt: skip
+    found = []
+    for _ in range(4):
+        step, offset = solve(moments, 1e-6, True)
+        z = now + line.moved(u, step, offset)
+        found.append(float((function(z) - function(target)).square().sum()))
+        aim_again(moments, [(u, target, now)], line, aim, step, offset)
     assert found == sorted(found, reverse=True) and found[-1] < 0.97 * found[0]
 
 
