@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 @option("output", str, "FOLDER", "for the results and summary.json", short="-o", required=True, panel="Output")
 def command(folder: str, data: str | None, output: str, jobs: int, force: bool, **given: Any) -> Said:
     """Compress a folder; the exit code is that of the first model which failed, by name."""
+    from agmc_onnx.reporting.text import WIDTH
     from agmc_onnx.verbs.batch import SUMMARY, batch
 
     def progress(row: Row, n_done: int, n: int) -> None:
-        tell(f"[{n_done}/{n}] {row_line(row)}")
+        begin = f"[{n_done}/{n}] "
+        tell(f"{begin}{row_line(row, WIDTH - len(begin))}")
 
     rows = batch(folder, output, data=data, jobs=jobs, force=force, progress=progress, **settings_of(given))
     failed = [row for row in rows if row.exit_code]
@@ -33,16 +35,17 @@ def command(folder: str, data: str | None, output: str, jobs: int, force: bool, 
     return Said([asdict(row) for row in rows], [line], failed[0].exit_code if failed else 0)
 
 
-def row_line(row: Row) -> str:
-    """Return what became of one model, in a line."""
+def row_line(row: Row, width: int) -> str:
+    """Return what became of one model, in a line of a width; a long name is shortened."""
     if row.exit_code:
         return f"{row.model}: failed ({row.exit_code}): {row.message}"
     assert row.reached is not None and row.latency_ratio is not None
     from agmc_onnx.reporting.text import shortened
 
-    words = [f"{shortened(row.model, 26)}: {100 * row.reached:.2f} % left"]
+    words = [f"{100 * row.reached:.2f} % left"]
     if row.before is not None and row.after is not None:
         words.append(f"metric {row.before:.2f} -> {row.after:.2f}")
     words.append(f"time x {row.latency_ratio:.2f}")
     words.append("done before" if row.found else f"{row.wall_s:.0f} s")
-    return ", ".join(words)
+    facts = ", ".join(words)
+    return f"{shortened(row.model, max(width - len(facts) - 2, 12))}: {facts}"

@@ -46,11 +46,17 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             f"torch        {torch['version']} ({torch['build']} build{cuda}), {torch['threads']} threads unless --threads"
         )
     packages = [f"{name} {facts['version'] or 'MISSING'}" for name, facts in found["packages"].items()]
-    said += textwrap.wrap(f"packages     {', '.join(packages) or 'unknown'}", WIDTH, subsequent_indent=" " * 13)
+    said.append(f"packages     {', '.join(packages) or 'unknown'}")
     for name, missing in found["extras"].items():
         state = "there" if not missing else f"not installed: {', '.join(missing)}"
         said.append(f"extra        {name}: {state}")
     said += [f"variable     {name}={value}" for name, value in found["variables"].items()]
+    said = [part for line in said for part in _wrapped(line, WIDTH)]
     problems = found["problems"]
     said += ["", *(f"PROBLEM: {line}." for line in problems)] if problems else ["", "no problem found"]
     return said
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """Return a row as lines of its second column; names and paths are not broken."""
+    return textwrap.wrap(line, width, subsequent_indent=" " * 13, break_long_words=False, break_on_hyphens=False)

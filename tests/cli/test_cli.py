@@ -221,6 +221,7 @@ def test_doctor_finds_this_installation_sound(capsys):
     said = capsys.readouterr().out
     for wanted in ("agmc-onnx    0.1.0", "processor", "onnxruntime", "torch", "no problem found"):
         assert wanted in said
+    assert all(len(line) <= 80 or " " not in line[13:] for line in said.splitlines())  # but what is one word
 
 
 def test_doctor_names_what_must_be_mended(capsys, monkeypatch):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agmc_onnx.cli import main
+from agmc_onnx.cli.batch import row_line
+from agmc_onnx.verbs.batch import Row
 from agmc_onnx.verbs.batch import batch as compress_folder
 
 DIGITS = Path(__file__).parents[2] / "agmc_onnx" / "data" / "digits" / "digits_resnet.onnx"
@@ -73,3 +76,15 @@ def test_usage_errors(tmp_path, capsys, folder, words):
 def test_options_are_checked_before_anything_is_read(tmp_path, capsys):
     assert main(["batch", str(tmp_path), "-o", str(tmp_path / "out"), "--flops", "2"]) == 2
     assert "out of range" in capsys.readouterr().err
+
+
+def test_a_line_of_progress_fits_80_columns():
+    row = Row(
+        "vision/a_network_with_a_long_name_that_somebody_exported.onnx", 0, "", 0.4998, 98.75, 98.57, 0.52, 0.3, 1234
+    )
+    line = f"[10/12] {row_line(row, 80 - len('[10/12] '))}"
+    assert len(line) == 80
+    assert line.startswith("[10/12] …") and line.endswith(
+        ".onnx: 49.98 % left, metric 98.75 -> 98.57, time x 0.52, 1234 s"
+    )
+    assert row_line(replace(row, model="a.onnx"), 72).startswith("a.onnx: 49.98 % left")
