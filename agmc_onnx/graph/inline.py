@@ -8,27 +8,32 @@ import onnx
 import onnx.inliner
 
 from agmc_onnx.graph.protobuf import copy_fields
+from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import graph_of
 
 
-def unwrapped(model: onnx.ModelProto) -> onnx.ModelProto:
+def unwrapped(model: onnx.ModelProto, shapes: dict[str, Shape] | None = None) -> onnx.ModelProto:
     """Return the model with its local functions inlined, and with the branch in place of every If whose condition is known.
 
     A condition is known where constants or fixed sizes make it (what exporters write for squeeze), whatever the open sizes are.
     The model itself is returned where there is nothing to do.
+
+    Args:
+        model: Any model; not changed.
+        shapes: Of its values, where they are known better than inference at guessed sizes tells.
     """
     if len(model.functions):
         model = onnx.inliner.inline_local_functions(model)
     while any(node.op_type == "If" for node in model.graph.node):
-        found = _with_taken_branches(model)
+        found = _with_taken_branches(model, shapes)
         if found is model:
             break
         model = found
     return model
 
 
-def _with_taken_branches(model: onnx.ModelProto) -> onnx.ModelProto:
-    graph = graph_of(model)
+def _with_taken_branches(model: onnx.ModelProto, shapes: dict[str, Shape] | None) -> onnx.ModelProto:
+    graph = graph_of(model, shapes=shapes)
     taken: dict[str, onnx.GraphProto] = {}
     for node in graph.nodes:
         condition = graph.value(node.inputs[0]) if node.op_type == "If" and not node.domain else None

@@ -9,6 +9,7 @@ from agmc_onnx.arrays import IntArray
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.table import MICROSOFT, Op, Product, Vanishing, op_of, register, sizes_of
+from agmc_onnx.ops.transforms import keep_transform
 from agmc_onnx.ops.zeros import from_weight, removed_are_zero
 from agmc_onnx.ties.ledger import Axis, Entries, Ledger, tie_or_freeze
 
@@ -32,6 +33,7 @@ def conv_ties(ledger: Ledger, node: Node, bias: int = 2) -> None:
         elif source is not None:
             ledger.freeze(source, f"{node.label}: its weight {w} cannot be cut")
         return
+    keep_transform(ledger, node, w, 0)
     if groups == 1:
         _contract(ledger, node, source, w, 1)
     elif ledger.size(w, 1) == 1:

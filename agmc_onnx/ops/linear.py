@@ -9,6 +9,7 @@ from typing import Any
 from agmc_onnx.graph.registry import Attributes, Dims
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.table import MICROSOFT, Op, Product, Vanishing, register, sizes_of
+from agmc_onnx.ops.transforms import keep_transform
 from agmc_onnx.ops.zeros import Removed
 from agmc_onnx.ties.ledger import Axis, Ledger, tie_or_freeze
 
@@ -38,6 +39,8 @@ def product(ledger: Ledger, node: Node, turn_a: bool, turn_b: bool) -> None:
         inner = ["CM" if turn_a else "MC", "NC" if turn_b else "CN"]
         terms = ["".join(batch[len(batch) - rank + 2 :]) + own for rank, own in zip(ranks, inner, strict=True)]
         contract(ledger, node, list(zip(node.inputs[:2], terms, strict=True)), "".join(batch) + "MN")
+        for dim in range(ranks[1]):
+            keep_transform(ledger, node, node.inputs[1], dim)
 
 
 def fused_matmul(ledger: Ledger, node: Node) -> None:

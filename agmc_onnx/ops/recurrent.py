@@ -18,7 +18,7 @@ _STATES = (5, 6)
 def recurrent_ties(ledger: Ledger, node: Node) -> None:
     """Tie hidden units across gates, recurrent weights, biases, initial states and outputs; inputs to W's last dim."""
     x, w, r = node.inputs[:3]
-    if w not in ledger.graph.tensors or r not in ledger.graph.tensors:
+    if not {w, r} <= ledger.graph.weights:
         return
     gates, hidden = _GATES[node.op_type], node.attribute("hidden_size")
     source, weight = ledger.flat(node, x, 2), None

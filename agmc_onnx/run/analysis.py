@@ -12,6 +12,7 @@ import onnx
 from agmc_onnx.arrays import IntArray
 from agmc_onnx.data.samples import Samples, load_card, open_data
 from agmc_onnx.graph.files import ModelFile, read_model
+from agmc_onnx.graph.inline import unwrapped
 from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import Graph, graph_of
@@ -95,4 +96,9 @@ def analyse_model(
         return open_data(load_card(data), model_inputs(file.proto)).role("calibration")
 
     sizes = settle(file.proto, input_shape, samples if data is not None else None)
-    return Analysis(file, model, analyse(graph_at(model, sizes.inputs)).excluding(exclude), sizes)
+    graph = graph_at(model, sizes.inputs)
+    taken = unwrapped(model, graph.shapes)  # sizes at which it runs decide more than those guessed without a run
+    if taken is not model:
+        model = normalize(taken, dense=True)
+        graph = graph_at(model, sizes.inputs)
+    return Analysis(file, model, analyse(graph).excluding(exclude), sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.pruning.verification import verify
+from agmc_onnx.run.analysis import analyse_model
 from tests.nets import model as net
 
 # `a` is seen by a body or a function, `b` and `c` are not.
@@ -83,6 +85,22 @@ def test_an_if_that_fixed_sizes_decide_is_its_branch() -> None:
     assert [g.name for g in channels.groups] == ["wa"]
     kept = [np.arange(4)]
     assert verify(model, Surgeon(channels).cut(kept), make_plan(channels, kept, "0" * 64)).masked_equivalence
+
+
+def test_an_if_that_the_sizes_it_runs_at_decide_is_its_branch(tmp_path: Path) -> None:
+    """A voice detector takes windows of one frame: what it does with more fails, and nothing in the file says so."""
+    text = """g (float[N, 1, L] x) => (out) { a = Conv<strides = [64]>(x, wa) d = Shape<start = 2>(a) c = Equal(d, one)
+        s = If(c)<then_branch = t () => (p) { p = Squeeze(a, two) }, else_branch = e () => (q) { q = Identity(a) }>
+        out = Gemm(s, wo) }"""
+    weights = {"wa": (6, 1, 64), "wo": (6, 2), "one": np.array([1]), "two": np.array([2])}
+    onnx.save(net(text, weights), tmp_path / "m.onnx")
+    found = analyse_model(tmp_path / "m.onnx")
+    assert found.sizes.inputs == {"x": (1, 1, 64)}
+    assert [group.name for group in found.channels.groups] == ["wa"]
+    kept = [np.arange(4)]
+    pruned = Surgeon(found.channels).cut(kept)
+    feeds = [{"x": np.random.default_rng(n).normal(size=(2, 1, n)).astype(np.float32)} for n in (64, 100)]
+    assert verify(found.model, pruned, make_plan(found.channels, kept, "0" * 64), feeds).masked_equivalence
 
 
 def test_a_weight_that_a_body_uses_too_stays_whole() -> None:

@@ -225,6 +225,12 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
         {"wt": (6, 3), "w": (1, 8, 3), "r": (1, 8, 2), "c": (1, 16)},
         "t w r c y h",
     ),
+    "lstm of gates that a node orders": (
+        """t = MatMul(seq, wt) i, o, c, f = Split<axis = 0>(w, fours) w2 = Concat<axis = 0>(i, f, c, o) w3 = Unsqueeze(w2, zero)
+           y, h = LSTM<hidden_size = 2>(t, w3, r)""",
+        {"wt": (6, 3), "w": (8, 3), "fours": np.array([2, 2, 2, 2]), "zero": np.array([0]), "r": (1, 8, 2)},
+        "t w w3 r y h",
+    ),
     "gru of two directions": (
         'y = GRU<hidden_size = 2, direction = "bidirectional">(seq, w, r, , , s)',
         {"w": (2, 6, 6), "r": (2, 6, 2), "s": (2, 5, 2)},
