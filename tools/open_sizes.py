@@ -2,7 +2,8 @@
 
     python -m tools.open_sizes --out rows.jsonl [--only NAME ...] [--exporters torchscript dynamo] [--hold]
 
-Small networks of `transformers` configs with random weights (pip install transformers). A row has the share of the MACs that
+Small networks of `transformers` configs with random weights (pip install transformers); `--only timm:NAME` names one of timm's
+(pip install timm), at 64 x 64 pixels. A row has the share of the MACs that
 can go at most while every layer stays, at the sizes of the fixed export; `--hold` cuts at random and compares with the masked
 original at two sizes of every open dim, as tests/oracle.py does.
 """
@@ -120,6 +121,8 @@ def _kind(kind: str) -> Kind:
         return call, (ids, other), ["ids", "decoded"], [tokens, {0: "N", 1: "D"}]
     if kind == "sound":
         return lambda m, x: m(x).logits, (torch.randn(1, 1600),), ["x"], [{0: "N", 1: "S"}]
+    if kind == "timm":
+        return lambda m, x: m(x), (torch.randn(1, 3, 64, 64),), ["x"], [places]
     if kind == "map":
         return lambda m, x: m(x).logits, (torch.randn(1, 3, 64, 64),), ["x"], [places]
     call = lambda m, x: m(x, interpolate_pos_encoding=True)[0]  # noqa: E731
@@ -128,12 +131,18 @@ def _kind(kind: str) -> Kind:
 
 def export(name: str, exporter: str, is_open: bool, path: Path) -> None:
     """Write a network as an exporter does."""
-    import transformers
-
     torch.manual_seed(0)
-    network, config, options, kind = NETWORKS[name]
-    made = getattr(transformers, network)(getattr(transformers, config)(**options)).eval()
-    call, given, names, opened = _kind(kind)
+    if name.startswith("timm:"):
+        import timm
+
+        made = timm.create_model(name.removeprefix("timm:")).eval()
+        call, given, names, opened = _kind("timm")
+    else:
+        import transformers
+
+        network, config, options, kind = NETWORKS[name]
+        made = getattr(transformers, network)(getattr(transformers, config)(**options)).eval()
+        call, given, names, opened = _kind(kind)
     axes = opened if is_open else [{0: one[0]} for one in opened]
     with torch.no_grad():
         if exporter == "torchscript":
@@ -180,7 +189,7 @@ def main() -> None:
     """Write a row for every network and exporter that has none yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", choices=sorted(NETWORKS), default=sorted(NETWORKS))
+    parser.add_argument("--only", nargs="*", default=sorted(NETWORKS), help="names of NETWORKS, or timm:NAME")
     parser.add_argument("--exporters", nargs="*", default=["torchscript", "dynamo"])
     parser.add_argument("--hold", action="store_true")
     options = parser.parse_args()

@@ -16,6 +16,7 @@ from agmc_onnx.graph.edit import LAST_IR_WITH_INPUTS, Change, Gone, Input, edite
 from agmc_onnx.graph.fold import evaluate_node
 from agmc_onnx.graph.inline import unwrapped
 from agmc_onnx.graph.registry import graph_op
+from agmc_onnx.graph.sequences import without_sequences
 from agmc_onnx.graph.view import captured_names, constant_tensor
 
 _STATISTICS = frozenset(
@@ -41,7 +42,7 @@ def normalize(model: onnx.ModelProto, dense: bool = False) -> onnx.ModelProto:
     Vectors of one number (zero biases, scales of one), which exporters share among layers of the same width, are copied for
     each user, so that they tie no layers to each other. Local functions are inlined, and an If
     that fixed sizes decide is its branch (`unwrapped`). Weights of branches and bodies are among the model's own
-    (`with_weights_outside`). Nothing else is changed.
+    (`with_weights_outside`), and sequences whose parts are known are plain ops (`without_sequences`). Nothing else is changed.
 
     What stays an Identity: one whose output is a graph output, and one of an overridable initializer, whose numbers are
     known only when the model runs.
@@ -53,7 +54,7 @@ def normalize(model: onnx.ModelProto, dense: bool = False) -> onnx.ModelProto:
     Returns:
         A new model, or the model itself when there is nothing to do.
     """
-    model = with_weights_outside(unwrapped(model))
+    model = with_weights_outside(without_sequences(unwrapped(model)))
     overridable = set() if model.ir_version <= LAST_IR_WITH_INPUTS else {i.name for i in model.graph.input}
     outputs = {output.name for output in model.graph.output}
     if model.ir_version > LAST_IR_WITH_INPUTS:
