@@ -167,7 +167,7 @@ class MixedQuantiser(Quantiser):
         timed = [[time_ops(one, feed, self._threads) for one in models] for _ in range(PROFILES)]
         profiles = list(zip(*timed, strict=True))
         exact, rounded = (times_of(kernels, given.plain, reduce(faster, side)["ops"]) for side in profiles)
-        change = exact.change_ms | rounded.change_ms
+        change = {**exact.change_ms, **rounded.change_ms}
         each = (change.get("QuantizeLinear", 0.0) + change.get("DequantizeLinear", 0.0)) / 2
         each += change.get("Transpose", 0.0) + change.get("ReorderInput", 0.0)
         int8 = [

@@ -35,6 +35,8 @@ class Facts(Protocol):
     def kernel(self) -> bool: ...  # noqa: D102
     @property
     def out_dim(self) -> Callable[[Node, int], int] | None: ...  # noqa: D102
+    @property
+    def divisors(self) -> tuple[int, ...]: ...  # noqa: D102
 
 
 OpOf = Callable[[Node], Facts]
