@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx
+
 from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.elementwise import elementwise_ties
 from agmc_onnx.ops.passing import carry, pass_through
 from agmc_onnx.ops.table import Op, Statistics, register
@@ -84,6 +87,41 @@ def pool(ledger: Ledger, node: Node) -> None:
     pass_through(ledger, node, {0, 1})
 
 
+def max_pool(ledger: Ledger, node: Node) -> None:
+    """MaxPool: its second output counts places over all channels, so that only MaxUnpool, which takes it back, may read it."""
+    pool(ledger, node)
+    y, places = [*node.outputs, ""][:2]
+    users = ledger.graph.consumers.get(places, ())
+    is_seen = places in ledger.graph.outputs or places in ledger.graph.captured
+    entries = ledger.entries.get((y, 1))
+    if not places or entries is None or not (users or is_seen):
+        return
+    if is_seen or any(user.op_type != "MaxUnpool" or at != 1 for user, at in users):
+        ledger.freeze(entries.ids, f"{node.label}: {places} counts over all channels")
+    else:
+        ledger.set(places, 1, entries.ids, entries.rows)
+
+
+def max_unpool(ledger: Ledger, node: Node) -> None:
+    """MaxUnpool: channels pass together with those of the places."""
+    found = [ledger.axis(node, name, 1) for name in node.inputs[:2]]
+    known = [entries for entries in found if entries is not None]
+    if len(known) < len(found):
+        ledger.freeze_all(known, f"{node.label}: its operands cannot be cut together")
+    else:
+        entries = ledger.meet(*known)
+        ledger.set(node.outputs[0], 1, entries.ids, entries.rows)
+
+
+def max_unpool_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
+    """MaxUnpool: the shape of its output, where it is given."""
+    y = node.outputs[0]
+    if len(node.inputs) > 2 and node.inputs[2] and editor.cut.is_cut(y):
+        shape = editor.shape(y)
+        sizes = [editor.cut.size(y, dim) if shape.is_fixed(dim) else None for dim in range(shape.rank)]
+        editor.numbers(proto, 2, sizes)
+
+
 def mean_pool(ledger: Ledger, node: Node) -> None:
     """GlobalAveragePool: channels pass; a mean over what is cut (how tf2onnx writes that of a LayerNorm) changes."""
     pool(ledger, node)
@@ -121,7 +159,8 @@ OPS = register(
     Op("CumProd", running),
     Op("CumSum", running),
     Op("Trilu", triangle, keeps_zero=where_first_is),
-    Op("MaxPool", pool, keeps_zero=where_first_is, edge="max-pool", **_SLIDES),
+    Op("MaxPool", max_pool, keeps_zero=where_first_is, edge="max-pool", **_SLIDES),
+    Op("MaxUnpool", max_unpool, repair=max_unpool_repair, shape_inputs=(2,), keeps_zero=where_first_is, edge="resize"),
     Op("AveragePool", pool, keeps_zero=where_first_is, edge="average-pool", **_SLIDES),
     Op("LpPool", pool, keeps_zero=where_first_is, edge="average-pool", shrinks=True),
     Op(

@@ -133,6 +133,13 @@ CASES: dict[str, tuple[str, dict[str, object], str]] = {
     "depth to space of six": ('y = DepthToSpace<blocksize = 2, mode = "CRD">(a8)', {}, "a8 y"),
     "space to depth": ("y = SpaceToDepth<blocksize = 2>(a)", {}, "a y"),
     "resize": ("y = Resize(a, , scales)", {"scales": np.array([1, 1, 2, 2], np.float32)}, "a y"),
+    "max unpool": (
+        "p, i = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(a) y = MaxUnpool<kernel_shape = [2, 2], strides = [2, 2]>(p, i)",
+        {},
+        "a i y",
+    ),
+    "places of a max pool that all can read": ("p, i = MaxPool<kernel_shape = [2, 2]>(a) y = Neg(i)", {}, "a p i y"),
+    "average pool": ("y = AveragePool<kernel_shape = [2, 2]>(a)", {}, "a y"),
     "max pool": ("y = MaxPool<kernel_shape = [2, 2]>(a)", {}, "a y"),
     "layer norm": (
         "t = Transpose<perm = [0, 2, 3, 1]>(a) y = LayerNormalization(t, s, c)",

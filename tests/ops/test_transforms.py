@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from agmc_onnx.graph.view import graph_of
+from agmc_onnx.measuring.sizes import graph_at
 from agmc_onnx.ops import analyse
 from tests.nets import model as net
 
@@ -47,3 +48,15 @@ def test_trained_weights_of_their_sizes_are_layers(noise: float) -> None:
     basis = FOURIER + noise * rng.normal(size=FOURIER.shape).astype(np.float32)
     bank = filters(N // 2 + 1, MELS) + noise * rng.normal(size=(N // 2 + 1, MELS)).astype(np.float32)
     assert set(groups(basis, bank)[0]) == {"basis", "bank", "w1"}
+
+
+def test_front_ends_of_their_own_ops_offer_nothing() -> None:
+    text = """g (float[N, 256, 1] x) => (float[N, F, 2] y) {
+        s = STFT(x, step, window) re, im = Split<axis = 3>(s, halves) a = Mul(re, re) b = Mul(im, im) c = Add(a, b)
+        p = Squeeze(c, last) bank = MelWeightMatrix(n_mels, n_bins, rate, low, high) m = MatMul(p, bank)
+        h = MatMul(m, w1) r = Relu(h) y = MatMul(r, w2) }"""
+    numbers = {"step": 32, "halves": [1, 1], "last": [3], "n_mels": 8, "n_bins": 64, "rate": 8000}
+    floats = {"window": np.ones(64, np.float32), "low": np.array(20, np.float32), "high": np.array(4000, np.float32)}
+    weights = {**{name: np.array(value) for name, value in numbers.items()}, **floats, "w1": (8, 6), "w2": (6, 2)}
+    found = analyse(graph_at(net(text, weights), {"x": (1, 256, 1)}))
+    assert [group.name for group in found.groups] == ["w1"]
