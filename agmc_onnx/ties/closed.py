@@ -8,7 +8,7 @@ refused with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import heapify, heappop, heappush
@@ -235,20 +235,19 @@ class Closer:
     # -- one choice
 
     def _close(self, asked: frozenset[int]) -> Closed:
-        groups = set(asked)
-        while True:
-            state = _State(self, groups)
+        state, more = _State(self), set(asked)
+        while more:
+            state.lose(more)
             more = set() if state.lost else state.followers()
-            if not more:
-                return state.closed()
-            groups |= more
+        return state.closed()
 
 
 class _State:
     """Values and nodes where some groups keep nothing."""
 
-    def __init__(self, owner: Closer, groups: set[int]) -> None:
-        self.owner, self.groups, self.graph = owner, groups, owner.channels.graph
+    def __init__(self, owner: Closer) -> None:
+        self.owner, self.graph = owner, owner.channels.graph
+        self.groups: set[int] = set()
         self.state: dict[str, int] = {}
         self.stands: dict[str, str] = {}
         self.inputs: dict[int, tuple[int, ...]] = {}
@@ -256,11 +255,18 @@ class _State:
         self.identity: set[int] = set()
         self.unsure: dict[int, str] = {}
         self.needs: dict[str, list[list[str]]] = {}  # constants of which one of each list must be neutral
-        self.dropped: list[str] = []  # zeros that a sum no longer adds
-        self.empty = {value for axis, values in owner._axes.items() if axis <= groups for value in values}
-        made = [self.graph.producer[name].index for name in self.empty if name in self.graph.producer]
-        weights = [name for name in self.empty if name in self.graph.weights]
-        self.visited = _in_order([*made, *_users(self.graph, weights)], self._visited)
+        self.dropped: dict[int, list[str]] = {}  # zeros that a sum no longer adds
+        self.empty: set[str] = set()
+        self.visited: set[int] = set()
+
+    def lose(self, more: Set[int]) -> None:
+        """Let more groups keep nothing: nodes that this reaches are looked at, again where they were before."""
+        self.groups |= more
+        empty = {value for axis, values in self.owner._axes.items() if axis <= self.groups for value in values}
+        fresh, self.empty = empty - self.empty, empty
+        made = [self.graph.producer[name].index for name in fresh if name in self.graph.producer]
+        weights = [name for name in fresh if name in self.graph.weights]
+        self.visited |= _in_order([*made, *_users(self.graph, weights)], self._visited)
         self.gone = self._no_longer_read()
         self.lost = [value for value in (*self.graph.outputs, *self.graph.captured) if self.state.get(value)]
 
@@ -282,10 +288,18 @@ class _State:
         return self.state.get(value, _EMPTY if value in self.graph.weights and value in self.empty else 0)
 
     def _visited(self, number: int) -> Iterable[int]:
-        """Visit a node, and return the numbers of those that read what it no longer gives."""
+        """Visit a node, and return the numbers of those that read what it no longer gives as it did."""
         node = self.graph.nodes[number]
+        made = [name for name in node.outputs if name]
+        before = [(self.state.pop(name, 0), self.stands.pop(name, "")) for name in made]
+        for known in (self.inputs, self.outputs, self.unsure, self.dropped):
+            known.pop(number, None)
+        for name in made:
+            self.needs.pop(name, None)
+        self.identity.discard(number)
         self._visit(node)
-        return _users(self.graph, [name for name in node.outputs if self.state.get(name) or name in self.stands])
+        now = [(self.state.get(name, 0), self.stands.get(name, "")) for name in made]
+        return _users(self.graph, [name for i, name in enumerate(made) if now[i] != before[i]])
 
     def _no_longer_read(self) -> set[int]:
         """Return the numbers of the nodes that outputs, subgraphs and idle values depended on, and no longer do."""
@@ -369,7 +383,7 @@ class _State:
             return False
         if all(is_constant[i] for i in left):
             return self._zero(node, [[i] for i in left])
-        self.dropped += [node.inputs[i] for i in gone]
+        self.dropped[node.index] = [node.inputs[i] for i in gone]
         self.inputs[node.index] = tuple(left)
         if len(left) > 1:
             return True
@@ -464,7 +478,7 @@ class _State:
         graph, owner = self.graph, self.owner
         if self.lost:
             return f"{self.lost[0]} would no longer depend on the inputs"
-        for index, why in self.unsure.items():
+        for index, why in sorted(self.unsure.items()):
             if index in owner.first_live and index not in self.gone:
                 return why
         depends = owner.dependence(owner.depends, self.visited, self._read, self.state, self.resolved)
@@ -484,7 +498,7 @@ class _State:
 
     def _not_neutral(self, tensors: set[str], needed: set[str]) -> str | None:
         """Return why a branch that is no longer added would not be zero, or None; what must be neutral goes to `needed`."""
-        pending, seen = list(self.dropped), set[str]()
+        pending, seen = [name for number in sorted(self.dropped) for name in self.dropped[number]], set[str]()
         while pending:
             value = pending.pop()
             if value in seen:
