@@ -235,10 +235,10 @@ class Closer:
     # -- one choice
 
     def _close(self, asked: frozenset[int]) -> Closed:
-        state, more = _State(self), set(asked)
-        while more:
+        state = _State(self)
+        state.lose(asked)
+        while not state.lost and (more := state.followers()):
             state.lose(more)
-            more = set() if state.lost else state.followers()
         return state.closed()
 
 
