@@ -326,6 +326,11 @@ class Moments:
         self.r += r.sum(1)
         self.ur += torch.matmul(r.transpose(1, 2), u).transpose(1, 2)  # this way round in two thirds of the time
 
+    def restart(self) -> None:
+        """Forget the residuals; what is known of the inputs stays."""
+        self.r.zero_()
+        self.ur.zero_()
+
     def __add__(self, other: Moments) -> Moments:
         """Return the sums over the positions of both."""
         return Moments(self.n + other.n, self.u + other.u, self.uu + other.uu, self.r + other.r, self.ur + other.ur)
@@ -340,3 +345,38 @@ class Moments:
         fitted = torch.einsum("gwo,gwo->", step, self.uu @ step) + self.n * (offset * offset).sum()
         mixed = torch.einsum("gwo,gw,go->", step, self.u, offset)
         return float(fitted + 2 * mixed - 2 * (step * self.ur).sum() - 2 * (offset * self.r).sum())
+
+
+class Positions:
+    """Positions themselves in place of sums over them, where they are fewer than the width; used as `Moments` are.
+
+    Attributes:
+        n: Number of positions.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._u: list[Tensor] = []
+        self._r: list[Tensor] = []
+
+    def add(self, u: Tensor, r: Tensor) -> None:
+        """Add positions; both as in `Moments.add`."""
+        self.n += u.shape[1]
+        self._u.append(u)
+        self._r.append(r)
+
+    def add_residual(self, u: Tensor, r: Tensor) -> None:
+        """Add residuals of positions that are known already, in the same order."""
+        self._r.append(r)
+
+    def restart(self) -> None:
+        """Forget the residuals."""
+        self._r = []
+
+    def inputs(self) -> Tensor:
+        """Return u of all positions, (groups, positions, width)."""
+        return torch.cat(self._u, 1)
+
+    def residuals(self) -> Tensor:
+        """Return r of all positions, (groups, positions, channels / groups)."""
+        return torch.cat(self._r, 1)

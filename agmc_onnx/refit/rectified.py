@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agmc_onnx.graph.view import Graph, Node
-from agmc_onnx.refit.moments import Line, Moments
+from agmc_onnx.refit.moments import Line, Moments, Positions
 
 Bounds = tuple[float, float]
 Aim = Callable[[Tensor, Tensor], Tensor]  # the original's value, and what is reached: what to solve towards next
@@ -108,7 +108,7 @@ def _range_of(graph: Graph, node: Node) -> Bounds:
     return bounds[0], bounds[1]
 
 
-def aim_again(moments: Moments, rows: Rows, line: Line, aim: Aim, step: Tensor, offset: Tensor) -> None:
+def aim_again(moments: Moments | Positions, rows: Rows, line: Line, aim: Aim, step: Tensor, offset: Tensor) -> None:
     """Let moments lead towards what comes out of the activation, given what a correction has reached.
 
     Args:
@@ -118,8 +118,7 @@ def aim_again(moments: Moments, rows: Rows, line: Line, aim: Aim, step: Tensor, 
         aim: Of `aim_through`.
         step, offset: The correction, of `compensate.solve`.
     """
-    moments.r.zero_()
-    moments.ur.zero_()
+    moments.restart()
     for u, target, now in rows:
         reached = now + line.moved(u, step, offset)
         moments.add_residual(u, line.before_scale(aim(target, reached) - now))

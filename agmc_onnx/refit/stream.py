@@ -29,7 +29,7 @@ def read_batches(samples: Samples, options: RecoverOptions, graph: Graph, at_mos
     Batches are as large as `options.batch_size`, but small enough for the largest value of the graph to stay in cache, and
     not larger than `at_most`.
     """
-    per_sample = max((math.prod(shape.dims) for shape in graph.shapes.values()), default=1)
+    per_sample = max((math.prod(s.dims) for name, s in graph.shapes.items() if name not in graph.tensors), default=1)
     size = max(1, min(options.batch_size, _CACHED // per_sample, at_most or options.batch_size))
     found = []
     for feed, _ in samples.take(options.n_samples).batches(size):

@@ -15,13 +15,14 @@ from agmc_onnx.ops import analyse
 from agmc_onnx.pruning.cost import macs_cost
 from agmc_onnx.pruning.importance import choose, l2_norm
 from agmc_onnx.pruning.surgery import Surgeon
-from agmc_onnx.refit.compensation import Compensator, compensate, solve
+from agmc_onnx.refit import compensation, stream
+from agmc_onnx.refit.compensation import Compensator, DualSolver, Solver, compensate, solve
 from agmc_onnx.refit.curves import error_curves, greedy_widths, measure_consumers, moment_importance
-from agmc_onnx.refit.moments import Line, Moments, Patches
+from agmc_onnx.refit.moments import Line, Moments, Patches, Positions
 from agmc_onnx.refit.options import RecoverOptions
 from agmc_onnx.refit.rectified import aim_again, aim_through, visible_range
 from agmc_onnx.refit.sites import find_sites
-from agmc_onnx.refit.stream import Stream
+from agmc_onnx.refit.stream import Stream, read_batches
 from agmc_onnx.ties.groups import Channels
 from tests import nets
 
@@ -463,3 +464,52 @@ def test_ops_that_torch_does_not_know_run_in_onnxruntime(kind: str) -> None:
     channels, kept, as_cut = prune(proto)
     refitted = compensate(channels, kept, as_cut, draw(proto), OPTIONS)
     assert error(proto, refitted) < 0.7 * error(proto, as_cut)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("n_groups", [1, 3])
+def test_positions_give_the_correction_that_moments_give(n_groups: int, has_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    u = torch.rand(n_groups, 40, 90, generator=generator) * torch.rand(90, generator=generator)
+    moments, positions = Moments.empty(n_groups, 90, 5), Positions()
+    for part in (u[:, :25], u[:, 25:]):
+        r = torch.randn(n_groups, part.shape[1], 5, generator=generator)
+        moments.add(part, r)
+        positions.add(part, r)
+    wanted = Solver(moments, 0.1, has_bias)
+    solvers = [Solver(moments, 0.1, has_bias, torch.float32), DualSolver(positions, 0.1, has_bias)]
+    for _ in range(2):
+        for solver in solvers:
+            for a, b in zip(solver(), wanted(), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # 1e-7 of width / ridge = 900
+        moments.restart()
+        positions.restart()
+        for part in (u[:, :25], u[:, 25:]):
+            r = torch.randn(n_groups, part.shape[1], 5, generator=generator)
+            moments.add_residual(part, r)
+            positions.add_residual(part, r)
+
+
+def test_a_candidate_with_fewer_positions_than_inputs_is_refitted_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = nets.model(RESIDUAL, RESIDUAL_WEIGHTS)
+    channels, kept, pruned = prune(proto)
+    options = RecoverOptions(batch_size=16, n_positions=30, ridges=(0.1,), n_rounds=1)
+    solved: list[int] = []
+    original = DualSolver.__init__
+    monkeypatch.setattr(DualSolver, "__init__", lambda self, *given: solved.append(1) or original(self, *given))
+    by_positions = Compensator(channels, draw(proto), options)(kept, pruned)
+    n_wide = len(solved)
+    monkeypatch.setattr(compensation._Refit, "_is_wide", lambda *given: False)
+    by_moments = Compensator(channels, draw(proto), options)(kept, pruned)
+    assert n_wide >= 2 and len(solved) == n_wide
+    for a, b in zip(by_positions.graph.initializer, by_moments.graph.initializer, strict=True):
+        np.testing.assert_allclose(*(onnx.numpy_helper.to_array(t) for t in (a, b)), rtol=1e-3, atol=1e-4)
+
+
+def test_weights_do_not_make_batches_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = nets.model(
+        "f (float[n, 4, 2, 2] x) => (float[n, 4, 2, 2] y) { y = Conv<pads=[1, 1, 1, 1]> (x, w) }", {"w": (4, 4, 3, 3)}
+    )
+    monkeypatch.setattr(stream, "_CACHED", 16 * 16)  # numbers: 16 samples of an activation, or two weights
+    batches = read_batches(draw(proto), OPTIONS, graph_of(proto))
+    assert [len(batch["x"]) for batch in batches] == [16] * 4
