@@ -88,6 +88,10 @@ def recover_best(job: Job, environment: Environment, search: SearchResult) -> Fo
     model, n_kept, finalists = best_finalist(analysis, environment, search, data, settings, job.tell)
     if settings.recovery.recover == "distill":
         model = distilled(analysis, model, data, settings, job.output, job.tell, environment.kept(n_kept))
+    if data.real and settings.recovery.recover in ("compensate", "distill"):
+        from agmc_onnx.refit.scores import rescored
+
+        model = rescored(model, analysis.model, data.role("reward"), data.answers)
     return Found(model, environment.kept(n_kept), replace(search, kept=n_kept), finalists, {})
 
 

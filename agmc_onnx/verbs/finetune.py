@@ -134,6 +134,7 @@ def finetune(
         for name, n in (("reward", REWARD_SAMPLES), ("test", dataset.role("test").n))
     }
     from agmc_onnx.distill.distillation import distill
+    from agmc_onnx.refit.scores import rescored
     from agmc_onnx.search.journal import run_folder
     from agmc_onnx.torch_view.threads import torch_threads
 
@@ -152,6 +153,7 @@ def finetune(
             cut=None if plan is None else plan.tensors,
             loss=own_loss,
         )  # fmt: skip
+    tuned = rescored(tuned, original, dataset.role("reward").take(REWARD_SAMPLES), kinds["answers"])
     bare = None if plan is None else replace(plan, set_id=None, precision={})
     tuned, set_id = stamped(tuned, "" if bare is None else bare.to_json())
     teacher_score, before, after = (metric_facts(scored["test"](one).score) for one in (original, student, tuned))
