@@ -290,6 +290,7 @@ class _Refit:
         else:
             dtype = torch.float32 if is_quick else torch.float64
             dual, known = collected.positions, collected.positions or moments
+            solver: Solver | DualSolver
             solver = Solver(moments, ridge, has_bias, dtype) if dual is None else DualSolver(dual, ridge, has_bias)
             step, offset = solver()
             if collected.aim is not None:
