@@ -213,7 +213,7 @@ their usual input size; the `light_*` topologies of the onnx package with random
 ImageNet networks). Half of every group is cut by L2 norm, nothing is recovered. Equal: on three random inputs, to the
 original whose removed entries are zero, and whose normalisations take their statistics over the kept entries; where a
 normalisation cannot be written that way, with only those groups cut that it does not see. Seconds are processor time,
-one thread, on two shared cores under load."""
+one thread, on two shared cores under load. With open height and width too: [open sizes](open-sizes.md)."""
 
 
 def page(rows: list[Row], peer_rows: list[Row], scaling: Path | None, note: str) -> str:
