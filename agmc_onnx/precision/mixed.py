@@ -131,8 +131,9 @@ class MixedQuantiser(Quantiser):
         every = frozenset(i for i, ms in enumerate(trade.int8_ms) if ms < float("inf"))
         found = {
             frozenset[int](): Quantised(model, precision_of(model, given.plain, given.plain), whole.ranges),
-            every: whole,
         }
+        if every:
+            found[every] = whole
 
         def made(chosen: frozenset[int]) -> Quantised:
             if chosen not in found:
@@ -154,7 +155,7 @@ class MixedQuantiser(Quantiser):
         for one in rates:
             made(one)
         tried, best = self._measured(given, found, every)
-        self._rate = None if best == every else rates[best]
+        self._rate = None if best and best == every else rates[best]
         self._first = told(best, tried)
         return self._first
 

@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
+from agmc_onnx.data.samples import synthetic
 from agmc_onnx.latency.op_times import time_ops
+from agmc_onnx.measuring.session import model_inputs
 from agmc_onnx.precision.int8 import TARGETS, plain, write_int8
 from agmc_onnx.precision.kernels import OUTSIDE, kernels_of, times_of
 from agmc_onnx.precision.mixed import MixedQuantiser, Trade, _why
@@ -106,3 +108,9 @@ def test_a_kernel_that_spoils_the_answers_stays_float() -> None:
         _why(0, trade, trade.best(0.0)) == "int8 saves 0.600 ms there and changes the answers more than that is worth"
     )
     assert _why(2, trade, trade.best(0.0)) == "int8 is slower there: 1.200 ms for 1.000"
+
+
+def test_a_network_without_integer_kernels_stays_as_it_is() -> None:
+    proto = model("g (float[1, 8] x) => (float[1, 8] y) { s = Softplus(x) y = Erf(s) }", {})
+    found = MixedQuantiser(synthetic(model_inputs(proto), 12, 0), "avx2")(proto)
+    assert found.n_int8 == 0 and found.model is proto and [one.kind for one in found.tried] == ["float"]
