@@ -47,10 +47,11 @@ def rescored(
     found = [answer for answer in answers if answer.kind == "detections"]
     if len(found) != 1 or found[0].form not in ("raw", "objectness", "classes"):
         return model
-    feeds = samples.take(min(samples.n, MOST_SAMPLES)).feeds(1)
+    few = samples.take(MOST_SAMPLES)
+    sample = few.read(np.arange(few.batch_size(1)) % few.n)
     sessions = make_session(original), make_session(model)
-    both = ([run_model(session, feed) for session in sessions] for feed in feeds)
-    first = [np.asarray(value) for value in run_model(sessions[0], feeds[0])]
+    both = ([run_model(session, feed) for session in sessions] for feed, _ in few.batches(few.batch_size(1)))
+    first = [np.asarray(value) for value in run_model(sessions[0], sample)]
     answer = found[0].settled(first)
     graph, n_classes = graph_of(model), first[answer.at[0]].shape[answer.axis] - 4 - (answer.form != "classes")
     heads = _heads(graph, graph.outputs[answer.at[0]], n_classes, answer.form != "classes")
@@ -60,7 +61,7 @@ def rescored(
     arrays = {name: graph.array(name) + np.float32(shift[part]) for part, names in enumerate(heads) for name in names}
     changed = with_arrays(model, arrays) if any(shift) else model
     before, after = (
-        np.moveaxis(run_model(make_session(one), feeds[0])[answer.at[0]], answer.axis, 2) for one in (model, changed)
+        np.moveaxis(run_model(make_session(one), sample)[answer.at[0]], answer.axis, 2) for one in (model, changed)
     )
     wanted = np.concatenate(_moved(before[..., 4:], answer.form, shift), axis=2)
     return changed if np.abs(after[..., 4:] - wanted).max() < _TOLERANCE else model
