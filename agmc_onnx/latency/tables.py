@@ -132,7 +132,7 @@ class SampleFacts:
     ops: Annotated[
         list[tuple[str | None, Count]], Meta(description="owner of every op, and its place in the table's ops")
     ]
-    ms: Annotated[float | None, Meta(description="of one inference")] = None
+    ms: Annotated[float, Meta(gt=0, description="of one inference")]
     share: Annotated[float | None, Meta(description="of the original's time, where it was measured beside it")] = None
 
 
