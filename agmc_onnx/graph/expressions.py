@@ -136,7 +136,7 @@ def _apply(node: Node, operands: list[Computed | None]) -> Computed | None:
         made = function(*(one.entries for one in operands if one is not None))
         return Computed(np.asarray(made, object), first.is_float)
     entry_rule = _ENTRY_RULES.get(node.op_type)
-    if entry_rule is not None:
+    if entry_rule is not None and (node.op_type != "Clip" or "" not in node.inputs[:2]):
         return entry_rule([one for one in operands if one is not None], attributes)
     return None
 
@@ -224,6 +224,14 @@ def _extreme(name: str) -> Callable[[list[Computed], Attributes], Computed]:
     return rule
 
 
+def _clip(operands: list[Computed], attributes: Attributes) -> Computed:
+    """Clip, whose ends are inputs: not below the first, not above the second."""
+    if attributes:
+        raise ValueError("ends of old opsets")
+    found = _extreme("Max")(operands[:2], attributes)
+    return _extreme("Min")([found, *operands[2:]], attributes)
+
+
 def _fill(operands: list[Computed], attributes: Attributes) -> Computed:
     """ConstantOfShape: of so many entries, all one number."""
     value = onnx.numpy_helper.to_array(attributes["value"]) if "value" in attributes else np.zeros(1, np.float32)
@@ -243,6 +251,7 @@ def _product(operands: list[Computed], attributes: Attributes) -> Computed:
 
 _ENTRY_RULES: Mapping[str, Callable[[list[Computed], Attributes], Computed]] = {
     "Cast": _cast,
+    "Clip": _clip,
     "Ceil": lambda operands, _: Computed(_each(_ceil, operands[0].entries), operands[0].is_float),
     "ConstantOfShape": _fill,
     "Div": _divide,

@@ -30,6 +30,9 @@ ROWS: dict[str, tuple[str, list[int | None] | None]] = {
     "the number of all entries": ("n = Size(x) u = Unsqueeze(n, zero) d = Div(u, h) y = Sub(d, d)", [0]),
     "a product of all sizes": ("p = ReduceProd<axes = [0]>(s) q = ReduceProd<axes = [0]>(s) y = Div(p, q)", [1]),
     "the smaller of two": ("y = Min(h, h)", [None]),
+    "not below a bound that it never meets": ("m = Neg(h) c = Clip(m, zero, ) y = Add(c, eight)", [8]),
+    "between two bounds": ("c = Clip(h, two, eight) d = Sub(c, c) y = Concat<axis = 0>(c, d)", [None, 0]),
+    "an end that is left out": ("y = Clip(h, , eight)", None),
     "an entry of the input": ("i = Cast<to = 7>(x) y = Reshape(i, minus)", None),
 }  # fmt: skip
 
