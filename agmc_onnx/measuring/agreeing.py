@@ -138,7 +138,7 @@ def agreement(
 
     The mean over the answers, each by the metric of its kind, and the name that all of them share; caches and states say
     nothing to anybody and are left out beside others. Class scores: percent of samples whose highest score is of
-    the same class. Numbers: 100 times their closeness.
+    the same class. Numbers, and detections where the original finds no box at all: 100 times their closeness.
 
     Args:
         answers: What the outputs are.
@@ -162,6 +162,8 @@ def agreement(
 def _agreement_of(answer: Answer, ours: Seen, theirs: Seen, metric: str) -> tuple[str, float, Interval | None]:
     name = KINDS[answer.kind].metric if metric == "agreement" else metric
     a, b = ours.said, theirs.said
+    if (name, metric) == ("boxes", "agreement") and theirs.compared.size and not (b[..., 0] > 0).any():
+        return "closeness", 100 * closeness_of(ours.compared, theirs.compared), None  # no box says anything of boxes
     if name in MEASURES:
         if a.shape != b.shape:
             return name, 0.0, None
