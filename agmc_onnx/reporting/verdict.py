@@ -124,7 +124,7 @@ def _mend(loss: Loss, about: Circumstances, is_gone: bool) -> str:
         found.append(f"more calibration samples: it had {about.n_calibration}, some hundreds are worth most")
     if loss.name == "agreement":
         found.append("labels in the card: agreement counts a wrong answer that became right as lost")
-    if about.int8 is not None and (
+    if (about.int8 is not None and about.int8[0] <= NO_FASTER) and (
         about.time is None or about.int8[0] <= about.time or about.int8[1] < loss.points / 2
     ):
         share, lost = about.int8

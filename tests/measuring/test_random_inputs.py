@@ -25,7 +25,7 @@ def test_a_model_that_runs_on_no_size_asks_for_data() -> None:
     net = model("g (float[N, T] x) => (float[N, 3] y) { y = MatMul(x, w) }", {"w": (7, 3)})
     with pytest.raises(
         DataError,
-        match=r"runs on none of the sizes tried, last x=1,16000, got .* or give real inputs with --data FILE.npz",
+        match=r"runs on none of the sizes tried, last x=1,\d+, got .* or give real inputs with --data FILE.npz",
     ):
         runnable(net, 1, 0)
 

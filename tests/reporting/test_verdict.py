@@ -65,6 +65,10 @@ def test_distillation_is_not_advised_where_too_much_is_gone_and_more_can_be_kept
     assert "distil" not in found.next
 
 
+def test_int8_that_is_not_faster_is_not_advised():
+    assert "int8" not in judged(LOST, True, about=Circumstances(int8=(1.07, 0.0), time=0.6)).next
+
+
 def test_the_share_to_keep_is_where_errors_fall_to_a_point():
     errors, shares = [4.0, 2.0, 1.0, 0.0], [0.5, 0.61, 0.83, 1.0]
     assert share_for(errors, shares, lost=16.0) == pytest.approx(0.85)
@@ -94,7 +98,7 @@ def run(**options):
 
 SIX = [
     ({"data": "digits", "flops": 0.7}, "kept", "nothing lost that can be told", "keep less"),
-    ({"data": "digits", "flops": 0.15}, "lost", "points of top1 lost", "int8 instead: 0."),
+    ({"data": "digits", "flops": 0.15}, "lost", "points of top1 lost", "keep more: --flops 0."),
     ({"data": "digits", "flops": 0.5, "recover": "none"}, "unusable", "not usable", "leave out --recover none"),
     ({"flops": 0.3}, "unusable", "its answers are not the original's", "give --data"),
     ({"flops": 0.97}, "unknown", "not known without data", "agmc-onnx measure"),
