@@ -131,11 +131,17 @@ def _mend(loss: Loss, about: Circumstances, is_gone: bool) -> str:
         found.append(
             f"int8 instead: {share:.2f} of the time for {lost:.2f} points (export --to int8 of the original, measured)"
         )
-    if about.keep_more is not None and about.keep is not None and about.keep_more > about.keep:
+    if loss.name == "boxes":
+        found.append("keep more: boxes go before the error curves say so")
+    elif about.keep_more is not None and about.keep is not None and about.keep_more > about.keep:
         found.append(
             f"keep more: --{about.kind} {about.keep_more:.2f}, where the curves expect a loss of a point at most"
         )
-    if about.recover == "compensate" and about.distil_minutes is not None and not (is_gone and found):
+    if (
+        about.recover == "compensate"
+        and about.distil_minutes is not None
+        and not (is_gone and found and loss.name != "boxes")
+    ):
         minutes = max(1, math.ceil(about.distil_minutes))
         on = f" on {about.n_train:,} samples" if about.n_train else ""
         found.append(f"distil: --recover distill, about {minutes} minute{'s' if minutes > 1 else ''} here{on}")

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,14 @@ def test_the_next_step_is_what_the_numbers_speak_for(loss, about, said):
 def test_distillation_is_not_advised_where_too_much_is_gone_and_more_can_be_kept():
     found = judged(GONE, True, about=Circumstances(keep=0.5, keep_more=0.85, distil_minutes=3.0))
     assert "distil" not in found.next
+
+
+def test_of_boxes_the_curves_say_nothing():
+    gone = replace(GONE, name="boxes")
+    said = judged(
+        gone, True, about=Circumstances(keep=0.7, keep_more=0.9, recover="compensate", distil_minutes=20.0)
+    ).next
+    assert "keep more: boxes" in said and "0.90" not in said and "distil" in said
 
 
 def test_int8_that_is_not_faster_is_not_advised():
