@@ -69,8 +69,8 @@ def compressed(
     lines = [*summary(report), f"wrote {', '.join(files.values())}"]
     n_done, n_all = report["episodes"], episodes.n_episodes
     is_interrupted = report.get("interrupted")
-    if n_done < n_all and not is_interrupted and (minutes is not None or options.get("patience")):
-        lines.append(f"search: ended after {n_done} of {n_all} candidates by {ended_by(report, options)}")
+    if n_done < n_all and not is_interrupted:
+        lines.append(f"search: ended after {n_done} of {n_all} candidates by {ended_by(report)}")
     if is_interrupted:
         say_error(
             f"{PROGRAM}: interrupted after {n_done} of {n_all} episodes;"
@@ -80,12 +80,13 @@ def compressed(
     return Said({**short, "files": files}, lines, INTERRUPTED if is_interrupted else 0)
 
 
-def ended_by(report: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+def ended_by(report: Mapping[str, Any]) -> str:
     """Return which option ended a search before its last candidate."""
-    patience, rewards = options.get("patience"), [record["reward"] for record in report["history"]]
-    if patience and len(rewards) - 1 - rewards.index(max(rewards)) >= patience:
+    settings, rewards = report["settings"], [record["reward"] for record in report["history"]]
+    patience = settings["patience"]
+    if len(rewards) - 1 - rewards.index(max(rewards)) >= patience or settings["minutes"] is None:
         return f"--patience {patience}"
-    return f"--minutes {options['minutes']:g}" if options.get("minutes") else f"--patience {patience}"
+    return f"--minutes {settings['minutes']:g}"
 
 
 def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:

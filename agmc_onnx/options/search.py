@@ -26,12 +26,12 @@ class Search:
         more="The paper has 400; 100 find nearly as much here in a quarter of the time (ours).",
         **AT_LEAST_0,
     )
-    patience: int | None = option(
-        None,
+    patience: int = option(
+        20,
         "end a search after so many candidates without a better one",
         "N",
-        default_text="none",
-        more="Finalists and all that comes behind the search stay as they are.",
+        more="In 30 searches of 100 candidates by AGMC it ends after 52, 0.6 % short of the best reward of all 100"
+        " (docs/decisions/episodes.md). As many as --episodes measures all.",
         **AT_LEAST_1,
     )
     reward: str = option(

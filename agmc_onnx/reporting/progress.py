@@ -181,6 +181,8 @@ class Episodes(Line):
             self._best, self._metric = facts["reward"], facts["metric"]
         done = facts["episode"] + 1
         self._done("candidates", facts.get("wall_s"))
+        if "candidates" in self._stages:
+            self._stages["candidates"][0] = facts["n_left"]
         best = f"best reward {self._best:.2f}, metric {self._metric:.2f}"
         self._show(f"candidate {done}/{self.n_episodes}", "finalists", best)
         now = f"reward {facts['reward']:.2f}, metric {facts['metric']:.2f}"

@@ -23,7 +23,7 @@ from agmc_onnx.pruning.importance import NEED_DATA, importance_of
 from agmc_onnx.pruning.sparsity import Sparsity, sparsity_of, thin_by_magnitude
 from agmc_onnx.pruning.widths import AUTO, FINE, rounding
 from agmc_onnx.run.analysis import Analysis, Base, analyse_model
-from agmc_onnx.run.clock import WORTH, Clock, forecast, told
+from agmc_onnx.run.clock import WORTH, Clock, forecast, told, usual
 from agmc_onnx.run.samples import roles_of
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.budget import met, rounded
@@ -318,8 +318,13 @@ def search_candidates(
                 f" expected 1. Leave out --batch and --workers, or take a policy of {takers}."
             )
 
+        rewards: list[float] = []
+
         def on_episode(record: Record) -> None:
-            tell("episode", {**record, "n_episodes": n_episodes})
+            rewards.append(record["reward"])
+            n_since = len(rewards) - 1 - rewards.index(max(rewards))
+            n_left = usual(n_episodes, asked.patience, len(rewards), n_since)
+            tell("episode", {**record, "n_episodes": n_episodes, "n_left": n_left})
 
         # By other rewards the smaller may win, if worse.
         race = settings.data.judge == "fidelity" and asked.reward == "err"
@@ -331,7 +336,7 @@ def search_candidates(
             expected = forecast(environment.evaluate, kept, data, settings, n_episodes if race else 0, refit)
         seconds = clock.for_search(expected, n_finalists)
         if expected is not None:
-            tell("planned", told(expected, n_episodes, n_finalists, seconds))
+            tell("planned", told(expected, usual(n_episodes, asked.patience), n_finalists, seconds))
         found = search(
             problem,
             policy,

@@ -19,6 +19,9 @@ WORTH = 8  # episodes from which on a forecast is worth the two candidates that 
 DISTILL = (
     8.0  # a training step over an inference of onnxruntime on the same images: student forwards, backwards, and teacher
 )
+BEYOND = (
+    32  # candidates of a search of 100 beside its patience of 15 to 30, on the average (docs/decisions/episodes.md)
+)
 SHARES = (0.01, 0.25)  # of a full refit, that are timed: hardly more than what does not grow, and what does
 
 
@@ -66,6 +69,18 @@ class Clock:
             return max(left, 0.0)
         left -= forecast.timing + forecast.verifying + forecast.measuring
         return max(left / self.searches - n_finalists * forecast.finalist - forecast.distilling, 0.0)
+
+
+def usual(n_episodes: int, patience: int, n_done: int = 0, n_since: int = 0) -> int:
+    """Return the candidates that a search is expected to measure yet, at most all of them.
+
+    Args:
+        n_episodes: That it may measure.
+        patience: Without a better one, after which it ends.
+        n_done: That it has measured.
+        n_since: That it has measured since the best one: it cannot end before these are `patience`.
+    """
+    return min(n_episodes - n_done, max(patience + BEYOND - n_done, patience - n_since))
 
 
 def raced(n: int) -> float:

@@ -118,7 +118,7 @@ def batch(
     input_shape: tuple[str, ...] = Data.input_shape,
     policy: str = Search.policy,
     episodes: int = Search.episodes,
-    patience: int | None = Search.patience,
+    patience: int = Search.patience,
     reward: str = Search.reward,
     finalists: int = Search.finalists,
     importance: str | None = Search.importance,

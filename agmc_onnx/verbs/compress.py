@@ -141,7 +141,7 @@ def compress(
     input_shape: tuple[str, ...] = Data.input_shape,
     policy: str = Search.policy,
     episodes: int = Search.episodes,
-    patience: int | None = Search.patience,
+    patience: int = Search.patience,
     reward: str = Search.reward,
     finalists: int = Search.finalists,
     importance: str | None = Search.importance,

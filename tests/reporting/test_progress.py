@@ -6,7 +6,7 @@ import pytest
 
 from agmc_onnx.reporting import progress
 from agmc_onnx.reporting.progress import Episodes, duration
-from agmc_onnx.run.clock import Clock, Forecast, told
+from agmc_onnx.run.clock import Clock, Forecast, told, usual
 
 FORECAST = Forecast(candidate=2.0, finalist=10.0, distilling=0.0, timing=0.0, verifying=1.0, measuring=20.0)
 
@@ -20,7 +20,7 @@ def now(monkeypatch):
 
 
 def record(i, n=20):
-    return {"episode": i, "n_episodes": n, "reward": -1.0 / (i + 1), "metric": 90.0, "wall_s": 2.0}
+    return {"episode": i, "n_episodes": n, "n_left": n - i - 1, "reward": -1.0 / (i + 1), "metric": 90.0, "wall_s": 2.0}
 
 
 def test_what_is_left_counts_every_stage_that_is_to_come(now):
@@ -138,3 +138,10 @@ def test_minutes_are_of_the_whole_command(monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(8.4, "8 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_how_many_candidates_are_still_to_come():
+    assert usual(100, 20) == 52 and usual(30, 20) == 30
+    assert usual(100, 20, 40, 2) == 18  # cannot end before 20 without a better one
+    assert usual(100, 20, 60, 5) == 15
+    assert usual(100, 20, 95, 0) == 5
