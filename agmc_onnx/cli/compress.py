@@ -52,7 +52,6 @@ def compressed(
     from agmc_onnx.reporting.text import summary
     from agmc_onnx.verbs.compress import compress
 
-    minutes = options.get("minutes")
     with Episodes(quiet, noting()) as episodes:  # on stderr, beside --json too
 
         def progress(stage: str, facts: Mapping[str, Any]) -> None:
