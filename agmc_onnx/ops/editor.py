@@ -9,7 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from agmc_onnx.arrays import IntArray, Mask
-from agmc_onnx.graph.edit import Alias, Change, Gone, Input, Made, Output, Undeclared
+from agmc_onnx.graph.edit import Change, Gone, Input, Made, Output, Undeclared
 from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import Node as GraphNode
 from agmc_onnx.ops.table import op_of
@@ -151,10 +151,6 @@ class Editor:
         """Let the last of two nodes be an Identity of the first one's first input."""
         self.change(Made("Identity", (first.inputs[0],), last.outputs[:1]))
         self.drop(first)
-
-    def alias(self, value: str, instead: str) -> None:
-        """Let every node that reads a value read another."""
-        self.change(Alias(value, instead))
 
     def forget(self, values: Sequence[str]) -> None:
         """Remove declared shapes that no longer hold."""

@@ -22,7 +22,8 @@ from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.ops.table import macs_of, node_macs
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.bodies import body_macs, body_params
-from agmc_onnx.ties.groups import Body, Channels
+from agmc_onnx.ties.bodies import Body
+from agmc_onnx.ties.groups import Channels
 from agmc_onnx.ties.ledger import Axis
 from agmc_onnx.ties.sizes import SizeBook
 

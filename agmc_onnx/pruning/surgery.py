@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-import numpy as np
 import onnx
 
 from agmc_onnx.arrays import IntArray, Mask
@@ -15,6 +14,7 @@ from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.table import op_of
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.depth import shallower
+from agmc_onnx.ties.balance import numbered
 from agmc_onnx.ties.cut import Cut
 from agmc_onnx.ties.groups import Channels
 
@@ -53,11 +53,11 @@ class Surgeon:
         self._declared = [info.name for info in model.graph.value_info if info.name in touched]
         self._inputs = [info.name for info in model.graph.input if info.name in touched]
         self._shallower: dict[frozenset[int], Surgeon] = {}
-        can_go = np.concatenate([np.empty(0, np.int64), *(group.units for group in channels.groups)])
+        may_go = numbered([group.units for group in channels.groups], channels.n_units) >= 0
         self._bodies = [
             (body, Surgeon(channels.inside(body)))
             for body in channels.bodies
-            if any(np.isin(axis.units, can_go).any() for axis in body.axes.values())
+            if any(may_go[axis.units].any() for axis in body.axes.values())
         ]
 
     def cut(self, kept: Sequence[IntArray]) -> onnx.ModelProto:

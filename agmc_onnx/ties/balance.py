@@ -40,10 +40,15 @@ def merge(
     for label, units in zip(components(len(ordered), links)[0].tolist(), ordered, strict=True):
         members.setdefault(label, []).append(units)
     merged = [np.concatenate(units) for units in members.values()]
-    group_of = np.full(group_of.size, -1, np.int64)
-    for index, units in enumerate(merged):
-        group_of[units] = index
-    return merged, group_of
+    return merged, numbered(merged, group_of.size)
+
+
+def numbered(groups: Sequence[IntArray], n_units: int) -> IntArray:
+    """Return the number of the group that every unit is in, -1 where it is in none (n_units,)."""
+    found = np.full(n_units, -1, np.int64)
+    for number, units in enumerate(groups):
+        found[units] = number
+    return found
 
 
 def components(n: int, links: Sequence[tuple[IntArray, IntArray]]) -> tuple[IntArray, int]:
@@ -177,10 +182,7 @@ def join_uneven(
             partitions[len(result)] = found[g]
         if units.size:
             result.append(units)
-    group_of = np.full(group_of.size, -1, np.int64)
-    for index, units in enumerate(result):
-        group_of[units] = index
-    return result, group_of, partitions
+    return result, numbered(result, group_of.size), partitions
 
 
 def _regroup(

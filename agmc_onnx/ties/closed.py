@@ -16,6 +16,7 @@ from heapq import heapify, heappop, heappush
 import numpy as np
 
 from agmc_onnx.graph.view import Graph, Node
+from agmc_onnx.ties.balance import numbered
 from agmc_onnx.ties.groups import Channels, Group
 
 _ZERO, _EMPTY = 1, 2  # zero everywhere; no entries. What is neither is live
@@ -118,9 +119,7 @@ class Closer:
         """
         self.channels, self._when_empty, self._repeats = channels, when_empty, repeats
         graph = channels.graph
-        group_of = np.full(channels.n_units, -1, np.int64)
-        for number, group in enumerate((*channels.groups, *channels.frozen)):
-            group_of[group.units] = number
+        group_of = numbered([group.units for group in (*channels.groups, *channels.frozen)], channels.n_units)
         self._on: dict[str, set[int]] = {}  # groups on a value
         self._axes: dict[frozenset[int], list[str]] = {}  # values that have an axis with units of these groups alone
         n_groups = len(channels.groups)

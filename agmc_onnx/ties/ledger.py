@@ -12,8 +12,9 @@ the same ones. Groups of a convolution and heads of an attention are such rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -24,7 +25,27 @@ from agmc_onnx.graph.view import Graph, Node, captured_names
 Axis = tuple[str, int]
 _TO_FOLD = "an export with fixed input sizes often does without it"
 Handler = Callable[["Ledger", Node], None]
-Bodies = Callable[[Graph, Node], Mapping[str, Graph]]  # the graphs that a node holds and that may be cut, by attribute
+Rules = Callable[[Node], Handler | None]  # the rule of a node, or None where there is none
+
+
+class Facts(Protocol):
+    """What this layer asks of an op; `agmc_onnx.ops.table.Op` says what each means."""
+
+    @property
+    def ties(self) -> Handler | None: ...  # noqa: D102
+    @property
+    def joins(self) -> bool: ...  # noqa: D102
+    @property
+    def contracts(self) -> bool: ...  # noqa: D102
+    @property
+    def kernel(self) -> bool: ...  # noqa: D102
+    @property
+    def out_dim(self) -> Callable[[Node, int], int] | None: ...  # noqa: D102
+    @property
+    def divisors(self) -> tuple[int, ...]: ...  # noqa: D102
+
+
+OpOf = Callable[[Node], Facts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +106,7 @@ class Ledger:
         sized: Axes whose size a node computes with, by the node's index.
         runs: Ids of axes in which every entry is a run of places, as many for each; (groups, size) by the dim before.
         skipped: Nodes that a rule of another node stands for.
-        inside: Ledgers of the graphs that nodes hold, by the first output of the node and the attribute. Their ids, ties,
-            balances and what is frozen are of this ledger; their entries stand in it under `inner_name`.
+        inside: Ledgers of the graphs that nodes hold (`ties.bodies`), by the first output of the node and the attribute.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -248,52 +268,47 @@ class Ledger:
             for dim in self.labelled(value):
                 self.freeze(self.entries[value, dim].ids, why)
 
+    def close(self, of_outputs: str, entered: Set[str] = frozenset()) -> None:
+        """Freeze what no rule knows: axes that a user never mentions, outputs, and what nodes use inside of themselves.
 
-def walk(graph: Graph, rules: Callable[[Node], Handler | None], bodies: Bodies | None = None) -> Ledger:
-    """Run the rules over a graph in topological order, and over the graphs that its nodes hold.
+        Args:
+            of_outputs: Why outputs stay, with {} for the name of one.
+            entered: First outputs of nodes whose graphs were walked over; constants are known there.
+        """
+        graph = self.graph
+        for (value, dim), entries in self.entries.items():
+            for node, _ in graph.consumers.get(value, ()):
+                if (value, dim, node.index) not in self.mentioned and node.index not in self.skipped:
+                    self.freeze(entries.ids, f"{node.label}: works on the whole dimension {dim} of {value} at once")
+        for value in graph.outputs:
+            self.freeze_value(value, of_outputs.format(value))
+        for holder in graph.nodes if graph.captured else ():
+            for value in captured_names(holder.proto):
+                if value not in graph.tensors or holder.outputs[0] not in entered:
+                    self.freeze_value(value, f"{holder.label}: used inside its subgraph, which is not cut; {_TO_FOLD}")
+
+
+def walk(graph: Graph, rules: Rules, enter: Callable[[Ledger], None] = lambda ledger: None) -> Ledger:
+    """Run the rules over a graph in topological order.
 
     Args:
         graph: The graph.
-        rules: Returns the rule of a node, or None where there is none.
-        bodies: Returns the graphs that a node holds, where they may be cut; None: none may.
+        rules: Returns the rule of a node.
+        enter: Walks over graphs that nodes hold too (`agmc_onnx.ties.bodies`).
 
     Returns:
         The ledger, with everything frozen that a rule does not know: an axis that some user of it never mentions, a
-        graph output, a value used inside a subgraph. What goes into a graph that a node holds, and what comes out, stays whole;
-        constants are seen from inside as they are from outside.
+        graph output, a value used inside a subgraph.
     """
     ledger = Ledger(graph)
-    _visit(ledger, rules)
-    holders = [node for node in graph.nodes if graph.captured and any(captured_names(node.proto))]
-    for node in holders:
-        for name, body in (bodies(graph, node) if bodies else {}).items():
-            _enter(ledger, node, name, body, rules)
-    entered = {output for output, _ in ledger.inside}
-    for one in (ledger, *ledger.inside.values()):
-        for axis, entries in ledger.entries.items() if one is ledger else _shared(ledger, one):
-            for node, _ in one.graph.consumers.get(axis[0], ()):
-                if (*axis, node.index) not in one.mentioned and node.index not in one.skipped:
-                    ledger.freeze(
-                        entries.ids, f"{node.label}: works on the whole dimension {axis[1]} of {axis[0]} at once"
-                    )
-    for value in graph.outputs:
-        ledger.freeze_value(value, f"graph output {value}")
-    for holder in holders:
-        for value in captured_names(holder.proto):
-            if value not in graph.tensors or holder.outputs[0] not in entered:
-                ledger.freeze_value(value, f"{holder.label}: used inside its subgraph, which is not cut; {_TO_FOLD}")
-    for one in ledger.inside.values():
-        for value in filter(graph.tensors.__contains__, one.graph.captured):
-            ledger.freeze_value(value, f"{one.graph.captured[value].label}: used inside its subgraph, which is not cut")
+    visit(ledger, rules)
+    enter(ledger)
+    ledger.close("graph output {}", {holder for holder, _ in ledger.inside})
     return ledger
 
 
-def inner_name(holder: str, attribute: str, value: str) -> str:
-    """Return the name that a value of a graph inside of a node has in the ledger of the graph around it."""
-    return f"{holder}/{attribute}/{value}"
-
-
-def _visit(ledger: Ledger, rules: Callable[[Node], Handler | None]) -> None:
+def visit(ledger: Ledger, rules: Rules) -> None:
+    """Run the rules over a graph; what a node without one touches is frozen."""
     graph, known = ledger.graph, ledger.graph.known_shapes
     for node in graph.nodes:
         if node.index in ledger.skipped:
@@ -313,34 +328,6 @@ def _visit(ledger: Ledger, rules: Callable[[Node], Handler | None]) -> None:
                     ledger.freeze_value(value, why)
             continue
         rule(ledger, node)
-
-
-def _enter(ledger: Ledger, holder: Node, name: str, body: Graph, rules: Callable[[Node], Handler | None]) -> None:
-    """Walk over a graph inside of a node."""
-    inner = ledger.inside[holder.outputs[0], name] = Ledger(body)
-    inner.n_ids, inner.ties, inner.balances, inner.frozen = ledger.n_ids, ledger.ties, ledger.balances, ledger.frozen
-    inner.entries = dict(_shared(ledger, inner))
-    _visit(inner, rules)
-    for value in body.outputs:
-        inner.freeze_value(value, f"{holder.label}: what comes out of its {name} stays whole")
-    for value, nested in body.captured.items():
-        inner.freeze_value(value, f"{nested.label}: used inside its subgraph, which is not cut")
-    for mark in inner.normalised:
-        inner.freeze(mark.ids, f"{mark.why}: takes statistics over it inside of {holder.label}")
-    ledger.n_ids = inner.n_ids
-    for (value, dim), entries in inner.entries.items():
-        if value in ledger.graph.tensors:
-            ledger.entries[value, dim] = entries
-            continue
-        if value in body.tensors:
-            inner.freeze(entries.ids, f"{holder.label}: {value} is stored inside of it")
-        ledger.entries[inner_name(holder.outputs[0], name, value), dim] = entries
-
-
-def _shared(ledger: Ledger, inner: Ledger) -> list[tuple[Axis, Entries]]:
-    """Return the entries of constants that a graph sees from inside of a node."""
-    names = inner.graph.tensors.keys() & ledger.graph.tensors.keys()
-    return [(axis, entries) for axis, entries in ledger.entries.items() if axis[0] in names]
 
 
 def _without_unused(graph: Graph, node: Node) -> Node:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from agmc_onnx.arrays import IntArray
+from agmc_onnx.ties.balance import numbered
 from agmc_onnx.ties.groups import Channels
 from agmc_onnx.ties.ledger import Axis
 
@@ -47,9 +48,7 @@ class SizeBook:
 
     def __init__(self, channels: Channels) -> None:
         self.channels = channels
-        self._group_of = np.full(channels.n_units, -1, np.int64)
-        for index, group in enumerate(channels.groups):
-            self._group_of[group.units] = index
+        self._group_of = numbered([group.units for group in channels.groups], channels.n_units)
         self._numbers = {_Size(1, 1, ()): 0}
         self._known: dict[Axis, int | None] = {}
 

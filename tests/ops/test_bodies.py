@@ -214,6 +214,11 @@ STAYS: dict[str, tuple[str, str]] = {
         "h = MatMul(k, w1) r = LayerNormalization<axis = -1>(h, s)",
         "takes statistics over it inside of If",
     ),
+    "a running sum": ("h = MatMul(k, w1) r = CumSum(h, last)", "works on the whole dimension 3 of h at once"),
+    "the largest": (
+        "h = MatMul(k, w1) m = ArgMax<axis = -1>(h) f = Cast<to = 1>(m) r = Add(h, f)",
+        "works on the whole dimension 3 of h at once",
+    ),
     "a divisor": ("h = MatMul(k, w1) r = Div(h, s)", "divides by it inside of another node"),
     "a body in a body": (
         """h = MatMul(k, w1) r = If(flag)<then_branch = d () => (float[N, 4, 4, 8] m) { m = Add(h, s) },
@@ -230,7 +235,8 @@ def test_what_a_body_does_with_all_of_them_stays_whole(name: str) -> None:
         out = If(flag)<then_branch = t () => (float[N, 4, 4, 3] p) {{
         k = Transpose<perm = [0, 2, 3, 1]>(a) {nodes} p = MatMul(r, w2) }},
         else_branch = e () => (float[N, 4, 4, 3] q) {{ z = Transpose<perm = [0, 2, 3, 1]>(x) q = Neg(z) }}> }}"""
-    channels = analyse(graph_of(normalize(net(text, {"wa": WEIGHTS["wa"], "w1": (6, 8), "s": (8,), "w2": (8, 3)}))))
+    weights = {"wa": WEIGHTS["wa"], "w1": (6, 8), "s": (8,), "w2": (8, 3), "last": np.array(3)}
+    channels = analyse(graph_of(normalize(net(text, weights))))
     assert channels.groups == ()
     assert why in {group.name: str(group.why_frozen) for group in channels.frozen}["w1"]
 
