@@ -13,7 +13,7 @@ from agmc_onnx.cli.words import FORCE
 @option("force", bool, "", FORCE, False)
 def command(model: str, plan: str, output: str, force: bool) -> Said:
     """Rebuild a model."""
-    from agmc_onnx.reporting.text import applied
+    from agmc_onnx.reporting.tables import applied
     from agmc_onnx.verbs.apply import apply
 
     report = apply(model, plan, output, force=force).report

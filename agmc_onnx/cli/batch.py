@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @option("output", str, "FOLDER", "for the results and summary.json", short="-o", required=True, panel="Output")
 def command(folder: str, data: str | None, output: str, jobs: int, force: bool, **given: Any) -> Said:
     """Compress a folder; the exit code is that of the first model which failed, by name."""
-    from agmc_onnx.reporting.text import WIDTH
+    from agmc_onnx.reporting.tables import WIDTH
     from agmc_onnx.verbs.batch import SUMMARY, batch
 
     def progress(row: Row, n_done: int, n: int) -> None:
@@ -40,7 +40,7 @@ def row_line(row: Row, width: int) -> str:
     if row.exit_code:
         return f"{row.model}: failed ({row.exit_code}): {row.message}"
     assert row.reached is not None and row.latency_ratio is not None
-    from agmc_onnx.reporting.text import shortened
+    from agmc_onnx.reporting.tables import shortened
 
     words = [f"{100 * row.reached:.2f} % left"]
     if row.before is not None and row.after is not None:

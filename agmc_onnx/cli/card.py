@@ -19,7 +19,7 @@ from agmc_onnx.options import Execution
 @option("force", bool, "", FORCE, False)
 def command(model: str, folder: str, output: str | None, **given: Any) -> Said:
     """Try usual preprocessings and write the best as a data card."""
-    from agmc_onnx.reporting.text import carded
+    from agmc_onnx.reporting.tables import carded
     from agmc_onnx.verbs.card import card
 
     target = output or str(Path(model).with_suffix(".toml"))

@@ -49,7 +49,7 @@ def compressed(
     """Compress an ONNX model and return what there is to say; 130 after an interruption that still gave a model."""
     from agmc_onnx.graph.outputs import output_files, twin_of
     from agmc_onnx.reporting.progress import Episodes
-    from agmc_onnx.reporting.text import summary
+    from agmc_onnx.reporting.tables import summary
     from agmc_onnx.verbs.compress import compress
 
     with Episodes(quiet, noting()) as episodes:  # on stderr, beside --json too

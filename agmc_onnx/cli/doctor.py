@@ -22,7 +22,7 @@ def command() -> Said:
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Return what is said of an installation."""
-    from agmc_onnx.reporting.text import WIDTH
+    from agmc_onnx.reporting.tables import WIDTH
 
     runtime, cpu, memory, torch = (found[name] for name in ("onnxruntime", "cpu", "memory", "torch"))
     cores = f"{cpu['usable_cores']} of {cpu['cores']} cores usable"

@@ -26,7 +26,7 @@ from agmc_onnx.refit.options import RecoverOptions
 def command(model: str, output: str | None, quiet: bool, **given: Any) -> Said:
     """Fine-tune a compressed model and write it beside."""
     from agmc_onnx.reporting.progress import Steps
-    from agmc_onnx.reporting.text import finetuned
+    from agmc_onnx.reporting.tables import finetuned
     from agmc_onnx.verbs.finetune import finetune
 
     path = Path(model)

@@ -12,7 +12,7 @@ from agmc_onnx.options import Data, Execution
 @option_of(Execution, "custom_ops")
 def command(model: str, input_shape: tuple[str, ...], custom_ops: tuple[str, ...]) -> Said:
     """Analyse a model."""
-    from agmc_onnx.reporting.text import inspection
+    from agmc_onnx.reporting.tables import inspection
     from agmc_onnx.verbs.inspect import inspect
 
     found = inspect(model, input_shape=input_shape, custom_ops=custom_ops)

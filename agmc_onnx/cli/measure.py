@@ -19,7 +19,7 @@ from agmc_onnx.options import Data, Execution
 @option("seconds", float, "S", "time given to latency", Execution.latency_seconds, low=0, wrong="not a time")
 def command(models: tuple[str, ...], data: str | None, **given: Any) -> Said:
     """Measure models."""
-    from agmc_onnx.reporting.text import measurement
+    from agmc_onnx.reporting.tables import measurement
     from agmc_onnx.verbs.measure import measure
 
     found = measure(*models, data=data, **given)

@@ -11,7 +11,8 @@ from msgspec import Meta
 from agmc_onnx.reporting.html import page
 from agmc_onnx.reporting.plots import Tick, ticks
 from agmc_onnx.reporting.schema import Metric
-from agmc_onnx.reporting.text import aligned, interval_text, metric_text
+from agmc_onnx.reporting.tables import aligned
+from agmc_onnx.reporting.text import interval_text, metric_text
 from agmc_onnx.schema import Count, Record
 
 FORMAT: Literal["agmc-onnx/frontier@1"] = "agmc-onnx/frontier@1"

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agmc_onnx.reporting import text, verdict
+from agmc_onnx.reporting import tables, text, verdict
 from agmc_onnx.reporting.drawing import draw
 from agmc_onnx.reporting.plots import curves, latency_scale, metric_scale
 
@@ -56,7 +56,7 @@ def render(report: Report) -> str:
         headline=headline(report),
         verdict=verdict.lines(report.get("verdict")),
         kind=(report.get("verdict") or {}).get("kind", ""),
-        rows=text.rows(report),
+        rows=tables.rows(report),
         target=text.target_line(report),
         verified=text.verified_line(report["verified"]),
         not_measured=None if report.get("accuracy_measured", True) else text.NOT_MEASURED,
@@ -91,7 +91,7 @@ def cards(report: Report) -> str:
 
     box = "display:inline-block;border:1px solid #8884;border-radius:8px;padding:8px 14px;margin:4px"
     found = (
-        [(row.what.split(" (")[0], row.change, f"{row.before} \u2192 {row.after}") for row in text.rows(report)]
+        [(row.what.split(" (")[0], row.change, f"{row.before} \u2192 {row.after}") for row in tables.rows(report)]
         if ("metric" in report["original"])
         else [("result", text.one_line(report), "")]
     )

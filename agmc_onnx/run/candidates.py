@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -24,6 +24,7 @@ from agmc_onnx.pruning.sparsity import Sparsity, sparsity_of, thin_by_magnitude
 from agmc_onnx.pruning.widths import AUTO, FINE, rounding
 from agmc_onnx.run.analysis import Analysis, Base, analyse_model
 from agmc_onnx.run.clock import WORTH, Clock, forecast, told, usual
+from agmc_onnx.run.progress import Progress
 from agmc_onnx.run.samples import roles_of
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.budget import met, rounded
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from agmc_onnx.refit.importance import Measurements
     from agmc_onnx.refit.options import RecoverOptions
 
-Progress = Callable[[str, Mapping[str, Any]], None]
 QUICK_RIDGE = 0.1  # of a candidate's refit: as good on few samples as the choice among four, in two thirds of the time
 QUICK_ROUNDS = 1  # of a candidate's refit behind activations
 LOSS_SAMPLES, LOSS_POSITIONS = 64, 2000  # that networks without some layers are refitted with

@@ -23,8 +23,9 @@ from agmc_onnx.measuring.session import make_session, provider_of
 from agmc_onnx.options import Budget, CompressOptions
 from agmc_onnx.pruning.widths import AUTO, FINE
 from agmc_onnx.run.analysis import Analysis
-from agmc_onnx.run.candidates import Progress, environment_of
+from agmc_onnx.run.candidates import environment_of
 from agmc_onnx.run.precise import as_run, as_timed
+from agmc_onnx.run.progress import Progress
 from agmc_onnx.run.recovering import distilled, recovered
 from agmc_onnx.run.stages import Found, Job
 from agmc_onnx.run.target import Target

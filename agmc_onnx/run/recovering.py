@@ -19,8 +19,8 @@ from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.sparsity import sparsity_of, thin_by_magnitude
 from agmc_onnx.run.analysis import Analysis
-from agmc_onnx.run.candidates import Progress
 from agmc_onnx.run.precise import quantised
+from agmc_onnx.run.progress import Progress
 from agmc_onnx.search.environment import Environment
 from agmc_onnx.search.joint import JointEnvironment
 from agmc_onnx.search.journal import run_folder

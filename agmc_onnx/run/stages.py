@@ -18,8 +18,9 @@ from agmc_onnx.options import CompressOptions
 from agmc_onnx.pruning.plan import make_plan
 from agmc_onnx.pruning.verification import masked
 from agmc_onnx.run.analysis import Analysis, Base
-from agmc_onnx.run.candidates import Progress, environment_of, reachable, search_candidates
+from agmc_onnx.run.candidates import environment_of, reachable, search_candidates
 from agmc_onnx.run.clock import Clock
+from agmc_onnx.run.progress import Progress
 from agmc_onnx.run.recovering import best_finalist, distilled
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.environment import Environment

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from agmc_onnx.arrays import FloatArray, GraphArrays, IntArray, Mask
-
-if TYPE_CHECKING:
-    from agmc_onnx.search.depth import Depth
 
 
 @dataclass(frozen=True)
@@ -72,6 +69,24 @@ class KnownCurves:
         return float(np.interp(n_kept, self.counts[group], self.errors[group]))
 
 
+class Branches(Protocol):
+    """What may go beside widths; `agmc_onnx.search.depth.Depth` is one, which says what each of these gives."""
+
+    @property
+    def groups(self) -> list[list[int]]: ...  # noqa: D102
+
+    @property
+    def atoms(self) -> list[list[int]]: ...  # noqa: D102
+
+    def nothing(self, branches: Iterable[int]) -> IntArray: ...  # noqa: D102
+
+    def possible(self, branches: Iterable[int]) -> frozenset[int]: ...  # noqa: D102
+
+    def met(self, problem: Problem, keep_ratio: FloatArray) -> Any: ...  # noqa: D102
+
+    def chain(self, problem: Problem) -> list[frozenset[int]]: ...  # noqa: D102
+
+
 @dataclass(frozen=True)
 class Problem:
     """Everything a policy may know. All groups listed are prunable, in the order of the network.
@@ -125,7 +140,7 @@ class Problem:
     meet: Callable[[FloatArray], Any] | None = None
     density_weight: FloatArray | None = None
     has_budget: bool = True
-    depth: Depth | None = None
+    depth: Branches | None = None
 
     @property
     def n_groups(self) -> int:

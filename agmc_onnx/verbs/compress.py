@@ -41,12 +41,13 @@ from agmc_onnx.reporting.schema import Report, TargetFacts
 from agmc_onnx.reporting.text import one_line
 from agmc_onnx.reporting.verdict import Circumstances, judged
 from agmc_onnx.run.analysis import Analysis, analyse_model
-from agmc_onnx.run.candidates import Progress, environment_of, reachable
+from agmc_onnx.run.candidates import environment_of, reachable
 from agmc_onnx.run.clock import Clock
 from agmc_onnx.run.dropping import by_drop
 from agmc_onnx.run.inputs import inputs_of
 from agmc_onnx.run.latency import latency_target, measured_share, settled
 from agmc_onnx.run.precise import laid_out, quantised
+from agmc_onnx.run.progress import Progress
 from agmc_onnx.run.samples import roles_of, with_recovery
 from agmc_onnx.run.stages import Job, by_stages
 from agmc_onnx.run.target import Target, target_of

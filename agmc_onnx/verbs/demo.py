@@ -9,7 +9,7 @@ from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.files import write_atomically
 
 if TYPE_CHECKING:
-    from agmc_onnx.run.candidates import Progress
+    from agmc_onnx.run.progress import Progress
     from agmc_onnx.verbs.compress import Result
 
 NETWORK = Path(__file__).parents[1] / "data" / "digits" / "digits_resnet.onnx"

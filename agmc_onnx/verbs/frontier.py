@@ -24,9 +24,10 @@ from agmc_onnx.reporting.record import environment_versions, metric_facts, sizes
 from agmc_onnx.reporting.schema import Metric, Report, read_report
 from agmc_onnx.reporting.text import division_lines
 from agmc_onnx.run.analysis import Analysis, analyse_model
-from agmc_onnx.run.candidates import Progress, environment_of, reachable
+from agmc_onnx.run.candidates import environment_of, reachable
 from agmc_onnx.run.latency import latency_target
 from agmc_onnx.run.precise import quantised
+from agmc_onnx.run.progress import Progress
 from agmc_onnx.run.samples import roles_of, with_recovery
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.environment import Environment

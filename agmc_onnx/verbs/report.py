@@ -10,7 +10,7 @@ from typing import Any
 
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.outputs import check_output, write_page
-from agmc_onnx.reporting import text
+from agmc_onnx.reporting import tables, text
 from agmc_onnx.reporting.html import bars_of, page, render
 from agmc_onnx.reporting.loading import Run, read_run
 from agmc_onnx.reporting.plots import curves, scatter
@@ -164,7 +164,7 @@ def _row(name: str, run: Run) -> dict[str, Any]:
     if report is None:
         unknown = dict.fromkeys(("macs", "params", "change", "latency", "seconds"), "-")
         return {**row, **unknown, "metric": "running", "evaluations": len(run.evaluations), "command": None}
-    shown = {what.what.split(" (")[0].split(",")[0]: what for what in text.rows(report)}
+    shown = {what.what.split(" (")[0].split(",")[0]: what for what in tables.rows(report)}
     metric = report["compressed"]["metric"]
     return {
         **row,

@@ -10,7 +10,7 @@ import onnx
 from agmc_onnx.graph.view import graph_of
 from agmc_onnx.ops import analyse
 from agmc_onnx.reporting.reasons import find_reasons
-from agmc_onnx.reporting.text import inspection
+from agmc_onnx.reporting.tables import inspection
 from agmc_onnx.verbs.inspect import inspect
 from tests.nets import model
 

@@ -13,7 +13,7 @@ import pytest
 
 import agmc_onnx
 from agmc_onnx.errors import UsageError
-from agmc_onnx.reporting import text
+from agmc_onnx.reporting import tables, text
 from agmc_onnx.reporting.drawing import draw
 from agmc_onnx.reporting.html import headline, latency_words, render
 from agmc_onnx.reporting.layout import layered
@@ -268,7 +268,7 @@ def test_command_makes_the_same_options_again(report):
 def test_few_calibration_samples_are_said(report):
     assert text.few_samples(report) is None
     few = report | {"data": report["data"] | {"roles": {"calibration": 40}}}
-    assert "only 40 calibration samples" in text.summary(few)[-1]
+    assert "only 40 calibration samples" in tables.summary(few)[-1]
     assert "only 40 calibration samples" in render(few)
     assert text.few_samples(few | {"verified": report["verified"] | {"recovered": False}}) is None
 
@@ -279,13 +279,13 @@ def test_stages_are_on_the_page(report):
 
 
 def test_the_table_fits_a_terminal(report):
-    lines = [line for line in text.summary(report) if line.startswith("  ")]
+    lines = [line for line in tables.summary(report) if line.startswith("  ")]
     assert len(lines) >= 7 and max(map(len, lines)) <= 80
     assert any(line.split() == ["latency,", "median", "ms", *line.split()[3:]] for line in lines)
 
 
 def test_table_columns_are_aligned():
-    assert text.aligned([("", "a"), ("long", "12"), ("x", "1")]) == ["         a", "  long  12", "  x      1"]
+    assert tables.aligned([("", "a"), ("long", "12"), ("x", "1")]) == ["         a", "  long  12", "  x      1"]
 
 
 @pytest.fixture
@@ -416,5 +416,5 @@ def test_page_in_a_browser(runs, tmp_path, width):
 
 def test_a_recovery_that_changed_nothing_is_said(report):
     same = report["compressed"] | {"metric_before_recovery": report["compressed"]["metric"]["value"]}
-    assert text.NOTHING_RECOVERED in text.summary(report | {"compressed": same})
-    assert text.NOTHING_RECOVERED not in text.summary(report)
+    assert text.NOTHING_RECOVERED in tables.summary(report | {"compressed": same})
+    assert text.NOTHING_RECOVERED not in tables.summary(report)

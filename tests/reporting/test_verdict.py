@@ -7,7 +7,7 @@ import pytest
 import agmc_onnx
 from agmc_onnx.measuring.paired import interval, upper_bound
 from agmc_onnx.reporting.html import render
-from agmc_onnx.reporting.text import summary
+from agmc_onnx.reporting.tables import summary
 from agmc_onnx.reporting.verdict import Circumstances, Loss, judged, lines, share_for
 from agmc_onnx.verbs.demo import NETWORK
 

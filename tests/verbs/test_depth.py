@@ -12,7 +12,7 @@ import agmc_onnx
 from agmc_onnx.latency.tables import cache_path, cached_table
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.reporting.html import render
-from agmc_onnx.reporting.text import inspection, summary
+from agmc_onnx.reporting.tables import inspection, summary
 from agmc_onnx.run.analysis import analyse_model
 from tests.verbs.test_compress import DIGITS
 

@@ -13,7 +13,7 @@ import agmc_onnx
 from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.outputs import set_of, twin_of
 from agmc_onnx.reporting.html import render
-from agmc_onnx.reporting.text import summary
+from agmc_onnx.reporting.tables import summary
 from agmc_onnx.verbs.demo import NETWORK
 
 OPTIONS: dict[str, Any] = {"data": "digits", "flops": 0.5, "policy": "random", "episodes": 3, "latency_seconds": 0.1}
