@@ -24,7 +24,7 @@ from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import BudgetError
 from agmc_onnx.refit.moments import Moments, Patches, sample_positions, to_rows
-from agmc_onnx.refit.options import RecoverOptions
+from agmc_onnx.refit.options import Each, RecoverOptions
 from agmc_onnx.refit.sites import find_sites
 from agmc_onnx.refit.stream import Stream, read_batches
 from agmc_onnx.ties.groups import Channels
@@ -73,7 +73,9 @@ class Curves:
         return float(np.interp(n_kept, self.counts[group], self.errors[group]))
 
 
-def measure_consumers(channels: Channels, samples: Samples, options: RecoverOptions | None = None) -> list[Consumer]:
+def measure_consumers(
+    channels: Channels, samples: Samples, options: RecoverOptions | None = None, each: Each = iter
+) -> list[Consumer]:
     """Return the statistics of every node that mixes prunable units, in topological order.
 
     One pass over the original; what `error_curves` and `moment_importance` start from.
@@ -82,6 +84,7 @@ def measure_consumers(channels: Channels, samples: Samples, options: RecoverOpti
         channels: Analysis of the original.
         samples: Calibration samples; labels are not looked at.
         options: n_samples, n_curve_positions, batch_size, memory_bytes and seed count here.
+        each: Hands on the nodes.
     """
     options = options or RecoverOptions()
     graph = channels.graph
@@ -94,7 +97,7 @@ def measure_consumers(channels: Channels, samples: Samples, options: RecoverOpti
     stream = Stream(graph, batches, options.memory_bytes)
     found = []
     with torch.no_grad():
-        for number, site in enumerate(find_sites(graph)):
+        for number, site in each(list(enumerate(find_sites(graph)))):
             weight = stream.constants[site.weight]
             patches = Patches(site.node, graph.opset)
             matrix = patches.matrix(weight).double()
@@ -160,6 +163,7 @@ def error_curves(
     options: RecoverOptions | None = None,
     consumers: Sequence[Consumer] | None = None,
     least: int = 1,
+    each: Each = iter,
 ) -> Curves:
     """Return every group's refit error at every width.
 
@@ -170,12 +174,13 @@ def error_curves(
         options: As for `measure_consumers`.
         consumers: Of `measure_consumers`, where they are known already.
         least: Smallest width, 0 or 1.
+        each: Hands on the groups.
     """
     if consumers is None:
         assert samples is not None
         consumers = measure_consumers(channels, samples, options)
     counts, errors = [], []
-    for group in channels.groups:
+    for group in each(channels.groups):
         order = group.units[np.argsort(-scores[group.units], kind="stable")]
         error = np.zeros(group.n_units + 1)
         for consumer in consumers:

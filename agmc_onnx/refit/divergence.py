@@ -22,7 +22,7 @@ from agmc_onnx.pruning.importance import choose
 from agmc_onnx.pruning.surgery import Surgeon
 from agmc_onnx.refit.curves import Curves
 from agmc_onnx.refit.goals import output_goals
-from agmc_onnx.refit.options import RecoverOptions
+from agmc_onnx.refit.options import Each, RecoverOptions
 from agmc_onnx.refit.quick import QuickRefit
 from agmc_onnx.ties.groups import Channels
 
@@ -39,6 +39,7 @@ def divergence_curves(
     samples: Samples,
     options: RecoverOptions | None = None,
     threads: int = 1,
+    each: Each = iter,
 ) -> Curves:
     """Return what every group costs at every width, each group alone, in units of the answers.
 
@@ -53,6 +54,7 @@ def divergence_curves(
         samples: Calibration samples, without labels: the last quarter judges what the others refit.
         options: As for `QuickRefit`.
         threads: Of onnxruntime.
+        each: Hands on the groups.
 
     Raises:
         ModelError: If the model has an op without a counterpart in torch.
@@ -65,7 +67,7 @@ def divergence_curves(
     refit = QuickRefit(channels, samples.take(max(1, samples.n - n_judges)), options)
     surgeon, judge = Surgeon(channels), _Judge(channels.graph, feeds, threads)
     counts, errors = [], []
-    for group, n in enumerate(full.tolist()):
+    for group, n in each(list(enumerate(full.tolist()))):
         size = int(np.asarray(step)[group])
         widths = sorted({max(size, round(n * share / size) * size) for share in SHARES if size < n} - {n})
         found = []

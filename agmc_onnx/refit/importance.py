@@ -12,7 +12,7 @@ from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import UsageError
 from agmc_onnx.refit.curves import Consumer, Curves, error_curves, measure_consumers, moment_importance
-from agmc_onnx.refit.options import RecoverOptions
+from agmc_onnx.refit.options import Counting, RecoverOptions
 from agmc_onnx.ties.groups import Channels
 
 _AT_ONCE = 1 << 28  # bytes of activations that one backward pass may keep
@@ -25,16 +25,24 @@ class Measurements:
         channels: Analysis of the original.
         samples: Calibration samples; labels are not looked at.
         options: As for `measure_consumers`.
+        counting: Says how far the loops are.
     """
 
-    def __init__(self, channels: Channels, samples: Samples, options: RecoverOptions | None = None) -> None:
-        self.channels, self.samples = channels, samples
+    def __init__(
+        self,
+        channels: Channels,
+        samples: Samples,
+        options: RecoverOptions | None = None,
+        counting: Counting = lambda what: iter,
+    ) -> None:
+        self.channels, self.samples, self.counting = channels, samples, counting
         self.options = options or RecoverOptions()
 
     @cached_property
     def consumers(self) -> list[Consumer]:
         """The nodes that mix prunable units."""
-        return measure_consumers(self.channels, self.samples, self.options)
+        each = self.counting("activations")
+        return measure_consumers(self.channels, self.samples, self.options, each)
 
     def scores(self, name: str) -> FloatArray:
         """Return the importance of every unit by a row of `MEASURED`, (n_units,).
@@ -49,7 +57,8 @@ class Measurements:
 
     def curves(self, scores: FloatArray, least: int = 1) -> Curves:
         """Return every group's refit error at every width from `least` on, the highest scores kept."""
-        return error_curves(self.channels, scores, consumers=self.consumers, least=least)
+        consumers, each = self.consumers, self.counting("error curves")
+        return error_curves(self.channels, scores, consumers=consumers, least=least, each=each)
 
 
 def moments(measured: Measurements) -> FloatArray:

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Each(Protocol):
+    """Hands on the items of a loop one by one, so that somebody may say how far it is; `iter` says nothing."""
+
+    def __call__(self, items: Sequence[T], /) -> Iterable[T]: ...  # noqa: D102
+
+
+Counting = Callable[[str], Each]  # of what a loop measures
+
 
 # Samples of a step of distillation, of kinds of outputs that say much of each.
 FEW_ROWS = {"detections": 8, "embedding": 32, "mask": 8, "positions": 32}

@@ -129,6 +129,7 @@ class Episodes(Line):
         self._parts = ("", "")  # what is shown before and behind the time that is left
         self._since = self._begun
         self._best, self._metric = float("-inf"), 0.0
+        self._measured = ("", 0.0)  # what is measured before candidates, and since when
 
     def __enter__(self) -> Episodes:
         """Begin to show it."""
@@ -139,7 +140,7 @@ class Episodes(Line):
         """Take what `compress` tells of its progress."""
         handler = {
             "analysed": self._analysed, "planned": self._planned, "episode": self._episode, "finalist": self._finalist,
-            "distilling": self._distilling,
+            "distilling": self._distilling, "preparing": self._preparing,
         }.get(stage)  # fmt: skip
         if handler is not None:
             handler(facts)
@@ -163,6 +164,19 @@ class Episodes(Line):
         self._parts = ("", "")
         self.update(f"{facts['groups']} groups; measuring what the search needs, then candidates")
         self.note(f"analysed: {facts['groups']} groups, {facts['macs']:,} MACs")
+
+    def _preparing(self, facts: Mapping[str, Any]) -> None:
+        """Say what is measured before candidates, how far that is, and when it ends by what it took so far."""
+        what, done, n = facts["what"], facts["done"], facts["n"]
+        now = time.monotonic()
+        if what != self._measured[0]:
+            self._measured = what, now
+            self.note(f"measuring {what}")
+        each = (now - self._measured[1]) / max(done, 1)
+        far = f" {done}/{n}" if n else f", {done} so far" if done else ""
+        left = f", {duration(each * (n - done))} left of this" if n and done else ""
+        self._parts = ("", "")
+        self.update(f"measuring {what}{far}{left}, then candidates")
 
     def _planned(self, facts: Mapping[str, Any]) -> None:
         self._stages = {name: [n, seconds] for name, (n, seconds) in facts["stages"].items()}

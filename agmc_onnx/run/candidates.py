@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import BudgetError, ModelError, UsageError
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.ops.table import op_of
+from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.options import CompressOptions
 from agmc_onnx.policies import POLICIES, make_policy
 from agmc_onnx.pruning.importance import NEED_DATA, importance_of
@@ -24,7 +26,7 @@ from agmc_onnx.pruning.sparsity import Sparsity, sparsity_of, thin_by_magnitude
 from agmc_onnx.pruning.widths import AUTO, FINE, rounding
 from agmc_onnx.run.analysis import Analysis, Base, analyse_model
 from agmc_onnx.run.clock import WORTH, Clock, forecast, told, usual
-from agmc_onnx.run.progress import Progress
+from agmc_onnx.run.progress import PREPARING, Progress, counting, silent
 from agmc_onnx.run.samples import roles_of
 from agmc_onnx.run.target import Target
 from agmc_onnx.search.budget import met, rounded
@@ -43,7 +45,7 @@ from agmc_onnx.ties.groups import Channels
 if TYPE_CHECKING:
     from agmc_onnx.refit.compensation import Compensator
     from agmc_onnx.refit.importance import Measurements
-    from agmc_onnx.refit.options import RecoverOptions
+    from agmc_onnx.refit.options import Counting, RecoverOptions
 
 QUICK_RIDGE = 0.1  # of a candidate's refit: as good on few samples as the choice among four, in two thirds of the time
 QUICK_ROUNDS = 1  # of a candidate's refit behind activations
@@ -52,7 +54,12 @@ CURVE_SAMPLES, CURVE_POSITIONS = 256, 8000  # of the calibration role, for error
 
 
 def environment_of(
-    analysis: Analysis, data: Roles, settings: CompressOptions, floor: float | None = None, base: Base | None = None
+    analysis: Analysis,
+    data: Roles,
+    settings: CompressOptions,
+    floor: float | None = None,
+    base: Base | None = None,
+    tell: Progress = silent,
 ) -> Environment:
     """Return what candidates of a run are measured by.
 
@@ -62,6 +69,7 @@ def environment_of(
         settings: Of the run.
         floor: Smallest share kept of any group; default: as set.
         base: What a stage starts from; default: the model itself.
+        tell: Is told how far what the search needs is measured, when it first asks for it.
 
     Raises:
         ModelError: If nothing can be pruned.
@@ -78,7 +86,7 @@ def environment_of(
         return Outcome(score, found.inference_s, fidelity=found.fidelity, errors=errors, n_images=found.n_images)
 
     channels = analysis.channels if base is None else base.channels(settings.search.excluded)
-    measured = _measurements(channels, data, settings)
+    measured = _measurements(channels, data, settings, counting(tell))
     scores = _scores(channels, measured, settings)
     if base is not None:
         for group, kept in zip(channels.groups, base.kept, strict=True):
@@ -90,13 +98,13 @@ def environment_of(
     # made-up inputs mislead (docs/decisions/depth.md); a stage takes up widths that are left, and what is gone has none
     may_go = data.real and not settings.search.keep_layers
     if may_go and (settings.budget.stages == 1 if base is None else base.is_last):
-        losses = _losses(channels, analysis, data, settings)
+        losses = _losses(channels, analysis, data, settings, tell)
     curves = None if measured is None else lambda: measured().curves(scores, least=1 if losses is None else 0)
     limit = None if base is None else base.n_units
     rounds = rounding(channels, settings.search.round_to, settings.execution.provider)
     divergence = None
     if data.real and base is None and settings.recovery.recover != "none":
-        divergence = partial(_divergence, channels, scores, data, settings)
+        divergence = partial(_divergence, channels, scores, data, settings, counting(tell))
     if sparsity is not None and settings.sparsity.sparse_decide == "policy" and len(sparsity.names) > 1:
         thin = _thinning(analysis, data, settings, sparsity)
         given = (scores, evaluate, None, rounds, least, curves, limit, divergence, losses)
@@ -124,7 +132,7 @@ def _nothing(analysis: Analysis) -> str:
 
 
 def _losses(
-    channels: Channels, analysis: Analysis, data: Roles, settings: CompressOptions
+    channels: Channels, analysis: Analysis, data: Roles, settings: CompressOptions, tell: Progress
 ) -> Callable[[list[IntArray]], float]:
     """Return what measures what the answers lose at kept positions, recovered as candidates are."""
 
@@ -144,7 +152,11 @@ def _losses(
         recovery = None if settings.recovery.recover == "none" else refit
         return losses(channels, data.role("calibration"), recovery, settings.execution.threads, analysis.graph)
 
+    n_branches, done = len(closer_of(channels).branches), count()
+
     def loss(kept: list[IntArray]) -> float:
+        at = next(done)  # each branch alone comes first, and then as many together as the budget asks for
+        tell(PREPARING, {"what": "losses without layers", "done": at, "n": n_branches if at < n_branches else None})
         return make()(kept)
 
     return loss
@@ -200,7 +212,9 @@ def _thinning(analysis: Analysis, data: Roles, settings: CompressOptions, sparsi
     return thin
 
 
-def _measurements(channels: Channels, data: Roles, settings: CompressOptions) -> Callable[[], Measurements] | None:
+def _measurements(
+    channels: Channels, data: Roles, settings: CompressOptions, told: Counting
+) -> Callable[[], Measurements] | None:
     """Return what measures the original's activations when a ranking or a policy first asks; None without data."""
 
     @cache
@@ -209,19 +223,20 @@ def _measurements(channels: Channels, data: Roles, settings: CompressOptions) ->
         from agmc_onnx.refit.options import RecoverOptions
 
         few = RecoverOptions(n_samples=CURVE_SAMPLES, n_curve_positions=CURVE_POSITIONS, seed=settings.execution.seed)
-        return Measurements(channels, data.role("calibration"), few)
+        return Measurements(channels, data.role("calibration"), few, told)
 
     return make if data.real else None
 
 
 def _divergence(
-    channels: Channels, scores: FloatArray, data: Roles, settings: CompressOptions, step: IntArray
+    channels: Channels, scores: FloatArray, data: Roles, settings: CompressOptions, told: Counting, step: IntArray
 ) -> Curves:
     from agmc_onnx.refit.divergence import divergence_curves
     from agmc_onnx.refit.options import RecoverOptions
 
     few = RecoverOptions(n_samples=CURVE_SAMPLES, n_positions=CURVE_POSITIONS, seed=settings.execution.seed)
-    return divergence_curves(channels, scores, step, data.role("calibration"), few, settings.execution.threads)
+    threads, each = settings.execution.threads, told("errors at the outputs")
+    return divergence_curves(channels, scores, step, data.role("calibration"), few, threads, each)
 
 
 def _scores(channels: Channels, measured: Callable[[], Measurements] | None, settings: CompressOptions) -> FloatArray:
@@ -238,6 +253,7 @@ def reachable(
     data: Roles,
     settings: CompressOptions,
     base: Base | None = None,
+    tell: Progress = silent,
 ) -> Environment:
     """Return the environment, without the floor of the groups, or in finer widths too, where the budget needs that.
 
@@ -246,9 +262,9 @@ def reachable(
     """
     if target.cost(environment.min_keep) <= target.budget:
         return environment
-    bare = environment_of(analysis, data, settings, floor=0.0, base=base)
+    bare = environment_of(analysis, data, settings, floor=0.0, base=base, tell=tell)
     if bare.smallest(target.cost) > target.budget and settings.search.round_to == AUTO:
-        bare = environment_of(analysis, data, settings.but(round_to=FINE), floor=0.0, base=base)
+        bare = environment_of(analysis, data, settings.but(round_to=FINE), floor=0.0, base=base, tell=tell)
     least = bare.smallest(target.cost)
     if least <= target.budget:
         return bare
@@ -333,6 +349,7 @@ def search_candidates(
         if n_episodes >= WORTH:
             kept = met(problem, np.ones(len(problem.n_units))).kept
             refit = partial(_refitted, analysis, environment, data, settings) if settings.recovery.is_refit else None
+            tell(PREPARING, {"what": "how long a candidate takes", "done": 0, "n": None})
             expected = forecast(environment.evaluate, kept, data, settings, n_episodes if race else 0, refit)
         seconds = clock.for_search(expected, n_finalists)
         if expected is not None:

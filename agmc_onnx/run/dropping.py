@@ -100,7 +100,7 @@ class _Trials:
         start = time.perf_counter()
         aim, job = replace(self.target, share=share), replace(self.job, settings=settings)
         job.tell(f"trying {100 * share:.1f} %", {"share": share})
-        environment = reachable(self.environment, aim, job.analysis, job.data, settings)
+        environment = reachable(self.environment, aim, job.analysis, job.data, settings, tell=job.tell)
         clock = replace(job.clock, searches=MOST_SEARCHES)
         search = search_candidates(
             job.analysis, environment, aim, job.data, settings, job.journal, job.tell, None, clock

@@ -25,7 +25,7 @@ from agmc_onnx.pruning.widths import AUTO, FINE
 from agmc_onnx.run.analysis import Analysis
 from agmc_onnx.run.candidates import environment_of
 from agmc_onnx.run.precise import as_run, as_timed
-from agmc_onnx.run.progress import Progress
+from agmc_onnx.run.progress import PREPARING, Progress
 from agmc_onnx.run.recovering import distilled, recovered
 from agmc_onnx.run.stages import Found, Job
 from agmc_onnx.run.target import Target
@@ -138,8 +138,11 @@ def timed_samples(
     counts = samples_of(environment)
     candidates: dict[int, onnx.ModelProto] = {}
     for n_pass in range(time_ops.PASSES):
-        tell("timing ops", {"pass": n_pass + 1, "n_passes": time_ops.PASSES})
         for i, kept in enumerate(counts):
+            tell(
+                PREPARING,
+                {"what": "times of ops", "done": n_pass * len(counts) + i, "n": time_ops.PASSES * len(counts)},
+            )
             candidate = candidates.get(i) or as_timed(environment.candidate(kept), data, settings)
             if settings.sparsity.precision != "float":  # which are small, and take long to make
                 candidates[i] = candidate

@@ -114,8 +114,8 @@ def by_stages(job: Job, environment: Environment, target: Target) -> Found:
         aim = replace(target, share=target.share if stage == n else target.share ** (stage / n))
         job.tell(f"stage {stage} of {n}", {"share": aim.share})
         if base is not None:
-            environment = environment_of(job.analysis, job.data, job.settings, base=base)
-        environment = reachable(environment, aim, job.analysis, job.data, job.settings, base)
+            environment = environment_of(job.analysis, job.data, job.settings, base=base, tell=job.tell)
+        environment = reachable(environment, aim, job.analysis, job.data, job.settings, base, job.tell)
         journal = None if job.journal is None else Section(job.journal, stage)
         now = replace(job, clock=replace(job.clock, searches=n + 1 - stage))
         found = _known(job, environment, stage) or search_once(now, environment, aim, journal, base)

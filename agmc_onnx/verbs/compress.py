@@ -217,7 +217,7 @@ def _compress(
     analysis = analyse_model(model, settings.search.excluded, data, settings.data.input_shape)
     settings = with_recovery(analysis, data, settings)
     data_of = roles_of(analysis, data, settings)
-    environment = environment_of(analysis, data_of, settings)
+    environment = environment_of(analysis, data_of, settings, tell=tell)
     if settings.budget.max_drop is not None and not data_of.real:
         raise UsageError("--max-drop: got no --data; expected samples to measure the loss on. Give a data card.")
     by_latency = settings.budget.is_latency
@@ -234,7 +234,7 @@ def _compress(
         "macs": environment.macs(environment.n_units),
     }
     tell("analysed", {**facts, "share": target.share, "kind": target.kind})
-    environment = reachable(environment, target, analysis, data_of, settings)
+    environment = reachable(environment, target, analysis, data_of, settings, tell=tell)
     with _journal(analysis, data_of, settings, output, tell, target.table) as journal:
         return _searched(analysis, environment, target, data_of, settings, output, journal, start, tell)
 

@@ -153,7 +153,7 @@ class _Run:
         self.analysis: Analysis = analyse_model(path, settings.search.excluded, data, settings.data.input_shape)
         self.settings = with_recovery(self.analysis, data, settings)
         self.data: Roles = roles_of(self.analysis, data, self.settings)
-        self.environment: Environment = environment_of(self.analysis, self.data, self.settings)
+        self.environment: Environment = environment_of(self.analysis, self.data, self.settings, tell=tell)
         self.notes: list[str] = []
         self.made: list[_Made] = []
 
@@ -244,7 +244,7 @@ class _Run:
                 settings = settings.but(resume=True)
             aim = replace(target, share=share)
             try:
-                environment = reachable(self.environment, aim, self.analysis, self.data, settings)
+                environment = reachable(self.environment, aim, self.analysis, self.data, settings, tell=self.tell)
                 with _journal(self.analysis, self.data, settings, path, self.tell, aim.table) as log:
                     report = _searched(
                         self.analysis, environment, aim, self.data, settings, path, log, time.perf_counter(), self.tell,

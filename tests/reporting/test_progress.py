@@ -145,3 +145,22 @@ def test_how_many_candidates_are_still_to_come():
     assert usual(100, 20, 40, 2) == 18  # cannot end before 20 without a better one
     assert usual(100, 20, 60, 5) == 15
     assert usual(100, 20, 95, 0) == 5
+
+
+def test_what_is_measured_before_candidates_says_how_far_it_is(now):
+    said = []
+    with Episodes(note=said.append) as shown:
+        shown("preparing", {"what": "error curves", "done": 0, "n": 4})
+        assert shown.now() == "measuring error curves 0/4, then candidates"
+        now[0] += 6.0
+        shown("preparing", {"what": "error curves", "done": 1, "n": 4})
+        assert shown.now() == "measuring error curves 1/4, 18 s left of this, then candidates"
+        shown("preparing", {"what": "losses without layers", "done": 7, "n": None})
+        assert shown.now() == "measuring losses without layers, 7 so far, then candidates"
+        shown("preparing", {"what": "how long a candidate takes", "done": 0, "n": None})
+        assert shown.now() == "measuring how long a candidate takes, then candidates"
+        shown("planned", told(FORECAST, 20, 4, None))
+        assert shown.left() == 20 * 2 + 4 * 10 + 21
+    assert said[:3] == [
+        f"measuring {what}" for what in ("error curves", "losses without layers", "how long a candidate takes")
+    ]
