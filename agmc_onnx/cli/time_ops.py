@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agmc_onnx.cli.parsing import Said, argument, option, option_of, verb
+from agmc_onnx.cli.words import noting
 from agmc_onnx.options import Execution
 
 
@@ -17,9 +18,11 @@ from agmc_onnx.options import Execution
 )
 @option("runs", int, "N", "timed runs of every model", default_text="as many as are needed", low=1, wrong="too small")
 @option_of(Execution, "threads", "provider")
-def command(source: str, output: str, **given: Any) -> Said:
+def command(source: str, output: str, quiet: bool, **given: Any) -> Said:
     """Make a request, or fill one here."""
+    from agmc_onnx.reporting.progress import Counted
     from agmc_onnx.verbs.time_ops import time_ops
 
-    found = time_ops(source, output, **given)
+    with Counted("timing", quiet, noting()) as progress:
+        found = time_ops(source, output, progress=progress, **given)
     return Said(found, [f"wrote {output}: {found['text']}"])

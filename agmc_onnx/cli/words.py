@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,7 +31,15 @@ FORCE = "write over files at the output that agmc-onnx did not write; files that
 def tell(line: str) -> None:
     """Print one line to stdout, unless --quiet (or --json, whose output shall stand alone) was given."""
     if not _level["quiet"]:
-        _out(line)
+        _out(wrapped(line, shutil.get_terminal_size().columns) if sys.stdout.isatty() else line)
+
+
+def wrapped(line: str, width: int) -> str:
+    """Return a line that is wider than a terminal as several, broken between words; names and paths stay whole."""
+    if len(line) <= width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def tell_json(value: Any) -> None:

@@ -14,7 +14,7 @@ import json
 import platform
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Any
@@ -196,8 +196,10 @@ def _attribute(attribute: onnx.AttributeProto) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)[:40]
 
 
-def fill(folder: Path, threads: int, provider: str, runs: int) -> dict[str, Any]:
-    """Return the table of an unpacked request: `request.json`, its models, and `feed.npz`."""
+def fill(
+    folder: Path, threads: int, provider: str, runs: int, told: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Return the table of an unpacked request: `request.json`, its models, and `feed.npz`; `told` how many of all are timed."""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     with np.load(folder / "feed.npz") as arrays:
         feed = {name: arrays[name] for name in arrays.files}
@@ -207,7 +209,8 @@ def fill(folder: Path, threads: int, provider: str, runs: int) -> dict[str, Any]
             timed = time_ops((folder / sample["file"]).read_bytes(), feed, threads, provider, runs)
             found = {"kept": sample["kept"], **timed}
             samples[i:] = [faster(samples[i], found), *samples[i + 1 :]] if n_pass else [found]
-            print(f"pass {n_pass + 1} of {PASSES}, model {i + 1}: {timed['ms']:.3f} ms", flush=True)
+            if told is not None:
+                told(n_pass * len(request["samples"]) + i + 1, PASSES * len(request["samples"]))
     setting = {"threads": threads, "provider": provider, "batch": request["batch"]}
     return packed(device(), setting, {request["model"]: calmed(samples)})
 
@@ -249,7 +252,11 @@ def main() -> None:
     parser.add_argument("--provider", choices=list(PROVIDERS), default="cpu", help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=RUNS, help="timed inferences of each model; default: %(default)s")
     arguments = parser.parse_args()
-    table = fill(arguments.folder, arguments.threads, arguments.provider, arguments.runs)
+
+    def told(done: int, n: int) -> None:
+        print(f"\rtiming {done}/{n}", end="" if done < n else "\n", flush=True)
+
+    table = fill(arguments.folder, arguments.threads, arguments.provider, arguments.runs, told)
     arguments.output.write_text(json.dumps(table), encoding="utf-8")
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 
 from agmc_onnx.errors import AgmcError
-from agmc_onnx.graph.view import captured_names
 from agmc_onnx.measuring.session import make_session, run_model
 
 
@@ -24,8 +23,12 @@ def peak_bytes(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> int | 
         feed: One batch.
 
     Returns:
-        Bytes, or None where onnxruntime cannot give every value of this model.
+        Bytes, or None where it cannot be told: a node makes values inside of it (If, Loop, Scan, a function of the model), or
+        onnxruntime cannot give every value.
     """
+    functions = {(function.domain, function.name) for function in model.functions}
+    if any((node.domain, node.op_type) in functions or _holds_graph(node) for node in model.graph.node):
+        return None
     nodes = [node for node in model.graph.node if not (node.op_type == "Constant" and not node.domain)]
     names = [name for node in nodes for name in node.output if name]
     told = onnx.ModelProto()
@@ -36,16 +39,22 @@ def peak_bytes(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> int | 
         values = dict(zip(names, run_model(make_session(told, optimise=False), feed), strict=True))
     except AgmcError:
         return None
-    size = {name: value.nbytes if isinstance(value, np.ndarray) else 0 for name, value in values.items()}
+    if not all(isinstance(value, np.ndarray) for value in values.values()):
+        return None
+    size = {name: value.nbytes for name, value in values.items()}
     last = {output.name: len(nodes) for output in model.graph.output}
     for at, node in enumerate(nodes):
-        for name in (*node.input, *captured_names(node)):
+        for name in node.input:
             last[name] = max(at, last.get(name, 0))
     live = sum(value.nbytes for value in feed.values())
     peak = live
     for at, node in enumerate(nodes):
         live += sum(size[name] for name in node.output if name)
         peak = max(peak, live)
-        gone = {name for name in (*node.input, *captured_names(node), *node.output) if last.get(name, 0) <= at}
+        gone = {name for name in (*node.input, *node.output) if last.get(name, 0) <= at}
         live -= sum(size.get(name, 0) for name in gone)
     return peak
+
+
+def _holds_graph(node: onnx.NodeProto) -> bool:
+    return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)

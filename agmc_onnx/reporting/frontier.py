@@ -11,11 +11,12 @@ from msgspec import Meta
 from agmc_onnx.reporting.html import page
 from agmc_onnx.reporting.plots import Tick, ticks
 from agmc_onnx.reporting.schema import Metric
-from agmc_onnx.reporting.tables import aligned
-from agmc_onnx.reporting.text import interval_text, metric_text
+from agmc_onnx.reporting.tables import aligned, shortened
+from agmc_onnx.reporting.text import interval_text, metric_text, metric_title, ms_text
 from agmc_onnx.schema import Count, Record
 
 FORMAT: Literal["agmc-onnx/frontier@1"] = "agmc-onnx/frontier@1"
+LONGEST_FILE = 26  # in the table of a terminal
 ADVISED = (1.0, 3.0)  # points that a sentence says the fastest model for
 
 
@@ -79,11 +80,13 @@ def best_of(points: Sequence[Point], of: str = "time") -> list[Point]:
 
 def lines(found: Frontier) -> list[str]:
     """Return what the terminal prints: one table, notes, and the advice last."""
-    table = [["file", "what", "time", "median ms", "bytes", found.points[0].metric.name, "95 % interval", "lost"]]
+    table = [["file", "time", "ms", "MB", metric_title(found.points[0].metric.name), "95 % interval", "lost"]]
     for one in found.points:
-        numbers = [f"{one.time:.3f}", f"{one.latency_ms:.3f}", f"{one.file_bytes:,}", metric_text(one.metric)]
-        table.append([one.file, one.kind, *numbers, interval_text(one.metric), f"{one.lost:.2f}"])
-    return ["", *aligned(table, ""), "", *found.notes, found.advice]
+        numbers = [f"{one.time:.3f}", ms_text(one.latency_ms), f"{one.file_bytes / 1e6:.3f}", metric_text(one.metric)]
+        table.append([shortened(one.file, LONGEST_FILE), *numbers, interval_text(one.metric), f"{one.lost:.2f}"])
+    both = next((one.kind for one in found.points if one.kind.startswith("pruned and")), None)
+    about = [f"pruned-N.onnx: {both}; pruned-N.float.onnx: the same in float"] if both else []
+    return ["", *aligned(table, ""), "", *about, *found.notes, found.advice]
 
 
 def render(found: Frontier, name: str) -> str:

@@ -270,3 +270,19 @@ class Steps(Line):
         self.update(f"step {step}/{n_steps}, {words}; about {duration(left)} left")
         if "reward" in facts or step % max(1, n_steps // 10) == 0:
             self.note(f"step {step}/{n_steps}: {words}")
+
+
+class Counted(Line):
+    """The progress of what is so many times the same."""
+
+    def __init__(self, what: str, quiet: bool = False, note: Say | None = None, stream: TextIO | None = None) -> None:
+        """As `Line`, of what is done."""
+        super().__init__(quiet, note, stream)
+        self._what, self._begun = what, time.monotonic()
+
+    def __call__(self, done: int, n: int) -> None:
+        """Take how many of all are done."""
+        left = (time.monotonic() - self._begun) / max(done, 1) * (n - done)
+        self.update(f"{self._what} {done}/{n}; about {duration(left)} left")
+        if done % max(1, n // 10) == 0:
+            self.note(self.text)

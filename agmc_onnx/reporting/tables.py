@@ -35,6 +35,7 @@ NOTHING_GAINED = (
 )
 
 BUSY = 0.03  # how far the ratio of medians and the median of ratios may differ before the line says so
+UNKNOWN = "not known"
 LONGEST_NAME = 32  # in the first column of a table
 WIDTH = 80  # columns of a terminal, that tables fit
 
@@ -91,8 +92,10 @@ def rows(report: Report) -> list[Row]:
         )
     )
     one, other = before.get("peak_bytes"), after.get("peak_bytes")
-    if one and other:
-        found.append(Row("peak bytes of activations", f"{one:,}", f"{other:,}", ratio(other, one), _less(other, one)))
+    if one or other:
+        was, now = (UNKNOWN if peak is None else f"{peak:,}" for peak in (one, other))
+        change, better = (ratio(other, one), _less(other, one)) if one and other else ("-", None)
+        found.append(Row("peak bytes of activations", was, now, change, better))
     return found
 
 
@@ -191,7 +194,7 @@ def carded(report: Report) -> list[str]:
         by = "accuracy" if report["judged"] == "accuracy" else "how much the answers say"
         certain = "sure" if sure >= 0.95 else "NOT sure: check it"
         lines.append(f"by {by}: {tried[0]['score']:.3f}; best in {100 * sure:.0f} % of draws of the images, {certain}")
-        lines += [f"  {one['score']:.3f}  {one['card']}" for one in tried[:4]]
+        lines += [f"  {one['score']:.3f}  {_preprocessing(one['card'])}" for one in tried[:4]]
     for one in report["answers"]:
         if "classes" in one:
             named = ", ".join(f"class {c} {100 * s:.0f} %" for c, s in zip(one["classes"], one["shares"], strict=True))
@@ -199,6 +202,16 @@ def carded(report: Report) -> list[str]:
             named = "; ".join(f"class {box[1]:.0f} at {box[2:]}" for box in one["boxes"]) or "no box"
         lines.append(f"answer: {named}")
     return lines
+
+
+def _preprocessing(card: Mapping[str, Any]) -> str:
+    """Return what a card does to images, as it is read: "BGR, scale 255, mean 0.485 0.456 0.406, resize 256, crop 224 x 224"."""
+
+    def said(name: str, value: Any) -> str:
+        numbers = [f"{one:.4g}" for one in value] if isinstance(value, list) else [f"{value:g}"]
+        return f"{name} {(' x ' if name in ('resize', 'crop') else ' ').join(numbers)}"
+
+    return ", ".join(value if isinstance(value, str) else said(name, value) for name, value in card.items())
 
 
 def measurement(found: Report) -> list[str]:
@@ -211,7 +224,7 @@ def measurement(found: Report) -> list[str]:
     times = [["ms", "median", "95 % interval", "least", "CPU", "by round", "95 % interval"]]
     for i, model in enumerate(models):
         latency, paired = model["latency_ms"], model["latency_ratio"]
-        peak = "-" if model["peak_bytes"] is None else f"{model['peak_bytes']:,}"
+        peak = UNKNOWN if model["peak_bytes"] is None else f"{model['peak_bytes']:,}"
         sizes.append([names[i], f"{model['macs']:,}", f"{model['params']:,}", f"{model['file_bytes']:,}", peak])
         (low, high), (least, most) = latency["interval"], paired["interval"]
         rest = [ms_text(latency["min"]), ms_text(latency["cpu_p50"]), f"{100 * paired['median']:.1f} %"]

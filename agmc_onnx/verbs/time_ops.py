@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ def time_ops(
     runs: int | None = None,
     threads: int = Execution.threads,
     provider: str = Execution.provider,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Make a request for the op times of another device, or fill one here.
 
@@ -48,6 +48,7 @@ def time_ops(
         runs: Timed inferences of every model, of a request that is filled; None: as many as are enough.
         threads: Of onnxruntime, likewise.
         provider: "cpu" or "cuda", likewise.
+        progress: Called with how many of all timings are done, where a request is filled.
 
     Returns:
         "output", "models" (how many are timed) and "text" (what to do with it).
@@ -59,7 +60,7 @@ def time_ops(
     check_writable(output)
     if zipfile.is_zipfile(source):
         n, text = (
-            _fill(Path(source), Path(output), threads, provider, runs or op_times.RUNS),
+            _fill(Path(source), Path(output), threads, provider, runs or op_times.RUNS, progress),
             "give it to compress as --latency-table",
         )
     else:
@@ -70,13 +71,15 @@ def time_ops(
     return {"output": str(output), "models": n, "text": text}
 
 
-def _fill(source: Path, output: Path, threads: int, provider: str, runs: int) -> int:
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+def _fill(
+    source: Path, output: Path, threads: int, provider: str, runs: int, progress: Callable[[int, int], None] | None
+) -> int:
+    with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(source) as packed:
             if "request.json" not in packed.namelist():
                 raise UsageError(f"{source}: no request; expected what agmc-onnx time-ops MODEL.onnx wrote. Make one.")
             packed.extractall(folder)
-        table = op_times.fill(Path(folder), threads, provider, runs)
+        table = op_times.fill(Path(folder), threads, provider, runs, progress)
     write_atomically(output, json.dumps(table).encode())
     return len(next(iter(table["models"].values())))
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from agmc_onnx.cli import main
+from agmc_onnx.cli import main, words
 from agmc_onnx.cli.compress import default_output
 from agmc_onnx.cli.words import no_card
 from agmc_onnx.graph.outputs import COMMAND_FILES
@@ -553,3 +553,15 @@ def test_a_reader_that_leaves_is_no_error():
     code = f"{start}; p.stdout.close(); sys.exit(p.wait())"
     done = run("-c", code, "-m", "agmc_onnx", "inspect", str(DIGITS), "--json")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_sentences_are_broken_between_words_in_a_terminal_alone(capsys, monkeypatch):
+    sentence = "  verified: it equals the original " + "a/long/path/" * 9 + " and more words behind it, up to here"
+    words.tell(sentence)
+    assert capsys.readouterr().out == f"{sentence}\n"
+    monkeypatch.setattr(words.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    words.tell(sentence)
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(line.strip() for line in lines) == sentence.strip()
+    assert [len(line) for line in lines] == [34, 112, 40] and all(line.startswith("    ") for line in lines[1:])

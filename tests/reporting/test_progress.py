@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from agmc_onnx.reporting import progress
-from agmc_onnx.reporting.progress import Episodes, duration
+from agmc_onnx.reporting.progress import Counted, Episodes, duration
 from agmc_onnx.run.clock import Clock, Forecast, told, usual
 
 FORECAST = Forecast(candidate=2.0, finalist=10.0, distilling=0.0, timing=0.0, verifying=1.0, measuring=20.0)
@@ -164,3 +164,12 @@ def test_what_is_measured_before_candidates_says_how_far_it_is(now):
     assert said[:3] == [
         f"measuring {what}" for what in ("error curves", "losses without layers", "how long a candidate takes")
     ]
+
+
+def test_what_is_many_times_the_same_says_what_is_left(now):
+    said = []
+    with Counted("timing", note=said.append) as shown:
+        for done in range(1, 21):
+            now[0] += 2.0
+            shown(done, 20)
+    assert len(said) == 10 and said[0] == "timing 2/20; about 36 s left"

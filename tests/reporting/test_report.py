@@ -418,3 +418,11 @@ def test_a_recovery_that_changed_nothing_is_said(report):
     same = report["compressed"] | {"metric_before_recovery": report["compressed"]["metric"]["value"]}
     assert text.NOTHING_RECOVERED in tables.summary(report | {"compressed": same})
     assert text.NOTHING_RECOVERED not in tables.summary(report)
+
+
+def test_peak_bytes_of_one_side_alone(runs):
+    report = json.loads((runs / "a.report.json").read_text())
+    report["original"]["peak_bytes"] = None
+    row = tables.rows(report)[-1]
+    assert (row.what, row.before, row.change, row.better) == ("peak bytes of activations", "not known", "-", None)
+    assert row.after == f"{report['compressed']['peak_bytes']:,}"

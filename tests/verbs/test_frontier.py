@@ -113,6 +113,9 @@ def test_all_kinds_are_measured_side_by_side(made: tuple[Frontier, Path]) -> Non
         model = onnx.load(folder / one.file)
         rounds = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
         assert rounds == (one.precision == "int8") and one.file_bytes == (folder / one.file).stat().st_size
+    table, _, about = "\n".join(lines(found)[1:]).partition("\n\n")
+    assert max(map(len, table.splitlines())) <= 80 and len(table.splitlines()) == 1 + len(found.points)
+    assert about.startswith("pruned-N.onnx: pruned and int8; pruned-N.float.onnx: the same in float")
     assert found.advice == advice_of(found.points) == lines(found)[-1]
 
 
