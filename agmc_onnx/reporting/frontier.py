@@ -63,9 +63,11 @@ def advice_of(points: Sequence[Point]) -> str:
         best = min(good, key=lambda one: (one.time, one.lost), default=original)
         unit = f"{most:g} point{'s' if most != 1 else ''}"
         if best is original:
-            said.append(f"for at most {unit}: nothing measured is faster than the original")
+            said.append(f"losing at most {unit}: nothing measured is faster than the original")
         elif not said or best.file not in said[-1]:
-            said.append(f"for at most {unit}: {best.file}, {best.time:.2f} of the time, {best.lost:.2f} lost")
+            said.append(
+                f"losing at most {unit}: {best.file}, {best.time:.2f} of the original's time, {best.lost:.2f} points lost"
+            )
     return "; ".join(said)
 
 

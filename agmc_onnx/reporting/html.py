@@ -107,6 +107,9 @@ def headline(report: Report) -> str:
     """Return the result in one sentence."""
     one, other, target = report["original"]["metric"], report["compressed"]["metric"], report["target"]
     cost = f"{100 * target['reached']:.1f} % of the {text.KINDS.get(target['kind'], target['kind'])} kept"
+    if target["kind"] != "latency":
+        times = [report[which]["latency_ms"]["p50"] for which in ("compressed", "original")]
+        cost += f", {100 * times[0] / times[1]:.0f} % of the time"
     if not report.get("accuracy_measured", True):
         return f"{cost}; accuracy not measured"
     return f"{cost}; {text.metric_title(one['name'])} {text.metric_text(one)} before, {text.metric_text(other)} after"
@@ -121,9 +124,7 @@ def latency_words(found: Mapping[str, Any] | None) -> str:
     if interval and all(math.isfinite(end) for end in interval):
         words += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
     if found.get("cpu") is not None:
-        return (
-            f"{words}; of processor time, which other work of the machine does not disturb, {100 * found['cpu']:.1f} %."
-        )
+        return f"{words}; by processor time, which other programs disturb less, {100 * found['cpu']:.1f} %."
     return f"{words}, of the fastest runs {100 * found['minimum']:.1f} %."
 
 

@@ -135,7 +135,7 @@ def target_line(report: Report) -> str:
     target, drop = report["target"], report.get("max_drop")
     if drop:
         known = f"with 95 % confidence at most {drop['most']:.2f}"
-        doubt = known if drop["most"] > drop["drop"] else "its doubt is not known"
+        doubt = known if drop["most"] > drop["drop"] else "its uncertainty is not known"
         return (
             f"max drop: at most {drop['limit']:g} points; on {drop['n']:,} reward samples it is {drop['drop']:.2f}, {doubt};"
             f" keeps {100 * target['reached']:.2f} % of the"
@@ -193,16 +193,16 @@ def division_lines(tried: Sequence[Mapping[str, Any]], stays: Mapping[str, str])
         return []
     whole = [one for one in tried if one["kind"] == "int8" or one["is_taken"]]
     said = [
-        f"{one['kind']}{' (taken)' if one['is_taken'] else ''} {one['n_float']} nodes float, {one['time']:.3f} of the float"
-        f" model's time, {one['alike']:.1f} % alike"
+        f"{one['kind']}{' (taken)' if one['is_taken'] else ''}, {one['n_float']} nodes in float: {one['time']:.3f} of the float"
+        f" model's time, {one['alike']:.1f} % the same answers"
         for one in whole
     ]
     why: dict[str, list[str]] = {}
     for name, reason in stays.items():
         why.setdefault(re.sub(r"[\d.]+ ms", "some ms", reason.partition(":")[0]), []).append(name)
     return [
-        "mixed, of the original: " + "; ".join(said),
-        *(f"float: {_few(names)}: {reason}" for reason, names in why.items()),
+        "mixed precision, tried on the original: " + "; ".join(said),
+        *(f"stays float: {_few(names)}: {reason}" for reason, names in why.items()),
     ]
 
 
@@ -249,11 +249,14 @@ def command(report: Report) -> list[str]:
     words = [["agmc-onnx", "compress", report["model"]["path"]]]
     for name, value in settings.items():
         asked = name in ("flops", "params", "max_drop", "policy", "episodes", "seed", "recover") and value is not None
-        if not asked and (name not in defaults or value == defaults[name]):
+        if not asked and (name not in defaults or value is None or value == defaults[name]):
             continue
         if name == "batch" and value == settings.get("workers"):
             continue
         flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, list | tuple):  # given once for each; a report that was read has lists
+            words += [[flag, str(one)] for one in value]
+            continue
         words.append([flag] if value is True else [flag, str(value)])
     data = report.get("data")
     if data:

@@ -36,7 +36,7 @@ class Loss(Record):
 class Verdict(Record):
     """What a run came to.
 
-    `kind`: kept (nothing lost that can be told), lost, unusable, or unknown (no data, and the answers are the original's).
+    `kind`: kept (no significant loss), lost, unusable, or unknown (no data, and the answers are the original's).
     """
 
     kind: str
@@ -87,7 +87,7 @@ def judged(loss: Loss, is_real: bool, closeness: float | None = None, about: Cir
         return _without_data(loss, is_gone or (closeness is not None and closeness < UNLIKE), closeness)
     unit = "points of " if loss.interval else ""
     known = (
-        f"95 %: {low:.2f} to {high:.2f}, n = {loss.n:,}" if loss.interval else f"n = {loss.n:,}, its doubt is not known"
+        f"95 %: {low:.2f} to {high:.2f}, n = {loss.n:,}" if loss.interval else f"n = {loss.n:,}, uncertainty not known"
     )
     if is_gone:
         text = f"not usable: {loss.points:.2f} of {loss.original:.2f} {unit}{loss.name} lost ({known})"
@@ -96,7 +96,7 @@ def judged(loss: Loss, is_real: bool, closeness: float | None = None, about: Cir
         return Verdict("lost", f"{loss.points:.2f} {unit}{loss.name} lost ({known})", _mend(loss, about, is_gone=False))
     word = "lost" if loss.points > 0 else "gained"
     words = f"{abs(loss.points):.2f} {unit}{loss.name} {word}" if loss.points else f"{loss.name} is equal"
-    return Verdict("kept", f"nothing lost that can be told: {words} ({known})", _further(loss, about))
+    return Verdict("kept", f"no significant loss: {words} ({known})", _further(loss, about))
 
 
 def _without_data(loss: Loss, is_gone: bool, closeness: float | None) -> Verdict:
@@ -149,13 +149,13 @@ def _mend(loss: Loss, about: Circumstances, is_gone: bool) -> str:
 
 
 def _further(loss: Loss, about: Circumstances) -> str | None:
-    """Return what the numbers speak for where nothing was lost that can be told."""
+    """Return what the numbers speak for where no loss is significant."""
     low, high = loss.interval or (0.0, 0.0)
     if about.time is not None and about.time > NO_FASTER:
         return f"it is not faster ({about.time:.2f} of the time): ask for --latency, which searches by measured time"
     if (high - low) / 2 > WIDE:
         n = math.ceil(loss.n * ((high - low) / 2 / WIDE) ** 2 / 100) * 100
-        return f"more test samples: about {n:,} would tell a loss of {WIDE:g} point"
+        return f"more test samples: about {n:,} would show a loss of {WIDE:g} point"
     if about.keep is not None and about.keep > 2 * FINE:
         return f"keep less: --{about.kind} {max(about.keep - max(FINE, 0.2 * about.keep), FINE):.2f}"
     return None

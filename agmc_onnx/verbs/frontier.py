@@ -174,7 +174,7 @@ class _Run:
                 n_done = number - 1 + self._earlier(shares, number)
                 if n_done < self.n_points:
                     self.notes.append(
-                        f"{n_done} of {self.n_points} points: --minutes ended it; the same command goes on"
+                        f"{n_done} of {self.n_points} points: --minutes ended it; run the same command again to continue"
                     )
                 break
             whole = min(target.miss, 1.0) if number == 1 else whole
@@ -328,12 +328,12 @@ class _Run:
         found = []
         if any(one.precision != "float" for one in points) and not has_vnni():
             found.append(
-                "this processor has no 8-bit dot products (VNNI): int8 gains less here than on one that has, and its weights"
+                "this processor has no int8 dot products (VNNI): int8 gains less here than on one that has them, and weights"
                 " have 7 bits"
             )
         interval = points[0].metric.interval
         if interval is not None and None not in interval and interval[1] - interval[0] > 4:
-            found.append(f"{points[0].metric.n:,} test samples: differences of a point or two are within their doubt")
+            found.append(f"{points[0].metric.n:,} test samples: differences of a point or two may be chance")
         return found
 
 

@@ -133,7 +133,9 @@ def test_page_without_data_curve_interval_or_comparison(report):
 
 
 def test_headline(report):
-    assert re.fullmatch(r"\d+\.\d % of the MACs kept; top1 98\.86 % before, \d+\.\d\d % after", headline(report))
+    assert re.fullmatch(
+        r"\d+\.\d % of the MACs kept, \d+ % of the time; top1 98\.86 % before, \d+\.\d\d % after", headline(report)
+    )
     assert headline(report | {"accuracy_measured": False}).endswith("accuracy not measured")
 
 
@@ -141,7 +143,7 @@ def test_latency_ratio_is_said_with_what_is_known():
     old = {"median": 0.8, "minimum": 0.75}
     assert latency_words(old) == "Median of the rounds' ratios 80.0 %, of the fastest runs 75.0 %."
     new = old | {"interval": [0.7, 0.9], "cpu": 0.78}
-    assert latency_words(new).startswith("Median of the rounds' ratios 80.0 % [70.0, 90.0]; of processor time")
+    assert latency_words(new).startswith("Median of the rounds' ratios 80.0 % [70.0, 90.0]; by processor time")
     assert latency_words(None) == ""
 
 
@@ -263,6 +265,10 @@ def test_command_makes_the_same_options_again(report):
     assert words[words.index("--recover") + 1] == "compensate"
     quoted = text.command(report | {"model": report["model"] | {"path": "a b.onnx"}})
     assert quoted[0] == "agmc-onnx compress 'a b.onnx'"
+    read = report["settings"] | {"input_shape": ["x=1,3", "y=4"], "custom_ops": [], "patience": None}
+    again = text.command(report | {"settings": read})
+    assert [word for word in again if word.startswith("--input")] == ["--input-shape x=1,3", "--input-shape y=4"]
+    assert "--custom-ops" not in " ".join(again) and "--patience" not in " ".join(again)
 
 
 def test_few_calibration_samples_are_said(report):

@@ -15,12 +15,12 @@ from agmc_onnx.verbs.demo import NETWORK
 @pytest.mark.parametrize(
     ("loss", "kind", "said"),
     [
-        (Loss("top1", 98.5, 0.3, 350, (-0.9, 1.5)), "kept", "nothing lost that can be told: 0.30 points of top1 lost"),
+        (Loss("top1", 98.5, 0.3, 350, (-0.9, 1.5)), "kept", "no significant loss: 0.30 points of top1 lost"),
         (Loss("top1", 98.5, -0.3, 350, (-1.5, 0.9)), "kept", "0.30 points of top1 gained"),
         (Loss("top1", 92.0, 2.5, 5000, (2.0, 3.0)), "lost", "2.50 points of top1 lost (95 %: 2.00 to 3.00, n = 5,000)"),
         (Loss("top1", 71.0, 22.0, 3000, (20.0, 24.0)), "unusable", "not usable: 22.00 of 71.00 points of top1 lost"),
         (Loss("top1", 71.0, 22.0, 30, (2.0, 42.0)), "lost", "22.00 points of top1 lost"),
-        (Loss("m:f", 0.5, 0.01, 100), "lost", "0.01 m:f lost (n = 100, its doubt is not known)"),
+        (Loss("m:f", 0.5, 0.01, 100), "lost", "0.01 m:f lost (n = 100, uncertainty not known)"),
         (Loss("m:f", 0.5, 0.2, 100), "unusable", "not usable: 0.20 of 0.50 m:f lost"),
     ],
 )
@@ -52,7 +52,7 @@ GONE = Loss("top1", 71.0, 22.0, 3000, (20.0, 24.0))
         (LOST, Circumstances(int8=(0.45, 0.02), time=0.6), "int8 instead: 0.45 of the time for 0.02 points"),
         (GONE, Circumstances(keep=0.5, keep_more=0.85, distil_minutes=3.0), "keep more: --flops 0.85"),
         (Loss("agreement", 100.0, 5.0, 900, (3.0, 7.0)), Circumstances(), "labels in the card"),
-        (Loss("top1", 98.5, 0.3, 100, (-2.9, 3.5)), Circumstances(), "about 1,100 would tell"),
+        (Loss("top1", 98.5, 0.3, 100, (-2.9, 3.5)), Circumstances(), "about 1,100 would show"),
         (Loss("top1", 98.5, 0.0, 5000, (-0.1, 0.1)), Circumstances(time=1.02), "not faster (1.02 of the time)"),
         (Loss("top1", 98.5, 0.0, 5000, (-0.1, 0.1)), Circumstances(keep=0.5, time=0.6), "keep less: --flops 0.40"),
     ],
@@ -106,7 +106,7 @@ def run(**options):
 
 
 SIX = [
-    ({"data": "digits", "flops": 0.7}, "kept", "nothing lost that can be told", "keep less"),
+    ({"data": "digits", "flops": 0.7}, "kept", "no significant loss", "keep less"),
     ({"data": "digits", "flops": 0.15}, "lost", "points of top1 lost", "keep more: --flops 0."),
     ({"data": "digits", "flops": 0.5, "recover": "none"}, "unusable", "not usable", "leave out --recover none"),
     ({"flops": 0.3}, "unusable", "its answers are not the original's", "give --data"),

@@ -108,7 +108,7 @@ def test_the_drop_is_said_with_its_doubt(dropped):
     said = f"on 300 reward samples it is {drop['drop']:.2f}, with 95 % confidence at most {drop['most']:.2f}"
     assert said in target_line(report)
     unknown = {**report, "max_drop": {**drop, "most": drop["drop"]}}
-    assert "its doubt is not known" in target_line(unknown)
+    assert "its uncertainty is not known" in target_line(unknown)
 
 
 def test_an_interrupted_search_for_a_drop_measures_no_budget_twice(dropped, tmp_path, monkeypatch):

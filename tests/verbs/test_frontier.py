@@ -53,11 +53,12 @@ POINTS = [
 
 def test_the_advice_is_computed_from_the_points() -> None:
     assert advice_of(POINTS) == (
-        "for at most 1 point: a.onnx, 0.31 of the time, 0.80 lost; for at most 3 points: b.onnx, 0.30 of the time, 2.50 lost"
+        "losing at most 1 point: a.onnx, 0.31 of the original's time, 0.80 points lost;"
+        " losing at most 3 points: b.onnx, 0.30 of the original's time, 2.50 points lost"
     )
-    assert advice_of(POINTS[:3]) == "for at most 1 point: a.onnx, 0.31 of the time, 0.80 lost"
+    assert advice_of(POINTS[:3]) == "losing at most 1 point: a.onnx, 0.31 of the original's time, 0.80 points lost"
     slow = [POINTS[0], point("e.onnx", 1.2, 91.0)]
-    assert advice_of(slow).startswith("for at most 1 point: nothing measured is faster than the original")
+    assert advice_of(slow).startswith("losing at most 1 point: nothing measured is faster than the original")
 
 
 def test_the_best_points_are_those_that_nothing_beats_in_both() -> None:
@@ -69,7 +70,7 @@ def test_the_page_draws_every_point_twice() -> None:
     versions = {"agmc_onnx": "1", "cpu": "a processor"}
     text = render(Frontier(POINTS, advice_of(POINTS), environment=versions), "m.onnx")
     assert text.count('title="a.onnx: 89.20 % [88.20, 90.20], 0.310 of the time"') == 2
-    assert "For at most 1 point: a.onnx, 0.31 of the time" in text and "<script src" not in text
+    assert "Losing at most 1 point: a.onnx, 0.31 of the original&#39;s time" in text and "<script src" not in text
 
 
 class Fixed:
@@ -157,7 +158,7 @@ def test_without_time_there_is_what_needs_no_search(tmp_path: Path, capsys: pyte
     assert main(words) == 0
     said = capsys.readouterr().out.strip().splitlines()
     assert any("0 of 5 points: --minutes ended it" in line for line in said)
-    assert said[-1].startswith("for at most 1 point:")
+    assert said[-1].startswith("losing at most 1 point:")
 
 
 def test_mixed_precision_is_a_point_where_it_is_neither_of_both(tmp_path: Path) -> None:
