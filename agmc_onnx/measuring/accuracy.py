@@ -20,7 +20,7 @@ from agmc_onnx.data.card import LABELLED, NEEDS_LABELS, shape_text
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import DataError, ModelError, UsageError
 from agmc_onnx.graph.files import read_model
-from agmc_onnx.measuring.agreeing import MEASURES, Interval, against_labels, agreement, wilson
+from agmc_onnx.measuring.agreeing import MEASURES, Counted, Interval, Judged, against_labels, agreement, wilson
 from agmc_onnx.measuring.closeness import (
     are_probabilities,
     class_scores,
@@ -70,6 +70,7 @@ class Evaluation:
             estimate.
         errors: What other models are raced against, (n,), of a model that won a race; else None.
         n_images: Samples it was measured on, where those were not all; else None.
+        counted: What the metric counted sample by sample, where it did.
     """
 
     score: Score
@@ -79,6 +80,7 @@ class Evaluation:
     fidelity: float | None = None
     errors: FloatArray | None = None
     n_images: int | None = None
+    counted: Counted | None = None
 
 
 class Evaluator:
@@ -183,8 +185,8 @@ class Evaluator:
         )
         n = self.samples.n if errors is None else len(errors)
         judge = self if n == self.samples.n else self._of_first(n)
-        name, value, interval = self._score(ran, judge)
-        score = Score(name, value, n, interval)
+        judged = self._score(ran, judge)
+        score = Score(judged.name, judged.value, n, judged.interval)
         kept, costs = ran.outputs if keep_outputs else None, (ran.inference_s, ran.session_s)
         if judge is not self:
             assert errors is not None
@@ -193,7 +195,7 @@ class Evaluator:
         close = None if self._original is None else fidelity(close_by, self._original)
         if errors is not None and best is not None and errors.mean() >= best.mean():
             errors = None
-        return Evaluation(score, *costs, kept, close, errors)
+        return Evaluation(score, *costs, kept, close, errors, counted=judged.counted)
 
     def _comparable(self, compared: Outputs) -> Outputs:
         """Return what is compared of outputs; class scores as soft probabilities where the metric says that they are."""
@@ -298,9 +300,6 @@ class _Ran:
     session_s: float
 
 
-Judged = tuple[str, float, Interval | None]
-
-
 def needs_original(metric: str) -> bool:
     """Return whether a metric holds answers against the original's."""
     return metric == "agreement" or metric in MEASURES
@@ -362,7 +361,7 @@ def _top(k: int) -> Callable[[_Ran, Evaluator], Judged]:
             )
         share = float(np.mean(ranks(scores, labels) < k))
         low, high = wilson(share, samples.n)
-        return f"top{k}", 100 * share, (100 * low, 100 * high)
+        return Judged(f"top{k}", 100 * share, (100 * low, 100 * high))
 
     return score
 
@@ -429,6 +428,6 @@ def _user_metric(text: str) -> Callable[[_Ran, Evaluator], Judged]:
             ) from error
         if math.isinf(value):
             raise UsageError(f"metric: {text} gave {value}; expected a finite number. Correct the function.")
-        return text, (0.0 if math.isnan(value) else value), None
+        return Judged(text, 0.0 if math.isnan(value) else value)
 
     return score

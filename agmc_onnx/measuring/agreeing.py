@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,6 +40,37 @@ class Measure:
     count: Callable[[np.ndarray, np.ndarray], FloatArray]
     value: Callable[[FloatArray], FloatArray]
     unit: str = "%"
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """What a metric counted: its value is a function of the sums.
+
+    Attributes:
+        counts: (n, k), sample by sample.
+        value: Of sums (..., k).
+    """
+
+    counts: FloatArray
+    value: Callable[[FloatArray], FloatArray]
+
+    def whole(self) -> float:
+        """Return the metric."""
+        return float(self.value(self.counts.sum(axis=0)))
+
+
+class Judged(NamedTuple):
+    """A metric's name, value and 95 % interval, and what it counted, where that is sample by sample."""
+
+    name: str
+    value: float
+    interval: Interval | None = None
+    counted: Counted | None = None
+
+    @classmethod
+    def of(cls, name: str, counted: Counted) -> Judged:
+        """Return what counts come to."""
+        return cls(name, counted.whole(), bootstrap(counted.counts, counted.value), counted)
 
 
 def _rows(said: np.ndarray) -> np.ndarray:
@@ -133,8 +165,8 @@ MEASURES: dict[str, Measure] = {
 
 def agreement(
     answers: Sequence[Answer], ours: Sequence[Seen], theirs: Sequence[Seen], metric: str = "agreement"
-) -> tuple[str, float, Interval | None]:
-    """Return the name of what is counted, how far answers agree with the original's, and its 95 % interval.
+) -> Judged:
+    """Return the name of what is counted, and how far answers agree with the original's.
 
     The mean over the answers, each by the metric of its kind, and the name that all of them share; caches and states say
     nothing to anybody and are left out beside others. Class scores: percent of samples whose highest score is of
@@ -151,36 +183,32 @@ def agreement(
     check_as_many(ours, theirs)
     heard = [i for i, answer in enumerate(answers) if answer.kind != "state"] or range(len(answers))
     found = [_agreement_of(answers[i], ours[i], theirs[i], metric) for i in heard]
-    names = {name for name, _, _ in found}
-    return (
-        names.pop() if len(names) == 1 else "agreement",
-        float(np.mean([value for _, value, _ in found])),
-        found[0][2] if len(found) == 1 else None,
-    )
+    if len(found) == 1:
+        return found[0]
+    names = {one.name for one in found}
+    return Judged(names.pop() if len(names) == 1 else "agreement", float(np.mean([one.value for one in found])))
 
 
-def _agreement_of(answer: Answer, ours: Seen, theirs: Seen, metric: str) -> tuple[str, float, Interval | None]:
+def _agreement_of(answer: Answer, ours: Seen, theirs: Seen, metric: str) -> Judged:
     name = KINDS[answer.kind].metric if metric == "agreement" else metric
     a, b = ours.said, theirs.said
     if (name, metric) == ("boxes", "agreement") and theirs.compared.size and not (b[..., 0] > 0).any():
-        return "closeness", 100 * closeness_of(ours.compared, theirs.compared), None  # no box says anything of boxes
+        return Judged("closeness", 100 * closeness_of(ours.compared, theirs.compared))  # no box says anything of boxes
     if name in MEASURES:
         if a.shape != b.shape:
-            return name, 0.0, None
-        measure = MEASURES[name]
-        counts = measure.count(a, b)
-        return name, float(measure.value(counts.sum(axis=0))), bootstrap(counts, measure.value)
+            return Judged(name, 0.0)
+        return Judged.of(name, Counted(MEASURES[name].count(a, b), MEASURES[name].value))
     if a.shape == b.shape and name == "agreement":
         scores, wanted = class_scores(a), class_scores(b)
         if scores is not None and wanted is not None:
             share = float(np.mean(ranks(scores, np.argmax(wanted, axis=1)) == 0))
             low, high = wilson(share, len(b))
-            return name, 100 * share, (100 * low, 100 * high)
-    return name, 100 * closeness_of(a, b), None
+            return Judged(name, 100 * share, (100 * low, 100 * high))
+    return Judged(name, 100 * closeness_of(a, b))
 
 
-def against_labels(answer: Answer, ours: Seen, labels: np.ndarray, metric: str) -> tuple[str, float, Interval | None]:
-    """Return a metric's name, value and interval against labels: texts, or the class at every position.
+def against_labels(answer: Answer, ours: Seen, labels: np.ndarray, metric: str) -> Judged:
+    """Return a metric against labels: texts, or the class at every position.
 
     Args:
         answer: Classes at positions.
@@ -202,7 +230,7 @@ def against_labels(answer: Answer, ours: Seen, labels: np.ndarray, metric: str) 
                 f" {ours.said.shape[1]}. Give the class at every position of the output."
             )
         counts = measure.count(ours.said, flat)
-    return metric, float(measure.value(counts.sum(axis=0))), bootstrap(counts, measure.value)
+    return Judged.of(metric, Counted(counts, measure.value))
 
 
 def bootstrap(counts: FloatArray, value: Callable[[FloatArray], FloatArray]) -> Interval | None:
@@ -210,12 +238,31 @@ def bootstrap(counts: FloatArray, value: Callable[[FloatArray], FloatArray]) -> 
 
     The draws are the same every time.
     """
-    n = len(counts)
-    if n < 2:
+    if len(counts) < 2:
         return None
-    times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS)
-    low, high = np.percentile(value(times @ counts), (2.5, 97.5))
+    low, high = np.percentile(value(_drawn(len(counts)) @ counts), (2.5, 97.5))
     return float(low), float(high)
+
+
+def differences(one: Counted, other: Counted) -> FloatArray | None:
+    """Return what one model's metric is above another's on samples drawn anew, the same of both, (DRAWS,).
+
+    None where that says nothing: of a single sample, or where no sample tells the two apart.
+    """
+    n, width = len(one.counts), max(one.counts.shape[1], other.counts.shape[1])
+    if n < 2 or len(other.counts) != n:
+        return None
+    # of classes that only one of them names, the other counts nothing
+    ours, theirs = (np.pad(c, ((0, 0), (0, width - c.shape[1]))) for c in (one.counts, other.counts))
+    if np.array_equal(ours, theirs):
+        return None
+    times = _drawn(n)
+    return np.asarray(one.value(times @ ours) - other.value(times @ theirs))
+
+
+def _drawn(n: int) -> np.ndarray:
+    """Return how often each of n samples is drawn, (DRAWS, n)."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS)
 
 
 def wilson(share: float, n: int) -> Interval:

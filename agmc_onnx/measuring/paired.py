@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from agmc_onnx.arrays import Mask
-from agmc_onnx.measuring.accuracy import Evaluator, Outputs
-from agmc_onnx.measuring.agreeing import Z95
+from agmc_onnx.arrays import FloatArray, Mask
+from agmc_onnx.measuring.accuracy import Evaluation, Evaluator, Outputs
+from agmc_onnx.measuring.agreeing import Z95, Interval, differences
 from agmc_onnx.measuring.closeness import class_scores
 
 ONE_SIDED = 1.6448536269514722  # 95 % point of the normal distribution
@@ -23,8 +23,8 @@ class Drop:
 
     Attributes:
         value: Of the original less that of the model; negative where the model is better.
-        most: With 95 % confidence it is at most this on other samples of the same kind; `value` itself where the metric is no
-            share of samples.
+        most: With 95 % confidence it is at most this on other samples of the same kind; `value` itself where the metric does
+            not count samples, or no sample tells the two apart.
         n: Samples compared.
         original, model: The metric of each.
     """
@@ -43,15 +43,40 @@ class DropMeter:
         """Measure the original, once."""
         self._evaluator = evaluator
         found = evaluator(original, keep_outputs=True)
-        self._original, self._hits = found.score.value, hits(found.outputs or [], evaluator)
+        self._original, self._hits = found, hits(found.outputs or [], evaluator)
 
     def __call__(self, model: onnx.ModelProto) -> Drop:
         """Return what a model loses."""
         found = self._evaluator(model, keep_outputs=True)
-        value, n = self._original - found.score.value, self._evaluator.samples.n
+        before, after, n = self._original.score.value, found.score.value, self._evaluator.samples.n
         ours = None if self._hits is None else hits(found.outputs or [], self._evaluator)
-        most = value if ours is None or self._hits is None else upper_bound(self._hits, ours)
-        return Drop(value, most, n, self._original, found.score.value)
+        if ours is not None and self._hits is not None:
+            most = upper_bound(self._hits, ours)
+        else:
+            drawn = lost(self._original, found)
+            most = before - after if drawn is None else float(np.percentile(drawn, 95))
+        return Drop(before - after, most, n, before, after)
+
+
+def lost(original: Evaluation, model: Evaluation) -> FloatArray | None:
+    """Return what a metric of counts (F1, errors of reading, mean IoU) falls by on samples drawn anew, the same of both models.
+
+    Efron 1979, percentiles; None where the metric counts nothing sample by sample, or no sample tells the two apart.
+    """
+    one, other = original.counted, model.counted
+    return None if one is None or other is None or original.score.name != model.score.name else differences(one, other)
+
+
+def interval_of(original: Evaluation, model: Evaluation, evaluator: Evaluator) -> Interval | None:
+    """Return the 95 % interval, two-sided, of what a metric falls by on the same samples; None where it is not known."""
+    right = [hits(one.outputs or [], evaluator) for one in (original, model)]
+    if right[0] is not None and right[1] is not None:
+        return interval(right[0], right[1])
+    drawn = lost(original, model)
+    if drawn is None:
+        return None
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def hits(outputs: Outputs, evaluator: Evaluator) -> Mask | None:

@@ -18,9 +18,9 @@ from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.sizes import InputSizes
 from agmc_onnx.graph.view import Graph, graph_of
 from agmc_onnx.latency.timing import MORE_ROUNDS, Latency, Ratio, compare, ratio
-from agmc_onnx.measuring.accuracy import Evaluator, Outputs, Score
+from agmc_onnx.measuring.accuracy import Evaluator, Score
 from agmc_onnx.measuring.memory import peak_bytes
-from agmc_onnx.measuring.paired import COUNTS, hits, interval
+from agmc_onnx.measuring.paired import COUNTS, interval_of
 from agmc_onnx.measuring.processor import cpu_name
 from agmc_onnx.measuring.roles import Roles
 from agmc_onnx.measuring.session import make_session, provider_of
@@ -93,7 +93,8 @@ def compose(
     original, result = source.proto, compressed if exact is None else exact.model
     answered = [evaluator(model, keep_outputs=evaluator.metric in COUNTS) for model in (original, result)]
     before, after = (one.score for one in answered)
-    loss = _loss([one.outputs or [] for one in answered], evaluator, before, after)
+    known = interval_of(answered[0], answered[1], evaluator)
+    loss = Loss(before.name, before.value, before.value - after.value, before.n, known)
     cut = after if settings.recovery.recover == "none" else evaluator(as_cut).score
     feeds = data.role("test").take(8).feeds(1)
     run = settings.execution
@@ -164,13 +165,6 @@ def _precision(
     return PrecisionFacts(
         asked, target, counts, exact.ranges, facts, dict(exact.why_float), correlation, dict(exact.stays), tried
     )
-
-
-def _loss(outputs: Sequence[Outputs], evaluator: Evaluator, before: Score, after: Score) -> Loss:
-    """Return what the metric lost, with its interval where it counts samples."""
-    right = [hits(one, evaluator) for one in outputs]
-    known = None if right[0] is None or right[1] is None else interval(right[0], right[1])
-    return Loss(before.name, before.value, before.value - after.value, before.n, known)
 
 
 def environment_versions(provider: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ UNLIKE = 50.0  # closeness, 0..100, at which the difference from the original is
 WIDE = 1.0  # points on either side, from which on a loss that cannot be told is worth more samples
 FEW = 100  # calibration samples, below which a refit is held back: ResNet-20, 40 in place of 240: 12 points
 NO_FASTER = 0.97  # share of the original's time from which on nothing was gained
+DECIBELS = ("psnr", "sisdr")  # metrics that are no share
 FINE = 0.05  # shares to keep are said in steps of this
 
 Interval = tuple[float, float]
@@ -85,7 +86,7 @@ def judged(loss: Loss, is_real: bool, closeness: float | None = None, about: Cir
     is_gone = low > UNUSABLE * abs(loss.original)
     if not is_real:
         return _without_data(loss, is_gone or (closeness is not None and closeness < UNLIKE), closeness)
-    unit = "points of " if loss.interval else ""
+    unit = f"{'dB' if loss.name in DECIBELS else 'points'} of " if loss.interval else ""
     known = (
         f"95 %: {low:.2f} to {high:.2f}, n = {loss.n:,}" if loss.interval else f"n = {loss.n:,}, uncertainty not known"
     )

@@ -111,7 +111,7 @@ def test_classes_at_positions() -> None:
     ours[0, 2, 0] = 2  # 5 of 40 positions
     answer, told = seen("positions", theirs, axis=1)
     assert agreement([answer], [answer.seen([ours])], [told])[:2] == ("positions", 87.5)
-    name, value, _ = agreement([answer], [answer.seen([ours])], [told], "miou")
+    name, value, *_ = agreement([answer], [answer.seen([ours])], [told], "miou")
     assert (name, value) == ("miou", pytest.approx(100 * (35 / 40 + 0 / 5) / 2))
 
 
@@ -216,7 +216,7 @@ def test_without_a_box_of_the_original_boxes_are_not_counted() -> None:
             np.concatenate([grid[..., :4], by * most * shares], axis=2, dtype=np.float32) for by in (1, 0.98)
         )
         answer, told = seen("detections", theirs, axis=2, form="classes")
-        found, value, _ = agreement([answer], [answer.seen([ours], told.marks)], [told])
+        found, value, *_ = agreement([answer], [answer.seen([ours], told.marks)], [told])
         assert found == name and (value > 80 or name == "boxes")
 
 
