@@ -24,7 +24,7 @@ PANELS = {
     "data": "Data",
     "search": "Search",
     "recovery": "Recovery",
-    "sparsity": "Sparsity",
+    "sparsity": "Sparsity and precision",
     "execution": "Execution",
 }
 ORDER = ("Arguments", *PANELS.values(), "Import, where MODEL is not ONNX", "Source", "Options", "Output")
@@ -101,7 +101,7 @@ class Flag(click.RichOption):
         plain = [name for name in says.names() if ":" not in name]
         names = f": {', '.join(plain)}" if says.choices else ""
         if len(plain) < len(says.names()):
-            names += "; bare:NAME without our guide, guided:NAME in it"
+            names += "; bare:NAME without our guide, guided:NAME with it"
         is_said = default is not None and default != () and self.known.kind is not bool
         return f"{says.help}{names}" + (f"; default: {default}" if is_said else "")
 
@@ -241,13 +241,13 @@ def verb(name: str, example: str) -> Callable[[Function], Verb]:
                 [
                     option("json", bool, "", "print one JSON document on stdout and nothing else there", False, panel="Output"),
                     option("quiet", bool, "", "print nothing but errors", False, panel="Output"),
-                    option("verbose", bool, "", "say every stage on stderr, and where an error arose", False, panel="Output"),
+                    option("verbose", bool, "", "print every stage on stderr, and where an error arose", False, panel="Output"),
                     click.option(
                         "--config", cls=Flag, known=config, is_rare=is_long, panel="Output", metavar="FILE", type=click.Path(),
                         is_eager=True, expose_value=False, callback=_config,
                     ),
                     *([_help_all()] if is_long else []),
-                    click.help_option("-h", "--help", panel="Output", help="show this and leave"),
+                    click.help_option("-h", "--help", panel="Output", help="show this and exit"),
                 ]
             )(run)
         )  # fmt: skip
@@ -256,7 +256,7 @@ def verb(name: str, example: str) -> Callable[[Function], Verb]:
 
 
 def _help_all() -> Function:
-    known = Known("help_all", "", bool, False, Option("show every option and leave"))
+    known = Known("help_all", "", bool, False, Option("show every option and exit"))
     return click.option(
         "--help-all",
         cls=Flag,

@@ -13,7 +13,7 @@ class Execution:
 
     minutes: float | None = option(
         None,
-        "the whole command takes so many minutes at most: the search ends in time, with the best by then",
+        "time limit of the whole command: the search stops in time and keeps the best model so far",
         "M",
         default_text="none",
         is_common=True,
