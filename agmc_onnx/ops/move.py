@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from agmc_onnx.arrays import Mask
 from agmc_onnx.graph.registry import Attributes
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.editor import Editor
 from agmc_onnx.ops.passing import carry, origin, pick_rows
 from agmc_onnx.ops.table import ARRANGES, PICKS, Op, Vanishing, register
 from agmc_onnx.ops.zeros import Removed, where_all_are, where_first_is
-from agmc_onnx.ties.ledger import Ledger
+from agmc_onnx.ties.ledger import Axis, Ledger
 
 
 def transpose(ledger: Ledger, node: Node) -> None:
@@ -199,17 +198,21 @@ def scatter_elements(ledger: Ledger, node: Node) -> None:
 def _together(ledger: Ledger, node: Node, names: Sequence[str]) -> None:
     rank = ledger.shape(names[0]).rank
     for dim in set(range(rank)) - {node.attribute("axis", 0) % rank}:
-        if len({ledger.size(name, dim) for name in names}) > 1 or ledger.size(names[0], dim) == 1:
-            continue
-        found = [ledger.axis(node, name, dim) for name in names]
-        known = [entries for entries in found if entries is not None]
-        if len(known) < len(found):
-            ledger.freeze_all(known, f"{node.label}: data, indices and updates cannot all be cut along dimension {dim}")
-        else:
-            column = [ledger.column(entries) for entries in known]
-            for other in column[1:]:
-                ledger.tie(column[0], other)
-            ledger.set(node.outputs[0], dim, column[0])
+        if len({ledger.size(name, dim) for name in names}) == 1 and ledger.size(names[0], dim) > 1:
+            why = f"{node.label}: data, indices and updates cannot all be cut along dimension {dim}"
+            _tied(ledger, node, [(name, dim) for name in names], why)
+
+
+def _tied(ledger: Ledger, node: Node, axes: Sequence[Axis], why: str) -> None:
+    """Let dims of inputs live and die together, as the first one's dim of the output; where one must be whole, all stay."""
+    found = [ledger.axis(node, *axis) for axis in axes]
+    known = [ledger.column(entries) for entries in found if entries is not None]
+    if len(known) < len(found):
+        ledger.freeze_all(known, why)
+        return
+    for other in known[1:]:
+        ledger.tie(known[0], other)
+    ledger.set(node.outputs[0], axes[0][1], known[0])
 
 
 def scatter_nd(ledger: Ledger, node: Node) -> None:
@@ -217,13 +220,8 @@ def scatter_nd(ledger: Ledger, node: Node) -> None:
     x, indices, updates = node.inputs[:3]
     rank, rank_updates = ledger.shape(x).rank, ledger.shape(updates).rank
     for dim in range(ledger.shape(indices).other[-1], rank):
-        found = [ledger.axis(node, x, dim), ledger.axis(node, updates, dim - rank + rank_updates)]
-        known = [ledger.column(entries) for entries in found if entries is not None]
-        if len(known) < 2:
-            ledger.freeze_all(known, f"{node.label}: data and updates cannot both be cut along dimension {dim}")
-        else:
-            ledger.tie(*known)
-            ledger.set(node.outputs[0], dim, known[0])
+        why = f"{node.label}: data and updates cannot both be cut along dimension {dim}"
+        _tied(ledger, node, [(x, dim), (updates, dim - rank + rank_updates)], why)
 
 
 def reverse_sequence(ledger: Ledger, node: Node) -> None:
@@ -354,10 +352,9 @@ def slice_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     bounds, parts = slice_bounds(editor.graph, node) or {}, _slice_parts(editor.graph, node)
     moved: dict[int, tuple[int, int]] = {}
     for dim, part in bounds.items():
-        mask = cut.mask(x, dim)
-        if mask is None or part is None:
+        row = cut.row(x, dim)
+        if row is None or part is None:
             continue
-        row: Mask = mask if mask.ndim == 1 else mask[0]
         picked = np.arange(row.size)[part]
         if part.step not in (None, 1):
             index = (np.cumsum(row) - 1)[picked[row[picked]]]
@@ -387,14 +384,13 @@ def gather_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     cut, x = editor.cut, node.inputs[0]
     rank = editor.shape(x).rank
     axis = node.attribute("axis", 0) % rank
-    mask = cut.mask(x, axis)
+    row = cut.row(x, axis)  # rows that differ are tied before they are gathered from
     picked = editor.graph.value(node.inputs[1])
-    if mask is None or picked is None:
+    if row is None or picked is None:
         return
     if _only_measured(editor.graph, node.outputs[0]):
         editor.constant(proto, 1, np.zeros_like(picked))
         return
-    row: Mask = mask if mask.ndim == 1 else mask[0]  # rows that differ are tied before they are gathered from
     editor.constant(proto, 1, (np.cumsum(row) - 1)[picked[row[picked]]])
 
 
@@ -407,9 +403,8 @@ def pad_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
         return
     new = list(given)
     for i, dim in enumerate(axes):
-        mask, (before, after) = cut.mask(y, dim), (given[i], given[i + len(axes)])
-        if mask is not None and before is not None and after is not None and (before or after):
-            row = mask if mask.ndim == 1 else mask[0]
+        row, before, after = cut.row(y, dim), given[i], given[i + len(axes)]
+        if row is not None and before is not None and after is not None and (before or after):
             new[i], new[i + len(axes)] = int(row[:before].sum()), int(row[row.size - after :].sum())
     if new == given:
         return

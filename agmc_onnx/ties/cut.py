@@ -34,6 +34,11 @@ class Cut:
         gone = self.gone[axis.units]
         return ~gone if gone.any() else None
 
+    def row(self, value: str, dim: int) -> Mask | None:
+        """Return which entries of an axis stay in its first row: bool (size,); None where all of them do."""
+        mask = self.mask(value, dim)
+        return mask if mask is None or mask.ndim == 1 else mask[0]
+
     def runs(self, value: str, dim: int) -> Mask | None:
         """Return which runs of places of an axis stay: bool (groups, size); None where all do or it has none."""
         units = self.channels.runs.get((value, dim))
@@ -41,12 +46,12 @@ class Cut:
 
     def size(self, value: str, dim: int) -> int:
         """Return the size of an axis after the cut."""
-        mask = self.mask(value, dim)
-        if mask is None:
-            shape = self.graph.shape(value)
-            assert shape is not None
-            return shape.other[dim]
-        return int(mask.sum()) if mask.ndim == 1 else int(mask[0].sum())
+        row = self.row(value, dim)
+        if row is not None:
+            return int(row.sum())
+        shape = self.graph.shape(value)
+        assert shape is not None
+        return shape.other[dim]
 
     def is_cut(self, value: str) -> bool:
         """Whether any axis of a value is cut."""
