@@ -426,6 +426,13 @@ def test_a_recovery_that_changed_nothing_is_said(report):
     assert text.NOTHING_RECOVERED not in tables.summary(report)
 
 
+def test_a_fact_is_short_on_a_busy_machine(report):
+    busy = report | {"latency_ratio": report["latency_ratio"] | {"median": 3.0}}
+    html = render(busy)
+    facts = html.split('<div class="facts">')[1].split('<div class="grid">')[0]
+    assert "busy machine" in html and "busy machine" not in facts
+
+
 def test_peak_bytes_of_one_side_alone(runs):
     report = json.loads((runs / "a.report.json").read_text())
     report["original"]["peak_bytes"] = None

@@ -163,7 +163,7 @@ def test_without_time_there_is_what_needs_no_search(tmp_path: Path, capsys: pyte
 
 def test_mixed_precision_is_a_point_where_it_is_neither_of_both(tmp_path: Path) -> None:
     found = agmc_onnx.frontier(NETWORK, output=tmp_path, minutes=1e-4, **OPTIONS | {"precision": "mixed"})
-    said = next(note for note in found.notes if note.startswith("mixed, of the original: "))
+    said = next(note for note in found.notes if note.startswith("mixed precision, tried on the original: "))
     is_mixed = "mixed (taken)" in said
     assert [one.kind for one in found.points] == ["original", "int8 alone", *["mixed alone"] * is_mixed]
     assert is_mixed == (tmp_path / "mixed.onnx").exists()
