@@ -44,7 +44,7 @@ def command(model: str, **given: Any) -> Said:
 
 def lines(report: Mapping[str, Any]) -> list[str]:
     """Return what `export` prints."""
-    from agmc_onnx.reporting.tables import aligned
+    from agmc_onnx.reporting.tables import aligned, shown_ms
     from agmc_onnx.reporting.text import interval_text, metric_text, ms_text, ratio, setting_text
 
     versions = ", ".join(f"{name} {version}" for name, version in report["converter"].items())
@@ -59,8 +59,8 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         if one.get("interval"):
             table.append(["95 % interval", interval_text(one), interval_text(other), ""])
     if times:
-        label = f"median ms, {setting_text(times['onnx'])}"
-        slow, fast = times["onnx"]["p50"], times["exported"]["p50"]
+        what, (slow, fast) = shown_ms([times["onnx"], times["exported"]])
+        label = f"{what}, {setting_text(times['onnx'])}"
         table.append([label, ms_text(slow), ms_text(fast), ratio(fast, slow)])
     found += aligned(table)
     if report["ran"]:

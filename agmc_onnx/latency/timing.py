@@ -41,6 +41,7 @@ class Latency:
         rounds_ms: The times in order of measuring; round i of all models of one `compare` belongs together.
         interval: (low, high) of 95 % confidence of the median, from the order of the times alone.
         cpu_p50: Median processor time.
+        cpu_p10: First decile of processor time, which `ratio` compares.
         rounds_cpu_ms: Processor times in order of measuring.
     """
 
@@ -55,6 +56,7 @@ class Latency:
     rounds_ms: tuple[float, ...] = field(repr=False)
     interval: tuple[float, float] = (float("nan"), float("nan"))
     cpu_p50: float = float("nan")
+    cpu_p10: float = float("nan")
     rounds_cpu_ms: tuple[float, ...] = field(default=(), repr=False)
 
 
@@ -152,6 +154,7 @@ def compare(
             rounds_ms=tuple(times.tolist()),
             interval=median_interval(times),
             cpu_p50=float(np.median(cpu)),
+            cpu_p10=float(np.percentile(cpu, 10)),
             rounds_cpu_ms=tuple(cpu.tolist()),
         )
         for where, times, cpu in zip(places, wall_ms, cpu_ms, strict=True)
@@ -207,7 +210,7 @@ def ratio(a: Latency, b: Latency) -> Ratio:
     pairs = np.array(a.rounds_ms) / np.array(b.rounds_ms)
     cpu = None
     if a.rounds_cpu_ms and b.rounds_cpu_ms and a.threads == 1 and {a.provider, b.provider} == {"cpu"}:
-        cpu = float(np.percentile(a.rounds_cpu_ms, 10) / max(np.percentile(b.rounds_cpu_ms, 10), 1e-9))
+        cpu = a.cpu_p10 / max(b.cpu_p10, 1e-9)
     return Ratio(float(np.median(pairs)), a.minimum / b.minimum, median_interval(pairs), cpu)
 
 

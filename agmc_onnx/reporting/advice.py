@@ -45,7 +45,7 @@ def circumstances(job: Job, environment: Environment, target: Target, kept: IntA
         distil_minutes=_distil_minutes(job, report) if data.real else None,
         keep=target.share if has_budget else None,
         kind=target.kind,
-        time=None if times is None else times.median,
+        time=None if times is None else times.median if times.cpu is None else times.cpu,
         keep_more=keep_more(environment, target, kept, lost) if has_budget else None,
         int8=int8_alone(job, report) if is_lost and settings.sparsity.precision == "float" else None,
     )

@@ -32,8 +32,10 @@ class Point(Record):
     macs: Count
     params: Count
     file_bytes: Count
-    latency_ms: Annotated[float, Meta(description="median of one inference")]
-    time: Annotated[float, Meta(description="share of the original's time, all measured in turns")]
+    latency_ms: Annotated[
+        float, Meta(description="of one inference: on one thread processor time, first decile; else the median")
+    ]
+    time: Annotated[float, Meta(description="latency_ms over the original's, all measured in turns")]
     metric: Metric
     lost: Annotated[float, Meta(description="of the metric, less than the original's")]
 

@@ -95,6 +95,7 @@ class Scatter:
 
 def ticks(low: float, high: float, n: int = 5) -> list[float]:
     """Return about `n` round numbers at equal distances that enclose low..high."""
+    low, high = min(low, high), max(low, high)
     if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
         low, high = low - 0.5, high + 0.5
     raw = (high - low) / n

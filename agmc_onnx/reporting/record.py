@@ -158,7 +158,7 @@ def _precision(
 ) -> PrecisionFacts:
     """Return what is quantised, and what the twin does."""
     counts = {kind: sum(one == kind for one in exact.precision.values()) for kind in ("int8", "float")}
-    facts = Twin(model_bytes(twin), metric_facts(evaluator(twin).score), _latency(times), share.steady)
+    facts = Twin(model_bytes(twin), metric_facts(evaluator(twin).score), latency_facts(times), share.steady)
     asked, target = settings.sparsity.precision, target_here(settings.execution.provider)
     correlation = rank_correlation(finalists)
     tried = [Division(**asdict(one)) for one in exact.tried]
@@ -195,14 +195,15 @@ def _side(model: onnx.ModelProto, sizes: InputSizes, score: Score, times: Latenc
         **sizes_of(model, sizes),
         "peak_bytes": peak,
         "metric": metric_facts(score),
-        "latency_ms": _latency(times),
+        "latency_ms": latency_facts(times),
     }
 
 
-def _latency(times: Latency) -> LatencyFacts:
+def latency_facts(times: Latency) -> LatencyFacts:
+    """Return the times of a model as the report has them."""
     return LatencyFacts(
         p50=times.p50, p90=times.p90, min=times.minimum, cpu=times.mean_cpu_ms,
-        interval=times.interval, cpu_p50=times.cpu_p50, provider=times.provider,
+        interval=times.interval, cpu_p50=times.cpu_p50, cpu_p10=times.cpu_p10, provider=times.provider,
         batch=times.batch, threads=times.threads, rounds=[round(ms, 4) for ms in times.rounds_ms],
     )  # fmt: skip
 

@@ -43,7 +43,10 @@ class LatencyFacts(Record):
     min: float | None = None
     cpu: Annotated[float | None, Meta(description="mean processor time")] = None
     interval: Annotated[Interval | None, Meta(description="95 % confidence of the median")] = None
-    cpu_p50: float | None = None
+    cpu_p50: Annotated[float | None, Meta(description="median processor time")] = None
+    cpu_p10: Annotated[
+        float | None, Meta(description="first decile of processor time: what compares on a busy machine")
+    ] = None
     provider: str = "cpu"
     rounds: Annotated[list[Milliseconds], Meta(description="every timed inference")] = field(default_factory=list)
 

@@ -34,6 +34,8 @@ NOTHING_GAINED = (
     " the test role. Give more samples to learn from, more --steps, or another --learning-rate."
 )
 
+MEDIAN, CPU = "median ms", "processor ms"  # what is shown of latencies
+INTERRUPTED = 1.2  # wall time over processor time beyond which it is the latter
 BUSY = 0.03  # how far the ratio of medians and the median of ratios may differ before the line says so
 UNKNOWN = "not known"
 LONGEST_NAME = 32  # in the first column of a table
@@ -79,14 +81,15 @@ def rows(report: Report) -> list[Row]:
         )
     )
     slow, fast = before["latency_ms"], after["latency_ms"]
-    share = fast["p50"] / slow["p50"]  # of the numbers beside it; round by round it may differ on a busy machine
-    paired = (report.get("latency_ratio") or {}).get("median", share)
+    what, (one_ms, other_ms) = shown_ms([slow, fast])
+    share = other_ms / one_ms  # of the numbers beside it; round by round it may differ on a busy machine
+    paired = share if what == CPU else (report.get("latency_ratio") or {}).get("median", share)
     busy = f" ({100 * paired:.1f} % round by round: a busy machine)" if abs(paired - share) > BUSY * share else ""
     found.append(
         Row(
-            f"latency, median ms ({setting_text(slow)})",
-            ms_text(slow["p50"]),
-            ms_text(fast["p50"]),
+            f"latency, {what} ({setting_text(slow)})",
+            ms_text(one_ms),
+            ms_text(other_ms),
             f"{100 * share:.1f} %{busy}",
             _less(paired, 1.0),
         )
@@ -97,6 +100,22 @@ def rows(report: Report) -> list[Row]:
         change, better = (ratio(other, one), _less(other, one)) if one and other else ("-", None)
         found.append(Row("peak bytes of activations", was, now, change, better))
     return found
+
+
+def shown_ms(times: Sequence[Mapping[str, Any]]) -> tuple[str, list[float]]:
+    """Return what is shown of models that were timed in turns, and their milliseconds, which can be divided by each other.
+
+    Medians; but where other programs took the processor away in between, as a wall clock beyond the processor time says, the
+    first decile of processor time: a long inference is interrupted more often than a short one, so that on a busy core half
+    of the time may look like a quarter.
+    """
+    cpu = [float(one.get("cpu_p10") or 0) for one in times]
+    is_known = all(cpu) and all(
+        one.get("cpu_p50") and one["threads"] == 1 and one.get("provider", "cpu") == "cpu" for one in times
+    )
+    if is_known and any(one["p50"] > INTERRUPTED * one["cpu_p50"] for one in times):
+        return CPU, cpu
+    return MEDIAN, [one["p50"] for one in times]
 
 
 def summary(report: Report) -> list[str]:
@@ -250,7 +269,9 @@ def measurement(found: Report) -> list[str]:
     ]
     if all(model["latency_ratio"]["cpu"] is not None for model in models[1:]) and len(models) > 1:
         shares = ", ".join(f"{100 * model['latency_ratio']['cpu']:.1f} %" for model in models[1:])
-        lines.append(f"by processor time, which other work on the machine disturbs less: {shares}")
+        is_busy = shown_ms([model["latency_ms"] for model in models])[0] == CPU
+        why = "the machine was busy, so go by processor time" if is_busy else "by processor time"
+        lines.append(f"{why}, which other work on the machine disturbs less: {shares}")
     return lines if metric else [*lines, "Accuracy was not measured: no --data was given."]
 
 

@@ -30,6 +30,7 @@ from agmc_onnx.options import (
     options_in,
 )
 from agmc_onnx.reporting.schema import Report, read_report
+from agmc_onnx.reporting.tables import shown_ms
 
 SUMMARY_FORMAT = "agmc-onnx/summary@1"
 SUMMARY = "summary.json"
@@ -267,10 +268,11 @@ def _digest(path: Path) -> str:
 
 def _row(job: Job, report: Report, wall_s: float, found: bool = False) -> Row:
     before, after = report.original, report.compressed
+    _, (before_ms, after_ms) = shown_ms([before.latency_ms, after.latency_ms])
     return Row(
         job.name, 0, "", report.target.reached,
         before.metric.value if report.accuracy_measured else None, after.metric.value if report.accuracy_measured else None,
-        after.latency_ms.p50 / before.latency_ms.p50, after.file_bytes / before.file_bytes,
+        after_ms / before_ms, after.file_bytes / before.file_bytes,
         round(wall_s, 3), found,
     )  # fmt: skip
 

@@ -290,7 +290,8 @@ def _score(score: Score) -> dict[str, Any]:
 
 
 def _times(latency: Latency) -> dict[str, Any]:
-    facts = {"p50": latency.p50, "p90": latency.p90, "min": latency.minimum, "cpu": latency.mean_cpu_ms}
+    facts: dict[str, Any] = {"p50": latency.p50, "p90": latency.p90, "min": latency.minimum, "cpu": latency.mean_cpu_ms}
+    facts |= {"cpu_p50": latency.cpu_p50, "cpu_p10": latency.cpu_p10, "provider": latency.provider}
     return {**facts, "batch": latency.batch, "threads": latency.threads, "n": latency.n}
 
 

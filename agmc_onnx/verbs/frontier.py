@@ -309,18 +309,20 @@ class _Run:
         here = self.settings.execution
         times: list[Latency] = compare(models, feeds, threads=here.threads, seconds=seconds, provider=here.provider)
         first = self.made[0].metric.value
+        by_cpu = ratio(times[0], times[0]).cpu is not None
+        each = [one.cpu_p10 if by_cpu else one.p50 for one in times]
         return [
             Point(
                 file=one.file,
                 kind=one.kind,
                 precision=one.precision,
-                latency_ms=ms.p50,
-                time=ratio(ms, times[0]).steady,
+                latency_ms=ms,
+                time=ms / each[0],
                 metric=one.metric,
                 lost=first - one.metric.value,
                 **one.sizes,
             )
-            for one, ms in zip(self.made, times, strict=True)
+            for one, ms in zip(self.made, each, strict=True)
         ]
 
     def _about(self, points: list[Point]) -> list[str]:

@@ -101,6 +101,7 @@ def measure(
                     "n": latency.n,
                     "interval": list(latency.interval),
                     "cpu_p50": latency.cpu_p50,
+                    "cpu_p10": latency.cpu_p10,
                     "provider": latency.provider,
                 },
                 "latency_ratio": asdict(paired),
