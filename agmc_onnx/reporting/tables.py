@@ -36,7 +36,7 @@ NOTHING_GAINED = (
 
 MEDIAN, CPU = "median ms", "processor ms"  # what is shown of latencies
 INTERRUPTED = 1.2  # wall time over processor time beyond which it is the latter
-BUSY = 0.03  # how far the ratio of medians and the median of ratios may differ before the line says so
+BUSY = 0.03  # how far the ratio of medians may differ from the median of ratios, and from that of processor times
 UNKNOWN = "not known"
 LONGEST_NAME = 32  # in the first column of a table
 WIDTH = 80  # columns of a terminal, that tables fit
@@ -82,9 +82,10 @@ def rows(report: Report) -> list[Row]:
     )
     slow, fast = before["latency_ms"], after["latency_ms"]
     what, (one_ms, other_ms) = shown_ms([slow, fast])
-    share = other_ms / one_ms  # of the numbers beside it; round by round it may differ on a busy machine
-    paired = share if what == CPU else (report.get("latency_ratio") or {}).get("median", share)
-    busy = f" ({100 * paired:.1f} % round by round: a busy machine)" if abs(paired - share) > BUSY * share else ""
+    share, between = other_ms / one_ms, report.get("latency_ratio") or {}
+    # where processor time does not compare, the ratios of the rounds say how busy the machine was
+    paired = between.get("median", share) if between.get("cpu") is None else share
+    busy = f" ({100 * paired:.1f} % by round: busy machine)" if abs(paired - share) > BUSY * share else ""
     found.append(
         Row(
             f"latency, {what} ({setting_text(slow)})",
@@ -105,17 +106,20 @@ def rows(report: Report) -> list[Row]:
 def shown_ms(times: Sequence[Mapping[str, Any]]) -> tuple[str, list[float]]:
     """Return what is shown of models that were timed in turns, and their milliseconds, which can be divided by each other.
 
-    Medians; but where other programs took the processor away in between, as a wall clock beyond the processor time says, the
-    first decile of processor time: a long inference is interrupted more often than a short one, so that on a busy core half
-    of the time may look like a quarter.
+    Medians; but where other programs took the processor away in between, as a wall clock beyond the processor time says, or
+    another share by it, the first decile of processor time: a long inference is interrupted more often than a short one, so
+    that on a busy core half of the time may look like a quarter.
     """
     cpu = [float(one.get("cpu_p10") or 0) for one in times]
     is_known = all(cpu) and all(
         one.get("cpu_p50") and one["threads"] == 1 and one.get("provider", "cpu") == "cpu" for one in times
     )
-    if is_known and any(one["p50"] > INTERRUPTED * one["cpu_p50"] for one in times):
-        return CPU, cpu
-    return MEDIAN, [one["p50"] for one in times]
+    wall = [float(one["p50"]) for one in times]
+    if not is_known:
+        return MEDIAN, wall
+    is_interrupted = any(one["p50"] > INTERRUPTED * one["cpu_p50"] for one in times)
+    differ = any(abs(a * cpu[0] - b * wall[0]) > BUSY * b * wall[0] for a, b in zip(wall, cpu, strict=True))
+    return (CPU, cpu) if is_interrupted or differ else (MEDIAN, wall)
 
 
 def summary(report: Report) -> list[str]:
