@@ -76,6 +76,7 @@ def environment_of(
     """
     if not analysis.channels.groups:
         raise ModelError(_nothing(analysis))
+    tell(PREPARING, {"what": "the original", "done": 0, "n": None})
     evaluator = data.race() if settings.data.judge == "fidelity" else data.evaluator("reward")
 
     def evaluate(model: onnx.ModelProto, *best: Errors) -> Outcome:

@@ -25,7 +25,11 @@ def test_what_a_search_needs_is_told_step_by_step() -> None:
     analysis = analyse_model(DIGITS)
     settings = CompressOptions.of(flops=0.5)
     environment = environment_of(analysis, roles_of(analysis, "digits", settings), settings, tell=tell)
-    assert not told and environment.curves is not None and environment.divergence is not None
+    assert (
+        [one["what"] for one in told] == ["the original"]
+        and environment.curves is not None
+        and environment.divergence is not None
+    )
     environment.curves()
     environment.divergence()
     assert environment.depth is not None
