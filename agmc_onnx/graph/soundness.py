@@ -176,6 +176,9 @@ class _Body:
         _check_text(
             where, node.name, node.op_type, node.domain, node.overload, node.doc_string, *node.input, *node.output
         )
+        if not node.op_type or not node.output:
+            missing = "op_type" if not node.op_type else "output"
+            raise ModelError(f"{where}: has no {missing}, got an empty one; expected one. {_AGAIN}")
         seen: dict[str, int] = {}
         for attribute in node.attribute:
             _check_text(where, attribute.name, attribute.ref_attr_name, attribute.doc_string)

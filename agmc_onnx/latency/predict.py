@@ -182,11 +182,14 @@ class _Places:
         self._maker = {name: i for i, node in enumerate(nodes) for name in node.outputs if name}
         self._named = {node.proto.name: i for i, node in enumerate(nodes) if node.proto.name}
 
-    def __call__(self, owner: str, key: str) -> int | None:
+    def __call__(self, owner: str | None, key: str) -> int | None:
         """Return the place of the node that makes the value `owner`, whose value that rounds, or whose name it is.
 
-        A Conv that was fused with the Relu behind it goes by the Relu's value; its time depends on the sizes of the Conv.
+        A Conv that was fused with the Relu behind it goes by the Relu's value; its time depends on the sizes of the Conv. None
+        for what has no owner.
         """
+        if owner is None:
+            return None
         op_type = key.partition(" ")[0].rpartition(".")[2].removeprefix("Fused").removeprefix("QLinear")
         first = at = self._maker.get(owner, self._maker.get(_ROUNDED.sub("", owner), self._named.get(owner)))
         while at is not None and self._nodes[at].op_type != op_type:

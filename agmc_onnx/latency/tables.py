@@ -171,6 +171,10 @@ def read_table(path: str | Path) -> LatencyTable:
                     f"{path}: not {_KIND}, models[{name[:12]!r}][{i}].ops: names an op beyond the {len(found.ops)} there."
                     f" {_ADVICE}"
                 )
+            if sample.ops and not any(found.ops[place].ms for _, place in sample.ops):
+                raise UsageError(
+                    f"{path}: not {_KIND}, models[{name[:12]!r}][{i}].ops: all of its times are 0. {_ADVICE}"
+                )
     models: dict[str, list[Sample]] = {
         name: [
             {**sample, "ops": [[owner, found.ops[i].op, found.ops[i].ms] for owner, i in sample["ops"]]}

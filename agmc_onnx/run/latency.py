@@ -178,6 +178,10 @@ def latency_target(
     samples = table_samples(analysis, environment, data, settings, tell)
     cost = latency_cost(analysis.channels, samples)
     full = cost(environment.n_units)
+    if full <= 0:
+        raise UsageError(
+            f"--latency: the table of op times predicts {full:g} ms for the whole model; expected more. Time its ops again."
+        )
     misses = [sample["share"] * full / cost(sample["kept"]) for sample in samples if "share" in sample]
     table = hashlib.sha256(json.dumps(list(samples), sort_keys=True).encode()).hexdigest()
     share = 1.0 if settings.budget.latency is None else settings.budget.latency  # what --max-drop tries is less

@@ -16,7 +16,7 @@ from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.view import graph_of
 from agmc_onnx.latency import op_times as time_ops
 from agmc_onnx.latency import tables as op_times
-from agmc_onnx.latency.predict import latency_cost, sample_counts
+from agmc_onnx.latency.predict import _Places, latency_cost, sample_counts
 from agmc_onnx.latency.tables import LatencyTable, layout_block, read_table
 from agmc_onnx.ops import analyse
 from agmc_onnx.precision.int8 import TARGETS, plain, write_int8
@@ -213,6 +213,7 @@ TABLE = {
         ("no json", "not JSON (Expecting value: line 1 column 1 (char 0)); expected a latency table."),
         (json.dumps(TABLE | {"ops": 5}), "not a latency table, ops: expected `array`, got `int`."),
         (json.dumps(TABLE | {"ops": []}), "not a latency table, models['a'][0].ops: names an op beyond the 0 there."),
+        (json.dumps(TABLE | {"ops": [{"op": "Relu", "ms": 0}]}), "models['a'][0].ops: all of its times are 0."),
         (json.dumps(TABLE | {"setting": {}}), "setting: object missing required field `threads`."),
         (json.dumps(TABLE | {"models": {"a": [{"kept": [-1]}]}}), "models[...][0].kept[0]: expected `int` >= 0."),
     ],
@@ -227,6 +228,10 @@ def test_what_is_no_table_is_said_in_one_line(tmp_path: Path, text: str, said: s
     assert str(caught.value).startswith(f"{path}: ") and said in str(caught.value)
     with pytest.raises(UsageError, match="no latency table, got No such file"):
         read_table(tmp_path / "none.json")
+
+
+def test_a_time_without_an_owner_belongs_to_no_node() -> None:
+    assert _Places([])(None, "Relu") is None
 
 
 def test_a_busy_moment_is_taken_out_of_the_times_of_a_sample():
