@@ -2,8 +2,8 @@
 
     python -m tools.models MODELS.toml --folder RUNS [--write docs/models.md]
 
-MODELS.toml has a [[model]] for each: name, file, data, and points (of the frontier, 1 where it is left out). A model whose
-frontier lies in RUNS already is not measured again; one that cannot be measured has its reason in the table.
+MODELS.toml has a [[model]] for each: name, file, data, and points and minutes (of the frontier; 1 and no limit where left out).
+A model whose frontier lies in RUNS already is not measured again; one that cannot be measured has its reason in the table.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from agmc_onnx.verbs.frontier import frontier
 HEAD = """# Models of users
 
 What the tool does to trained models, one command a model; this page is made by `python -m tools.models`. The metric is of
-the test role, the time of one inference in onnxruntime, all models of a block measured in turns on one machine.
+the test role, the time a share of the original's in onnxruntime, one thread, all models of a block measured in turns on one
+machine (AMD EPYC with AVX2 only: no 8-bit dot products). Nothing was trained. No pruned rows: `--minutes` ended before the
+first point. A model that is not here was not run.
 
-| model | | metric | lost | time | MACs | bytes |
+| model | | metric (test samples) | lost | time | MACs | bytes |
 | --- | --- | ---: | ---: | ---: | ---: | ---: |
 """
 
@@ -35,6 +37,7 @@ class Model(msgspec.Struct):
     file: str
     data: str
     points: int = 1
+    minutes: float | None = None
 
 
 class _Models(msgspec.Struct):
@@ -56,7 +59,8 @@ def main() -> None:
 def command(model: Model) -> str:
     """Return what a user types."""
     file, data = (Path(path).name for path in (model.file, model.data))
-    return f"agmc-onnx frontier {file} --data {data} -o {model.name} --points {model.points}"
+    limit = "" if model.minutes is None else f" --minutes {model.minutes:g}"
+    return f"agmc-onnx frontier {file} --data {data} -o {model.name} --points {model.points}{limit}"
 
 
 def lines(model: Model, folder: Path) -> list[str]:
@@ -64,7 +68,7 @@ def lines(model: Model, folder: Path) -> list[str]:
     path = folder / model.name / "frontier.json"
     try:
         if not path.is_file():
-            frontier(model.file, data=model.data, output=path.parent, points=model.points)
+            frontier(model.file, data=model.data, output=path.parent, points=model.points, minutes=model.minutes)
     except AgmcError as error:
         return [f"| {model.name} | not measured: {error} | | | | | |"]
     return rows(model.name, msgspec.json.decode(path.read_bytes(), type=Frontier))
@@ -73,8 +77,8 @@ def lines(model: Model, folder: Path) -> list[str]:
 def rows(name: str, found: Frontier) -> Sequence[str]:
     """Return the rows of a frontier, the model's name in the first."""
     return [
-        f"| {name if i == 0 else ''} | {point.kind} | {point.metric.name} {point.metric.value:.2f} | {point.lost:.2f}"
-        f" | {point.time:.2f} | {point.macs:,} | {point.file_bytes:,} |"
+        f"| {name if i == 0 else ''} | {point.kind} | {point.metric.name} {point.metric.value:.2f} ({point.metric.n:,})"
+        f" | {point.lost:.2f} | {point.time:.2f} | {point.macs:,} | {point.file_bytes:,} |"
         for i, point in enumerate(found.points)
     ]
 
