@@ -132,7 +132,9 @@ def summary(report: Report) -> list[str]:
         lines.append(
             f"recovery: {metric_title(metric['name'])} {metric_text(metric, cut)} as cut, {metric_text(metric)} after it"
         )
-        if cut == metric["value"]:
+        if (
+            cut == metric["value"] != report["original"]["metric"]["value"]
+        ):  # where nothing was lost, nothing comes back
             lines.append(NOTHING_RECOVERED)
     lines += [*precision_lines(report), *gone_lines(report), *stage_lines(report), *sparsity_lines(report)]
     lines.append(verified_line(report["verified"]))

@@ -421,8 +421,11 @@ def test_page_in_a_browser(runs, tmp_path, width):
 
 
 def test_a_recovery_that_changed_nothing_is_said(report):
-    same = report["compressed"] | {"metric_before_recovery": report["compressed"]["metric"]["value"]}
-    assert text.NOTHING_RECOVERED in tables.summary(report | {"compressed": same})
+    value = report["compressed"]["metric"]["value"]
+    same = report | {"compressed": report["compressed"] | {"metric_before_recovery": value}}
+    for lost in (0.0, 1.0):
+        original = report["original"] | {"metric": report["original"]["metric"] | {"value": value + lost}}
+        assert (text.NOTHING_RECOVERED in tables.summary(same | {"original": original})) == (lost > 0)
     assert text.NOTHING_RECOVERED not in tables.summary(report)
 
 
