@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from agmc_onnx.arrays import FloatArray
-from agmc_onnx.data.card import LABELLED, NEEDS_LABELS, shape_text
+from agmc_onnx.data.card import LABELLED, NEEDS_LABELS, TEXTS, shape_text
 from agmc_onnx.data.samples import Samples
 from agmc_onnx.errors import DataError, ModelError, UsageError
 from agmc_onnx.graph.files import read_model
@@ -372,6 +372,12 @@ def _agree(ran: _Ran, evaluator: Evaluator) -> Judged:
     assert answers is not None
     labels, metric = evaluator.samples.labels, evaluator.metric
     at = next((i for i, answer in enumerate(answers) if answer.kind in ("positions", "mask")), None)
+    if metric in TEXTS and at is None:
+        kinds = ", ".join(answer.kind for answer in answers)
+        raise DataError(
+            f"metric {metric}: no output of the model is classes at positions, got {kinds}; expected one. Say which it is in"
+            ' the card: NAME = "positions" under [outputs].'
+        )
     if metric in LABELLED and labels is not None and at is not None:
         return against_labels(answers[at], ran.seen[at], labels, metric)
     return agreement(answers, ran.seen, told, evaluator.metric)

@@ -19,7 +19,7 @@ from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import Graph, Node, graph_of
 from agmc_onnx.measuring import boxes, closeness
 from agmc_onnx.measuring.closeness import MAX_ENTRIES
-from agmc_onnx.measuring.reading import alphabet_of
+from agmc_onnx.measuring.reading import alphabet_of, has_alphabet
 from agmc_onnx.ops.norm import is_stored
 from agmc_onnx.ops.table import op_of
 
@@ -145,8 +145,8 @@ def answers_of(model: onnx.ModelProto | Graph, said: Mapping[str, str] | None = 
         shape = shapes[i]
         if kind == "detections":
             one = _on_grid(graph, one, shape)
-        elif kind == "positions" and shape is not None:
-            one = replace(one, alphabet=alphabet_of(graph.model, shape.dims[one.axis]))
+        elif kind == "positions":
+            one = replace(one, alphabet=alphabet_of(graph.model, _n_classes(graph, name, shape, one.axis)))
         found.append(one)
     return tuple(sorted(found, key=lambda answer: answer.at))
 
@@ -170,6 +170,9 @@ def _kind_of(graph: Graph, name: str, shape: Shape | None) -> str:
         return "choices"
     if any(word in name.lower() for word in _STATES) and len(graph.inputs) > 1:
         return "state"
+    if shape is None and has_alphabet(graph.model):
+        made = _maker(graph, name)
+        return "positions" if made is not None and made.op_type in ("Softmax", "LogSoftmax") else "numbers"
     if shape is None or shape.rank < 2:
         return "numbers"
     maker, rest = _maker(graph, name), [size for size in shape.dims[1:] if size != 1]
@@ -195,6 +198,16 @@ def _kind_of(graph: Graph, name: str, shape: Shape | None) -> str:
     if shape.rank == 4 and maker is not None and _is_segmentation(graph, shape, maker):
         return "positions"
     return "map" if shape.rank >= 4 else "numbers"
+
+
+def _n_classes(graph: Graph, name: str, shape: Shape | None, axis: int) -> int:
+    """Return the number of classes; of an output of unknown shape what the weight before the softmax says, or 0."""
+    if shape is not None:
+        return shape.dims[axis]
+    maker = _maker(graph, name)
+    last = None if maker is None else _maker(graph, maker.inputs[0])
+    weights = [] if last is None else [graph.array(one) for one in last.inputs if one in graph.tensors]
+    return next((weight.shape[-1] for weight in weights if weight.ndim), 0)
 
 
 def _maker(graph: Graph, value: str) -> Node | None:

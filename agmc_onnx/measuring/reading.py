@@ -27,6 +27,11 @@ def alphabet_of(model: onnx.ModelProto, n_classes: int) -> tuple[str, ...]:
     return {0: (*characters,), 1: ("", *characters), 2: ("", *characters, " ")}.get(more, ()) if characters else ()
 
 
+def has_alphabet(model: onnx.ModelProto) -> bool:
+    """Return whether a model's metadata says what its classes stand for."""
+    return any(entry.key.lower() in KEYS for entry in model.metadata_props)
+
+
 def blank_of(classes: np.ndarray) -> int:
     """Return the class that stands for nothing: the one that is most often there."""
     return int(np.bincount(np.maximum(classes.ravel(), 0)).argmax()) if classes.size else 0

@@ -51,6 +51,32 @@ def test_texts_are_counted(metric: str, value: float) -> None:
     assert same.value == 100
 
 
+def shapeless(with_names: bool) -> onnx.ModelProto:
+    """Return the recogniser as PaddleOCR writes it: nothing tells the shape of its output."""
+    text = (
+        "f (float[n, 8, 4] x, int64[k] s) => (float y) { r = Reshape (x, s) h = MatMul (r, w) y = Softmax<axis=2> (h) }"
+    )
+    model = nets.model(text, {"w": 9 * np.eye(4, dtype=np.float32)}, 0)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    if with_names:
+        onnx.helper.set_model_props(model, {"character": "a\nb"})
+    return model
+
+
+def test_a_recogniser_of_unknown_shape_is_known_by_its_dictionary() -> None:
+    answer = answers_of(shapeless(True))[0]
+    assert (answer.kind, answer.alphabet) == ("positions", ("", "a", "b", " "))
+    assert answers_of(shapeless(False))[0].kind == "numbers"
+
+
+def test_what_has_no_positions_cannot_be_read() -> None:
+    text = "f (float[n, 4] x) => (float[n, 3] y) { y = Gemm (x, w) }"
+    plain = nets.model(text, {"w": (4, 3)}, 0)
+    rows = Samples("t", lambda i: {"x": np.ones((len(i), 4), np.float32)}, np.arange(2), np.array(["a", "b"]))
+    with pytest.raises(DataError, match="no output of the model is classes at positions, got classes; expected one"):
+        Evaluator(rows, "characters", reference=plain)(plain)
+
+
 def test_a_model_without_a_dictionary_cannot_be_held_against_texts() -> None:
     with pytest.raises(DataError, match="metric characters: the model does not say what its classes stand for"):
         Evaluator(samples(["aab", "b b"]), "characters", reference=recogniser(False))(recogniser(False))
