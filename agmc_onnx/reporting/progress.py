@@ -129,6 +129,8 @@ class Episodes(Line):
         self._parts = ("", "")  # what is shown before and behind the time that is left
         self._since = self._begun
         self._best, self._metric = float("-inf"), 0.0
+        self._point = ""  # of a frontier, which has a search for each
+        self._points, self._each = 0, 0.0  # points behind it, and the seconds that one is expected to take
         self._measured = ("", 0.0)  # what is measured before candidates, and since when
 
     def __enter__(self) -> Episodes:
@@ -140,7 +142,7 @@ class Episodes(Line):
         """Take what `compress` tells of its progress."""
         handler = {
             "analysed": self._analysed, "planned": self._planned, "episode": self._episode, "finalist": self._finalist,
-            "distilling": self._distilling, "preparing": self._preparing,
+            "distilling": self._distilling, "preparing": self._preparing, "point": self._point_begins,
         }.get(stage)  # fmt: skip
         if handler is not None:
             handler(facts)
@@ -156,9 +158,16 @@ class Episodes(Line):
         """
         coming = [(n, seconds) for n, seconds in list(self._stages.values()) if n]
         if not self._stages:
-            return None
+            return (self._points + 1) * self._each or None
         gone = min(time.monotonic() - self._since, coming[0][1]) if coming else 0.0
-        return sum(n * seconds for n, seconds in coming) - gone
+        return sum(n * seconds for n, seconds in coming) - gone + self._points * self._each
+
+    def _point_begins(self, facts: Mapping[str, Any]) -> None:
+        """Forget the search before; until the next one is planned, it is expected to take as long."""
+        self._point, self._points = f"point {facts['number']} of {facts['n']}", facts["n"] - facts["number"]
+        self._stages, self._best = {}, float("-inf")
+        self._show("")
+        self.note(self._point)
 
     def _analysed(self, facts: Mapping[str, Any]) -> None:
         self._parts = ("", "")
@@ -181,6 +190,7 @@ class Episodes(Line):
     def _planned(self, facts: Mapping[str, Any]) -> None:
         self._stages = {name: [n, seconds] for name, (n, seconds) in facts["stages"].items()}
         self._since = time.monotonic()
+        self._each = sum(n * seconds for n, seconds in self._stages.values())
         gone, left = self._since - self._begun, self.left() or 0.0
         if gone + left >= EVERY or self._note is not None:
             parts = [
@@ -245,6 +255,7 @@ class Episodes(Line):
         return "" if left is None else f"; about {duration(left)} left"
 
     def _show(self, text: str, following: str = "", best: str = "") -> None:
+        text = ": ".join(part for part in (self._point, text) if part)
         self._parts = f"{text}{f', then {following}' if following else ''}", f"; {best}" if best else ""
         self.update(self.now())
 

@@ -233,7 +233,7 @@ class _Run:
         measured over what was predicted."""
         path = self.folder / f"pruned-{number}.onnx"
         settings = self.settings.but(latency=share)
-        self.tell(f"point {number} of {self.n_points}", {"share": share})
+        self.tell("point", {"number": number, "n": self.n_points, "share": share})
         report = self._known(path, settings)
         if report is None:
             left = self._left()

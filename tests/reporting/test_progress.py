@@ -173,3 +173,16 @@ def test_what_is_many_times_the_same_says_what_is_left(now):
             now[0] += 2.0
             shown(done, 20)
     assert len(said) == 10 and said[0] == "timing 2/20; about 36 s left"
+
+
+def test_a_frontier_counts_its_points(now):
+    shown = Episodes(stream=io.StringIO())
+    for number in (1, 2):
+        shown("point", {"number": number, "n": 3, "share": 0.5})
+        if number == 2:
+            assert shown.now() == "point 2 of 3; about 3 min 22 s left"  # two points as long as the first
+        shown("planned", told(FORECAST, 20, 4, None))
+        shown("episode", {**record(0), "reward": -float(number)})
+        best = f"best reward -{number}.00, metric 90.00"
+        assert shown.now().startswith("point ") and shown.now().endswith(best)  # not that of the point before
+    assert shown.now() == f"point 2 of 3: candidate 1/20, then finalists; about 3 min 20 s left; {best}"
