@@ -236,7 +236,7 @@ def _corrected(samples: Sequence[Sample], key_ms: Mapping[str, float]) -> dict[s
         factor, each = np.linalg.lstsq(terms * root[:, None], root, rcond=None)[0]
         weight = 1 / np.maximum(np.abs(terms @ np.array([factor, each]) - 1), 1e-3)
     if factor <= 0:  # too little to learn from
-        factor, each = float(np.median(ms / total)), 0.0
+        factor, each = float(np.median(ms / np.maximum(total, SMALLEST_MS))), 0.0
     return {key: max(float(factor * one + each), SMALLEST_MS) for key, one in key_ms.items()}
 
 
