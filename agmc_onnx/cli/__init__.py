@@ -55,7 +55,11 @@ def _main(argv: list[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}. Check the disk and the paths.", 2)
     except MemoryError:
-        return fail("out of memory. Use a smaller --reward-samples, or a machine with more memory.", 2)
+        return fail(
+            "out of memory: the model's values, or the data, need more than there is. Give smaller sizes (--input-shape), fewer"
+            " samples, or a machine with more memory.",
+            2,
+        )
     except Exception as error:
         broken = broken_model(argv)
         if broken:
