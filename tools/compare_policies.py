@@ -169,9 +169,9 @@ def shared() -> Iterator[None]:
 
         return once(named("roles", analysis, settings), make)
 
-    def environment(analysis: Analysis, data: Roles, settings: CompressOptions) -> Environment:
+    def environment(analysis: Analysis, data: Roles, settings: CompressOptions, **more: Any) -> Environment:
         def make() -> Environment:
-            made = before[2](analysis, data, settings)
+            made = before[2](analysis, data, settings, **more)
             evaluate = made.evaluate
             measure = cache(lambda kept, *best: evaluate(np.array(kept, np.int64), *best))
             made.evaluate = lambda kept, *best: measure(tuple(kept.tolist()), *best)  # type: ignore[method-assign]

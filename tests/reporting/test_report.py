@@ -430,7 +430,7 @@ def test_a_recovery_that_changed_nothing_is_said(report):
 
 
 def test_a_fact_is_short_on_a_busy_machine(report):
-    busy = report | {"latency_ratio": report["latency_ratio"] | {"median": 3.0}}
+    busy = report | {"latency_ratio": report["latency_ratio"] | {"median": 3.0, "cpu": None}}
     html = render(busy)
     facts = html.split('<div class="facts">')[1].split('<div class="grid">')[0]
     assert "busy machine" in html and "busy machine" not in facts

@@ -90,7 +90,10 @@ def test_mixed_precision_says_what_it_measured(tmp_path: Path) -> None:
     facts = result.report.precision
     assert facts is not None and facts.asked == "mixed"
     assert sum(one.is_taken for one in facts.tried) == 1 and {"float", "int8"} <= {one.kind for one in facts.tried}
-    assert any(line.startswith("mixed, of the original: ") and "(taken)" in line for line in summary(result.report))
+    assert any(
+        line.startswith("mixed precision, tried on the original: ") and "(taken)" in line
+        for line in summary(result.report)
+    )
     assert agmc_onnx.verify(NETWORK, tmp_path / "m.onnx").masked_equivalence
 
 
@@ -98,7 +101,7 @@ def test_mixed_precision_is_a_format_of_export(tmp_path: Path) -> None:
     found = agmc_onnx.export(
         NETWORK, to="mixed", data="digits", output=tmp_path / "m.onnx", seconds=0.2, calibration_samples=50
     )
-    assert any(note.startswith("mixed, of the original: ") for note in found["notes"])
+    assert any(note.startswith("mixed precision, tried on the original: ") for note in found["notes"])
     assert found["metric"]["exported"]["value"] > found["metric"]["onnx"]["value"] - 3
 
 
