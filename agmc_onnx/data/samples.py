@@ -272,11 +272,16 @@ def synthetic(
             for dim, (size, symbol) in enumerate(zip(spec.shape, symbols, strict=True))
         ]
         full = (n, *shape) if spec.name in unbatched else (n, *shape[1:])
-        left -= math.prod(full) * max(spec.dtype.itemsize, 4)  # made in float32
+        rows = n if spec.name in unbatched else max(n, batch or 1)  # a fixed batch is filled up
+        left -= rows * math.prod(full[1:]) * max(spec.dtype.itemsize, 4)  # made in float32
         if left < 0:
             todo = "Give real data with --data."
             raise bad_data(
-                f"input {spec.name!r}", "random samples of over 1 GiB", shape_text(full), "smaller ones", todo
+                f"input {spec.name!r}",
+                "random samples of over 1 GiB",
+                shape_text((rows, *full[1:])),
+                "smaller ones",
+                todo,
             )
         if np.issubdtype(spec.dtype, np.floating):
             arrays[spec.name] = generator.standard_normal(full, np.float32).astype(spec.dtype)

@@ -174,7 +174,13 @@ def read_sparse(sparse: onnx.SparseTensorProto) -> Array:
         sparse: Values of shape (n,) with int64 indices of shape (n,) into the flattened tensor or (n, rank).
     """
     values, index = read_array(sparse.values), read_array(sparse.indices)
-    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    try:
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+    except MemoryError:
+        raise ModelError(
+            f"sparse initializer {sparse.values.name}: too large, got sizes {list(sparse.dims)}; expected what fits in memory"
+            " as a dense array. Export the model again."
+        ) from None
     if index.ndim == 2:
         dense[tuple(index.T)] = values
     else:

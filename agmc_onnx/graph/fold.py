@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
+from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.registry import graph_op
 
 Array = np.ndarray
@@ -35,6 +36,11 @@ def evaluate_node(proto: onnx.NodeProto, feeds: dict[str, Array], opset: int) ->
             inputs = [feeds[name] if name else None for name in proto.input]
             try:
                 found = evaluation(inputs, attributes)
+            except MemoryError:
+                raise ModelError(
+                    f"node {proto.op_type} {proto.name or proto.output[0]}: its constant output takes more memory than there is;"
+                    " expected the size that the model runs at. Export the model again."
+                ) from None
             except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError, OverflowError):
                 found = None  # let the reference say whether the node is wrong or only unusual
             if found is not None:

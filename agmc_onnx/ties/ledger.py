@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from agmc_onnx.arrays import IntArray
+from agmc_onnx.errors import ModelError
 from agmc_onnx.graph.shapes import Shape
 from agmc_onnx.graph.view import Graph, Node, captured_names
 
@@ -327,7 +328,13 @@ def visit(ledger: Ledger, rules: Rules) -> None:
                 if value:
                     ledger.freeze_value(value, why)
             continue
-        rule(ledger, node)
+        try:
+            rule(ledger, node)
+        except MemoryError:
+            raise ModelError(
+                f"{node.label}: its values are too large to analyse, got a dim that takes more memory than there is;"
+                " expected sizes that the model runs at. Give smaller ones with --input-shape, or export it again."
+            ) from None
 
 
 def _without_unused(graph: Graph, node: Node) -> Node:

@@ -384,6 +384,13 @@ def test_synthetic_samples_for_inputs_without_a_batch_axis() -> None:
     assert all(isinstance(a, np.ndarray) for a in feeds[0].values())
 
 
+def test_a_fixed_batch_counts_with_what_it_is_filled_up_to() -> None:
+    with fails(
+        "input 'x': random samples of over 1 GiB, got [2147483648, 3, 8, 8]; expected smaller ones. Give real data with --data."
+    ):
+        synthetic([InputSpec("x", FLOAT, (2**31, 3, 8, 8))], 3, seed=0)
+
+
 def test_synthetic_errors() -> None:
     text = [InputSpec("s", np.dtype(object), (None,))]
     with fails("input 's': no synthetic samples, got object; expected numbers or bool. Give real data with --data."):

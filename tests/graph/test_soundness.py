@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from agmc_onnx.errors import ModelError
-from agmc_onnx.graph.files import read_model
+from agmc_onnx.graph.files import read_model, read_sparse
+from agmc_onnx.graph.fold import evaluate_node
 from agmc_onnx.graph.soundness import check_sound
 
 AGAIN = " Export the model again."
@@ -254,3 +255,13 @@ def test_a_hostile_file_ends_at_once_with_one_line(tmp_path: Path) -> None:
         " Export the model without nested functions.\n"
     )
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 10
+
+
+def test_values_beyond_any_memory_end_in_one_line() -> None:
+    values = helper.make_tensor("s", onnx.TensorProto.FLOAT, [1], [1.0])
+    index = helper.make_tensor("i", onnx.TensorProto.INT64, [1], [0])
+    with pytest.raises(ModelError, match="sparse initializer s: too large, got sizes"):
+        read_sparse(helper.make_sparse_tensor(values, index, [2**40]))
+    node = helper.make_node("ConstantOfShape", ["n"], ["y"])
+    with pytest.raises(ModelError, match="node ConstantOfShape y: its constant output takes more memory"):
+        evaluate_node(node, {"n": np.array([2**40], np.int64)}, 17)
