@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from agmc_onnx.arrays import FloatArray, IntArray
+from agmc_onnx.errors import UsageError
 from agmc_onnx.graph.view import Graph, Node
 from agmc_onnx.ops.table import op_of
 from agmc_onnx.ops.vanish import closer_of
@@ -228,7 +229,14 @@ def _corrected(samples: Sequence[Sample], key_ms: Mapping[str, float]) -> dict[s
     ms = np.array([sample["ms"] for sample in samples])
     total = np.array([sum(key_ms[key] for _, key, _ in sample["ops"]) for sample in samples])
     n_ops = np.array([len(sample["ops"]) for sample in samples], np.float64)
-    terms = np.stack([total, n_ops], axis=1) / ms[:, None]
+    with np.errstate(all="ignore"):  # times of a table that somebody changed
+        terms = np.stack([total, n_ops], axis=1) / ms[:, None]
+        is_known = np.isfinite(terms * terms).all()
+    if not is_known:
+        raise UsageError(
+            f"table of op times: its times are too far apart, got samples of {ms.min():.3g} to {ms.max():.3g} ms with ops of"
+            f" {total.min():.3g} to {total.max():.3g} ms; expected those of one device. Make it again with time-ops."
+        )
     weight = np.ones(len(ms))
     factor, each = 1.0, 0.0
     for _ in range(IRLS_ROUNDS):

@@ -16,7 +16,7 @@ from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.view import graph_of
 from agmc_onnx.latency import op_times as time_ops
 from agmc_onnx.latency import tables as op_times
-from agmc_onnx.latency.predict import _Places, latency_cost, sample_counts
+from agmc_onnx.latency.predict import _corrected, _Places, latency_cost, sample_counts
 from agmc_onnx.latency.tables import LatencyTable, layout_block, read_table
 from agmc_onnx.ops import analyse
 from agmc_onnx.precision.int8 import TARGETS, plain, write_int8
@@ -252,3 +252,9 @@ def test_a_busy_moment_is_taken_out_of_the_times_of_a_sample():
     assert [op[:2] for op in calm[0]["ops"]] == [op[:2] for op in samples[0]["ops"]]
     assert time_ops.calmed(quiet)[0]["ops"][0][2] == pytest.approx(quiet[0]["ops"][0][2], rel=0.03)
     assert time_ops.calmed([]) == []
+
+
+def test_times_that_are_too_far_apart_are_said_in_one_line() -> None:
+    samples = [{"kept": [1], "ms": 0.02, "ops": [["y", "Conv", 1e308]]}] * 2
+    with pytest.raises(UsageError, match="table of op times: its times are too far apart"):
+        _corrected(samples, {"Conv": 1e308})
