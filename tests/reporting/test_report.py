@@ -287,7 +287,8 @@ def test_stages_are_on_the_page(report):
 def test_the_table_fits_a_terminal(report):
     lines = [line for line in tables.summary(report) if line.startswith("  ")]
     assert len(lines) >= 7 and max(map(len, lines)) <= 80
-    assert any(line.split() == ["latency,", "median", "ms", *line.split()[3:]] for line in lines)
+    latency = next(line.split() for line in lines if line.split()[0] == "latency,")
+    assert latency[1:3] in (["median", "ms"], ["processor", "ms"])  # the latter where this machine is busy
 
 
 def test_table_columns_are_aligned():
