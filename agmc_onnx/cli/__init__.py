@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from contextvars import copy_context
 
-from agmc_onnx.cli.crash import broken_model, catch_crashes
+from agmc_onnx.cli.crash import broken_model, catch_crashes, limit_memory
 from agmc_onnx.cli.stopping import INTERRUPTED, stoppable
 from agmc_onnx.cli.words import PROGRAM, drop_stdout, fail, is_verbose, say, set_level
 from agmc_onnx.errors import AgmcError, Notice
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_: say(f"{PROGRAM}: note: {message}")
     if argv is None:
         catch_crashes()
+        limit_memory()
     with stoppable() as stop:
         code = _main(sys.argv[1:] if argv is None else list(argv))
         return stop.code if code == INTERRUPTED else code

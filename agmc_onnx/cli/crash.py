@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from agmc_onnx.cli.words import PROGRAM, is_verbose
@@ -53,6 +54,25 @@ def catch_crashes() -> None:
     for name in _SIGNALS:
         if hasattr(signal, name):
             libc.signal(getattr(signal, name), ctypes.cast(end, ctypes.c_void_p))
+
+
+def limit_memory() -> None:
+    """Let this process have no more memory than is free now, or half of the machine's where that is more.
+
+    What wants more ends with `MemoryError` and one line, instead of being killed by the system, or another process in its place.
+    A driver of a GPU maps far more than it uses, so there is no limit beside one.
+    """
+    if "cuda" in " ".join(sys.argv):
+        return
+    with suppress(ImportError, OSError, ValueError):  # no Linux
+        import resource
+
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kib = {name: int(rest.split()[0]) for name, rest in (line.split(":", 1) for line in lines)}
+        wanted = 1024 * max(kib["MemAvailable"], kib["MemTotal"] // 2)
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        least = min((limit for limit in (soft, hard, wanted) if limit != resource.RLIM_INFINITY), default=wanted)
+        resource.setrlimit(resource.RLIMIT_DATA, (least, hard))
 
 
 def broken_model(words: Sequence[str]) -> str | None:

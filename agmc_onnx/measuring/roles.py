@@ -19,7 +19,9 @@ from agmc_onnx.measuring.session import make_session, model_inputs, run_model
 from agmc_onnx.options import Data, Execution
 
 MOST_FACTOR = 8  # samples of the reward role that the best candidates are measured on, over those that every one is
-MOST_BYTES = 1 << 30  # that these and what networks say of them may take, roughly
+MOST_BYTES = 1 << 30  # that these and what networks say of them may take, roughly; and random inputs, and one batch
+COPIES = 6  # of an output: two networks', and both in double precision
+N_LEAST = 2  # random inputs, however large
 
 
 class Roles:
@@ -50,7 +52,7 @@ class Roles:
             amounts: How much of every role is used, and what judges.
             execution: Threads, provider, and the seed of synthetic inputs.
             sizes: Of these; None: the first usual ones that the model runs on.
-            n_random: How many of these every role has.
+            n_random: How many of these every role has, or as many as fit.
 
         Raises:
             DataError: If the data cannot be used with this model.
@@ -83,9 +85,15 @@ class Roles:
         outputs = run_model(make_session(self._model, execution.threads), feed)
         arrays = [value for value in outputs if isinstance(value, np.ndarray)]
         rows = self._roles["test"].fixed_batch or 1
+        n_fitting = MOST_BYTES // max(1, sum(array.nbytes for array in (*arrays, *feed.values())) * COPIES // rows)
+        self._batch = max(1, min(BATCH, n_fitting))
+        if not self.real and n_random > n_fitting:
+            n_random = max(N_LEAST, n_fitting)
+            self._roles = {name: samples.take(n_random) for name, samples in self._roles.items()}
+            self._whole_reward = self._roles["reward"]
         of_outputs = sum(min(array.nbytes / rows, MAX_ENTRIES * array.itemsize) for array in arrays)
         of_inputs = sum(array.nbytes / rows for array in feed.values())
-        self._sample_bytes = of_inputs + 6 * of_outputs  # two networks' outputs, and both in double precision
+        self._sample_bytes = of_inputs + COPIES * of_outputs
         self._amounts, self._execution = amounts, execution
 
     @property
@@ -150,7 +158,8 @@ class Roles:
 
     def _evaluator(self, samples: Samples, **more: Any) -> Evaluator:
         reference = self._model if needs_original(self.metric) else None
-        run: dict[str, Any] = {"threads": self._execution.threads, "provider": self._execution.provider}
+        here = self._execution
+        run: dict[str, Any] = {"threads": here.threads, "provider": here.provider, "batch_size": self._batch}
         return Evaluator(samples, self.metric, reference=reference, answers=self.answers, **run, **more)
 
     def _first_rewards(self, n: int) -> Samples:
@@ -165,7 +174,7 @@ class Roles:
         n = self._roles["reward"].n if self._amounts.judge == "metric" else self.n_most
         reward, calibration = self._first_rewards(n), self._roles["calibration"].take(self._amounts.search_samples)
         feeds = [
-            *reward.feeds(BATCH),
+            *reward.feeds(self._batch),
             *(feed for feed, _ in calibration.batches(100)),
         ]  # as the evaluator keeps them
         arrays = [(name, feed[name]) for feed in feeds for name in sorted(feed)]

@@ -120,7 +120,9 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Curves | Non
     first, last = min(p[0][0] for p in found.values()), max(p[-1][0] for p in found.values())
 
     def x(episode: float) -> float:
-        return 100 * (episode - first) / (last - first)
+        return (
+            100 * (episode - first) / ((last - first) or 1)
+        )  # or 1: a file changed by hand may name one episode twice
 
     def y(reward: float) -> float:
         return min(100.0, 100 * (high - reward) / (high - low))

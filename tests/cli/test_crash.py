@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nets
 import numpy as np
+import pytest
 
 from agmc_onnx.cli import main
 from agmc_onnx.measuring.probe import why_unusable
@@ -48,6 +49,19 @@ def test_a_crash_in_c_ends_with_exit_code_2_and_one_line(tmp_path: Path) -> None
     assert done.returncode == 2
     assert "Assertion" in done.stderr
     assert "shapes.py" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="no Linux")
+def test_a_process_may_not_take_more_than_is_free() -> None:
+    import resource  # not on Windows
+
+    code = (
+        "import resource; from agmc_onnx.cli.crash import limit_memory; limit_memory();"
+        "print(*resource.getrlimit(resource.RLIMIT_DATA))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    assert total // 2 - 1024 <= int(told[0]) <= total and int(told[1]) == resource.getrlimit(resource.RLIMIT_DATA)[1]
 
 
 def test_a_model_that_breaks_the_analysis_is_broken(tmp_path: Path, capsys) -> None:

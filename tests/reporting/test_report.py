@@ -155,6 +155,7 @@ def test_curve_of_a_search():
     assert [tick.label for tick in found.y] == ["-60", "-50", "-40", "-30", "-20", "-10"]
     assert [tick.label for tick in found.x] == ["1", "2", "3", "4", "5"]
     assert curves({"agmc": history[:1]}) is None
+    assert curves({"agmc": [{"episode": 3, "reward": r} for r in (-2.0, -1.0)]}) is not None  # a file changed by hand
 
 
 def test_one_very_bad_candidate_does_not_press_the_curve_together():

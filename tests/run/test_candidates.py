@@ -56,6 +56,8 @@ def test_a_budget_out_of_reach_says_what_was_asked_for_and_what_every_width_reac
         str(error.value),
     )
     assert match and float(match[1]) > float(match[2])
+    free = compress(model, **QUICK | {"flops": 0.5, "round_to": 2**70})  # no group has that many
+    assert free.report["target"]["reached"] <= 0.5
     assert compress(model, **QUICK | {"flops": float(match[1]), "round_to": 8}).report["target"]["reached"] <= float(
         match[1]
     )
