@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 EVERY = 10.0  # seconds between lines where there is no terminal
+IN_SECONDS = 120  # below it, a time that is left is told to the second
 AGAIN = 1.0  # seconds after which a terminal shows anew what is left
 STAGES = ("candidates", "finalists", "distilling", "timing", "verifying", "measuring")
 Say = Callable[[str], None]
@@ -55,7 +56,7 @@ class Line:
             from rich.table import Column
 
             text = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-            columns = (SpinnerColumn(), text, TimeElapsedColumn())
+            columns = (SpinnerColumn(), TimeElapsedColumn(), text)  # what is narrow cuts off the end
             console = Console() if in_notebook() else Console(file=self._stream)
             self._progress = Progress(*columns, console=console, transient=True)
             self._progress.start()
@@ -183,7 +184,7 @@ class Episodes(Line):
             self.note(f"measuring {what}")
         each = (now - self._measured[1]) / max(done, 1)
         far = f" {done}/{n}" if n else f", {done} so far" if done else ""
-        left = f", {duration(each * (n - done))} left of this" if n and done else ""
+        left = f" ({duration(each * (n - done))} left)" if n and done else ""
         self._parts = ("", "")
         self.update(f"measuring {what}{far}{left}, then candidates")
 
@@ -208,7 +209,7 @@ class Episodes(Line):
         if "candidates" in self._stages:
             self._stages["candidates"][0] = facts["n_left"]
         best = f"best reward {self._best:.2f}, metric {self._metric:.2f}"
-        self._show(f"candidate {done}/{self.n_episodes}", "finalists", best)
+        self._show(f"candidate {done}/{self.n_episodes}", "finalists", f"best metric {self._metric:.2f}")
         now = f"reward {facts['reward']:.2f}, metric {facts['metric']:.2f}"
         self.note(f"episode {done}/{self.n_episodes}: {now}; {best}{self._left_text()}")
 
@@ -252,7 +253,9 @@ class Episodes(Line):
 
     def _left_text(self) -> str:
         left = self.left()
-        return "" if left is None else f"; about {duration(left)} left"
+        if left is None:
+            return ""
+        return f"; about {duration(left if left < IN_SECONDS else 60 * round(left / 60)).removesuffix(' 0 s')} left"
 
     def _show(self, text: str, following: str = "", best: str = "") -> None:
         text = ": ".join(part for part in (self._point, text) if part)

@@ -84,7 +84,7 @@ def test_without_a_terminal_a_line_comes_every_few_seconds(monkeypatch):
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("agmc-onnx: about 1 min 41 s in all") or lines[0] == "agmc-onnx: reading the model"
     assert re.fullmatch(
-        r"agmc-onnx: candidate 1/20, then finalists; about 1 min \d+ s left; best reward -1.00, metric 90.00", lines[-1]
+        r"agmc-onnx: candidate 1/20, then finalists; about 1 min \d+ s left; best metric 90.00", lines[-1]
     )
     assert len(lines) >= 3
 
@@ -154,7 +154,7 @@ def test_what_is_measured_before_candidates_says_how_far_it_is(now):
         assert shown.now() == "measuring error curves 0/4, then candidates"
         now[0] += 6.0
         shown("preparing", {"what": "error curves", "done": 1, "n": 4})
-        assert shown.now() == "measuring error curves 1/4, 18 s left of this, then candidates"
+        assert shown.now() == "measuring error curves 1/4 (18 s left), then candidates"
         shown("preparing", {"what": "losses without layers", "done": 7, "n": None})
         assert shown.now() == "measuring losses without layers, 7 so far, then candidates"
         shown("preparing", {"what": "how long a candidate takes", "done": 0, "n": None})
@@ -180,9 +180,9 @@ def test_a_frontier_counts_its_points(now):
     for number in (1, 2):
         shown("point", {"number": number, "n": 3, "share": 0.5})
         if number == 2:
-            assert shown.now() == "point 2 of 3; about 3 min 22 s left"  # two points as long as the first
+            assert shown.now() == "point 2 of 3; about 3 min left"  # two points as long as the first
         shown("planned", told(FORECAST, 20, 4, None))
-        shown("episode", {**record(0), "reward": -float(number)})
-        best = f"best reward -{number}.00, metric 90.00"
+        shown("episode", {**record(0), "reward": -float(number), "metric": 90.0 - number})
+        best = f"best metric {90 - number:.2f}"
         assert shown.now().startswith("point ") and shown.now().endswith(best)  # not that of the point before
-    assert shown.now() == f"point 2 of 3: candidate 1/20, then finalists; about 3 min 20 s left; {best}"
+    assert shown.now() == f"point 2 of 3: candidate 1/20, then finalists; about 3 min left; {best}"
