@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -94,7 +95,7 @@ def fill(
             continue
         if time.monotonic() > end:
             return
-        row = {"name": name, "exporter": exporter, "engine": code} | make(name, exporter)
+        row = {"name": name, "exporter": exporter, "engine": code, "commit": commit()} | make(name, exporter)
         with path.open("a") as out:
             out.write(json.dumps(row) + "\n")
         shown = (
@@ -111,6 +112,17 @@ def fill(
         sys.stdout.write(" ".join([name, exporter, *(f"{k}={row[k]}" for k in shown if row.get(k) not in (None, ""))]))
         sys.stdout.write("\n")
         sys.stdout.flush()
+
+
+def commit() -> str:
+    """Return the last commit that changed the package, with a + where the working tree changed it since."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "agmc_onnx")
+    return git("log", "-1", "--format=%h", "--", "agmc_onnx").strip() + "+" * bool(changed)
 
 
 def engine() -> str:

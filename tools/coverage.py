@@ -1,8 +1,11 @@
 """Coverage of the engine over the architectures of torchvision, timm and onnx, and over real models.
 
     python -m tools.coverage --out rows.jsonl [--exporters torchscript dynamo] [--only NAME ...] [--data FOLDER]
-                             [--keep FOLDER] [--part 1/2] [--again] [--seconds 600]
+                             [--keep FOLDER] [--part 1/2] [--again] [--open] [--seconds 600]
     python -m tools.coverage_report --rows rows.jsonl [--peers peers.jsonl] [--scaling scaling.jsonl] > docs/coverage.md
+
+With `--open` each is exported with open height and width too, analysed at its usual size, and its cut to half compared with
+the masked original, and its MACs with those that a run makes, at that size and at a second one.
 
 With `--depth` what may go as a whole is tried: a random half of it is taken out, with all widths and with half of them.
 
@@ -29,6 +32,7 @@ from agmc_onnx.arrays import IntArray
 from agmc_onnx.errors import AgmcError
 from agmc_onnx.graph.normal_form import normalize
 from agmc_onnx.graph.view import graph_of
+from agmc_onnx.measuring.sizes import graph_at, second_feeds, settle
 from agmc_onnx.ops import analyse
 from agmc_onnx.ops.vanish import closer_of
 from agmc_onnx.pruning.cost import count_macs, macs_cost
@@ -119,6 +123,42 @@ def try_model(name: str, exporter: str, keep: Path | None) -> Row:
     return row
 
 
+def try_open(name: str, exporter: str, keep: Path | None) -> Row:
+    """Return the row of one model, with that of its export with open height and width as `open`."""
+    row = try_model(name, exporter, keep)
+    try:
+        return row | {"open": _opened(name, exporter, keep)}
+    except Exception as error:  # an exporter's, or the analysis': the fixed row stays
+        return row | {"open": {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}}
+
+
+def _opened(name: str, exporter: str, keep: Path | None) -> Row:
+    from tests.independent_counter import count
+    from tests.oracle import feed_of
+
+    proto = zoo.load(name, exporter, keep, is_open=True)
+    spatial = [d.dim_value or 1 for d in zoo.load(name, exporter, keep).graph.input[0].type.tensor_type.shape.dim]
+    start = time.process_time()
+    sizes = settle(proto, [",".join(map(str, spatial))]).inputs
+    model = normalize(proto)
+    channels = analyse(graph_at(model, sizes))
+    half, cost = half_of(channels), macs_cost(channels)
+    kept = choose(channels, l2_norm(channels), half)
+    pruned, seconds = Surgeon(channels).cut(kept), time.process_time() - start
+    total = max(cost(np.array([g.n_units for g in channels.groups], np.int64)), 1)
+    row: Row = {"macs_left": round(cost(half) / total, 4), "groups": len(channels.groups), "seconds": round(seconds, 3)}
+    row["reasons"] = kinds_of((group.why_frozen or "", 1) for group in channels.frozen)[:8]
+    feeds = [feed_of(model, sizes), *second_feeds(model, sizes, 0)]
+    settings = [{name: x.shape for name, x in feed.items()} for feed in feeds]
+    row["sizes"] = [list(next(iter(one.values()))) for one in settings]
+    counts = [sum(count(pruned, feed).values()) for feed in feeds]
+    row["as_counted"] = counts == [macs_cost(analyse(graph_at(model, one)))(half) for one in settings]
+    norms = norms_of(channels, kept)
+    found = verify(model, pruned, make_plan(channels, kept, "0" * 64), feeds[:1], norms=norms, others=feeds[1:])
+    row["equivalent"], row["note"], row["compared"] = found.masked_equivalence, found.note, found.n_samples
+    return row | {"relative": float(f"{found.max_abs_diff / (found.max_abs_output + 1e-30):.2g}")}
+
+
 def _checked(channels: Channels, kept: list[np.ndarray], pruned: onnx.ModelProto, total: int) -> Row:
     """Return whether the cut model is valid and answers as the masked original."""
     row: Row = {}
@@ -186,6 +226,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for exported models, to export each only once")
     parser.add_argument("--part", default="1/1", help="K/N: every N-th model from the K-th, for several processes")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no model later than this")
+    parser.add_argument("--open", action="store_true", help="export with open height and width too, and check both")
     parser.add_argument("--depth", action="store_true", help="take out a random half of the branches that may go")
     parser.add_argument("--again", action="store_true", help="repeat rows that failed or that older code made")
     args = parser.parse_args()
@@ -200,7 +241,8 @@ def main() -> None:
         zoo.import_frameworks()
 
     def make(name: str, exporter: str) -> Row:
-        return run_apart(partial(try_depth if args.depth else try_model, name, exporter, args.keep), args.seconds)
+        tried = try_depth if args.depth else try_open if args.open and exporter != "file" else try_model
+        return run_apart(partial(tried, name, exporter, args.keep), args.seconds)
 
     fill(args.out, jobs, make, args.part, args.again, args.minutes)
 

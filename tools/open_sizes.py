@@ -97,7 +97,7 @@ Open = list[dict[int, str]]
 Kind = tuple[Callable[..., Any], tuple[torch.Tensor, ...], list[str], Open]
 
 
-class _Called(torch.nn.Module):
+class Called(torch.nn.Module):
     """A network behind arguments in a row."""
 
     def __init__(self, network: torch.nn.Module, call: Callable[..., Any]) -> None:
@@ -144,16 +144,23 @@ def export(name: str, exporter: str, is_open: bool, path: Path) -> None:
         made = getattr(transformers, network)(getattr(transformers, config)(**options)).eval()
         call, given, names, opened = _kind(kind)
     axes = opened if is_open else [{0: one[0]} for one in opened]
+    write(Called(made, call), given, names, axes, exporter, path)
+
+
+def write(
+    network: torch.nn.Module, given: tuple[torch.Tensor, ...], names: list[str], axes: Open, exporter: str, path: Path
+) -> None:
+    """Write a network as an exporter does, with these dims of its inputs open; dynamo takes them of arguments in a row."""
     with torch.no_grad():
         if exporter == "torchscript":
             torch.onnx.export(
-                _Called(made, call), given, str(path), input_names=names, opset_version=17, dynamo=False,
+                network, given, str(path), input_names=names, opset_version=17, dynamo=False,
                 dynamic_axes=dict(zip(names, axes, strict=True)),
             )  # fmt: skip
         else:
             free = tuple(dict.fromkeys(one, torch.export.Dim.AUTO) for one in axes)
             torch.onnx.export(
-                _Called(made, call), given, str(path), input_names=names, opset_version=18, dynamo=True,
+                network, given, str(path), input_names=names, opset_version=18, dynamo=True,
                 dynamic_shapes=(free,), external_data=False, verbose=False,
             )  # fmt: skip
 

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import io
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +34,24 @@ def light_models() -> list[Path]:
     return sorted(folder.glob("light_*.onnx"))
 
 
-def load(name: str, exporter: str, keep: Path | None = None) -> onnx.ModelProto:
+def load(name: str, exporter: str, keep: Path | None = None, is_open: bool = False) -> onnx.ModelProto:
     """Return one model of the table: `tv:`, `timm:`, `light:` or the path of a file; `hf:` is a small one of transformers.
 
     Args:
         name: Which.
         exporter: A key of `EXPORTERS`; files need none.
         keep: Folder of models exported before; what is missing there is exported and put there.
+        is_open: Export with open height and width, not the batch alone.
     """
     kind, _, rest = name.partition(":")
     if kind == "light":
         return with_random_weights(onnx.load(next(p for p in light_models() if p.stem == rest)))
     if kind not in ("tv", "timm", "hf"):
         return onnx.load(name)
-    path = keep / f"{exporter}-{kind}-{rest}.onnx" if keep else None
+    path = keep / f"{exporter}-{kind}-{rest}{'-open' if is_open else ''}.onnx" if keep else None
     if path is not None and path.exists():
         return onnx.load(path)
-    model = export(*build(name), exporter)
+    model = (export_open if is_open else export)(*build(name), exporter)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -173,6 +175,19 @@ def export(net: Any, shape: tuple[int, ...], exporter: str) -> onnx.ModelProto:
         buffer = io.BytesIO()
         torch.onnx.export(net, (torch.zeros(shape),), buffer, dynamo=False, opset_version=18)
     return onnx.load_from_string(buffer.getvalue())
+
+
+def export_open(net: Any, shape: tuple[int, ...], exporter: str) -> onnx.ModelProto:
+    """Return a network of images as ONNX with open batch, height and width; its example has a batch of two."""
+    import torch
+
+    from models.export import silence
+    from tools.open_sizes import Called, write
+
+    with tempfile.TemporaryDirectory() as folder, silence():
+        path, sample = Path(folder, "open.onnx"), torch.zeros(2, *shape[1:])
+        write(Called(net, lambda m, x: m(x)), (sample,), ["input"], [{0: "N", 2: "H", 3: "W"}], exporter, path)
+        return onnx.load(path)
 
 
 def enliven(module: Any, shape: tuple[int, ...]) -> None:
