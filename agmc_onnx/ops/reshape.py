@@ -164,28 +164,30 @@ def _detour(ledger: Ledger, node: Node, dim: int) -> bool:
     """Carry ids through a chain of Reshape and Transpose that hides the channels in an open dim, and gives them back.
 
     (batch, C, height, width) -> (batch * C * rows, ...) -> ... -> (batch, C, patches, area), as mobile attention unfolds its
-    patches. On the way the channels must lie in one open dim alone: whatever stays of them, each reshape still means the same.
+    patches. On the way the channels must lie in one open dim alone: whatever stays of them, each reshape still means the same,
+    where that dim is what is left. Of sizes that are all computed the repair sees to it in the first reshape and the last.
     """
     graph = ledger.graph
     x = node.inputs[0]
     start = ledger.shape(x)
     if math.prod(start.other) > _LARGEST_GRID or ledger.labelled(x) != [dim]:
         return False
-    size = start.other[dim]
-    labels = np.broadcast_to(np.arange(size).reshape([-1 if d == dim else 1 for d in range(start.rank)]), start.other)
+    size, labels = start.other[dim], _labels(start, dim)
     chain: list[Node] = []
     current: Node | None = node
     while current is not None and len(chain) < _LONGEST_DETOUR:
         chain.append(current)
         y = current.outputs[0]
         shape = graph.shape(y)
-        if shape is None or y in graph.outputs or y in graph.captured or not _takes_the_rest(ledger, current):
+        if shape is None or y in graph.outputs or y in graph.captured:
             return False
         labels = (
             labels.reshape(shape.other) if current.op_type == "Reshape" else labels.transpose(current.attribute("perm"))
         )
-        varies = [d for d in range(labels.ndim) if (labels != labels.take([0], axis=d)).any()]
+        varies = _varies(labels)
         if len(varies) != 1:
+            return False
+        if current is not node and not shape.is_fixed(varies[0]) and not _takes_the_rest(ledger, current):
             return False
         if shape.is_fixed(varies[0]):
             line = np.moveaxis(labels, varies[0], -1).reshape(-1, labels.shape[varies[0]])[0]
@@ -200,6 +202,16 @@ def _detour(ledger: Ledger, node: Node, dim: int) -> bool:
         if current is not None and (current.op_type not in ("Reshape", "Transpose") or current.domain):
             current = None
     return False
+
+
+def _labels(shape: Shape, dim: int) -> IntArray:
+    """Return the index along a dim of every entry of a value, in the value's shape."""
+    index = np.arange(shape.other[dim]).reshape([-1 if d == dim else 1 for d in range(shape.rank)])
+    return np.broadcast_to(index, shape.other)
+
+
+def _varies(labels: IntArray) -> list[int]:
+    return [d for d in range(labels.ndim) if (labels != labels.take([0], axis=d)).any()]
 
 
 def _takes_the_rest(ledger: Ledger, node: Node) -> bool:
@@ -386,7 +398,9 @@ def reshape_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
     if target is None:
         fixed = [cut.size(y, dim) if shape.is_fixed(dim) else None for dim in range(shape.rank)]
         if fixed.count(None) > 1:
-            if cut.is_cut(y):
+            if not cut.is_cut(y):  # the channels hide in an open dim (`_detour`): it is what is left
+                fixed = _hidden(editor, node, shape)
+            if any(size is not None for size in fixed):
                 editor.mix(proto, 1, fixed)
             return
         new = [-1 if size is None else size for size in fixed]
@@ -399,6 +413,15 @@ def reshape_repair(editor: Editor, node: Node, proto: onnx.NodeProto) -> None:
         editor.constant(proto, 1, new)
     else:
         editor.attribute(proto, "shape", new)
+
+
+def _hidden(editor: Editor, node: Node, shape: Shape) -> list[int | None]:
+    """Return -1 for the dim of a reshape's output in which the cut dim of its input lies; None for the others."""
+    before = editor.graph.shape(node.inputs[0])
+    assert before is not None
+    cut = [dim for dim in range(before.rank) if editor.cut.mask(node.inputs[0], dim) is not None]
+    found = _varies(_labels(before, cut[0]).reshape(shape.other)) if len(cut) == 1 else []
+    return [-1 if found == [dim] else None for dim in range(shape.rank)]
 
 
 def _shuffle_repair(editor: Editor, proto: onnx.NodeProto, shuffle: Shuffle) -> None:

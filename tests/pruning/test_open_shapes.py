@@ -49,6 +49,18 @@ NETS: dict[str, tuple[str, dict[str, Any], int]] = {
         {"wa": (8, 3, 2, 2), "g1": (8,), "b1": (8,), "wd": (8, 12), "we": (12, 8), "wo": (2, 8, 1, 1), "m1": i64(-1)},
         2,
     ),
+    "patches unfolded and folded, every size computed": (
+        """g (float[N, 3, H, W] x) => (float[N, 2, H2, W2] out) {
+           a = Conv(x, wa) s = Shape(x) n = Slice(s, i0, i1) h = Slice(s, i2, i3) w = Slice(s, i3, i4) h2 = Div(h, i2)
+           w2 = Div(w, i2) nc = Mul(n, i8) nch = Mul(nc, h2) p = Mul(h2, w2) t1 = Concat<axis = 0>(nch, i2, w2, i2)
+           b = Reshape(a, t1) c = Transpose<perm = [0, 2, 1, 3]>(b) t2 = Concat<axis = 0>(n, i8, p, i4) d = Reshape(c, t2)
+           e = Transpose<perm = [0, 3, 2, 1]>(d) f = MatMul(e, wb) g1 = Relu(f) k = MatMul(g1, wc) l = Add(e, k)
+           m = Transpose<perm = [0, 3, 2, 1]>(l) t3 = Concat<axis = 0>(nch, w2, i2, i2) o = Reshape(m, t3)
+           q = Transpose<perm = [0, 2, 1, 3]>(o) t4 = Concat<axis = 0>(n, i8, h, w) r = Reshape(q, t4) u = Add(r, a)
+           out = Conv(u, wo) }""",
+        {"wa": (8, 3, 1, 1), "wb": (8, 6), "wc": (6, 8), "wo": (2, 8, 1, 1)},
+        2,
+    ),
     "cropped, padded and resized to the size of another map": (
         """g (float[N, 3, H, W] x) => (float[N, 2, H2, W2] out) {
            a = Conv<pads = [1, 1, 1, 1]>(x, wa) b = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(a, wb) s = Shape(a)
