@@ -173,9 +173,8 @@ class _Body:
     def _check_node(self, node: onnx.NodeProto, depth: int) -> Iterator[str]:
         """Check one node, and yield what its subgraphs take from outside."""
         where = f"{self.where}: node {label(node)}"
-        _check_text(
-            where, node.name, node.op_type, node.domain, node.overload, node.doc_string, *node.input, *node.output
-        )
+        texts = (node.name, node.op_type, node.domain, node.overload, node.doc_string)
+        _check_text(where, *texts, *node.input, *node.output)
         if not node.op_type or not node.output:
             missing = "op_type" if not node.op_type else "output"
             raise ModelError(f"{where}: has no {missing}, got an empty one; expected one. {_AGAIN}")
@@ -312,9 +311,9 @@ def _put_in_order(nodes: _Nodes, order: list[int] | None) -> None:
 
 
 def _check_text(where: str, *texts: str) -> None:
-    for text in texts:
-        if isinstance(text, bytes):  # what protobuf gives for a string that is none
-            raise ModelError(f"{where}: a name is not UTF-8, got {text[:40]!r}; expected text. {_AGAIN}")
+    if bytes in map(type, texts):  # what protobuf gives for a string that is none
+        wrong = next(text for text in texts if isinstance(text, bytes))
+        raise ModelError(f"{where}: a name is not UTF-8, got {wrong[:40]!r}; expected text. {_AGAIN}")
 
 
 def _keys(entries: Sequence[onnx.StringStringEntryProto]) -> Iterator[str]:
@@ -323,12 +322,11 @@ def _keys(entries: Sequence[onnx.StringStringEntryProto]) -> Iterator[str]:
 
 
 def _check_value(value: onnx.ValueInfoProto, where: str) -> None:
-    _check_text(where, value.name, value.doc_string, *(dim.dim_param for dim in value.type.tensor_type.shape.dim))
-    for dim in value.type.tensor_type.shape.dim:
-        if abs(dim.dim_value) > LONGEST_DIM:
-            raise ModelError(
-                f"{where}: value {value.name} has a size of {dim.dim_value}; expected at most 2^40. {_AGAIN}"
-            )
+    dims = [(dim.dim_param, dim.dim_value) for dim in value.type.tensor_type.shape.dim]
+    _check_text(where, value.name, value.doc_string, *(text for text, _ in dims))
+    for _, size in dims:
+        if abs(size) > LONGEST_DIM:
+            raise ModelError(f"{where}: value {value.name} has a size of {size}; expected at most 2^40. {_AGAIN}")
 
 
 def _is_plain(tensor: onnx.TensorProto) -> bool:

@@ -53,6 +53,8 @@ def numbered(groups: Sequence[IntArray], n_units: int) -> IntArray:
 
 def components(n: int, links: Sequence[tuple[IntArray, IntArray]]) -> tuple[IntArray, int]:
     """Return the component of each of n things that pairs link, numbered by their first things, and how many there are."""
+    if not links:
+        return np.arange(n), n
     one, other = (np.concatenate([np.empty(0, np.int64), *(pair[side] for pair in links)]) for side in (0, 1))
     n_found, found = connected_components(coo_array((np.ones(one.size), (one, other)), shape=(n, n)), directed=False)
     return found.astype(np.int64), int(n_found)

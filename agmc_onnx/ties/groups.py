@@ -117,6 +117,8 @@ class Channels(Scope):
         Raises:
             UsageError: If a name fits no group.
         """
+        if not names:
+            return self
         makers = [
             {
                 group.name,
@@ -167,7 +169,8 @@ def analyse(graph: Graph, op_of: OpOf, bodies: Bodies = lambda graph, node: {}) 
     for freeze in ledger.frozen:
         for unit in np.unique(unit_of[freeze.ids]).tolist():
             why.setdefault(unit, freeze.why)
-    axes = Scope.of(ledger, unit_of).axes
+    scope = Scope.of(ledger, unit_of)
+    axes = scope.axes
     has_weight, is_used, of_kernel = _uses(graph, op_of, axes, n_units)
     for unit in np.flatnonzero(~(has_weight & is_used)).tolist():
         why.setdefault(unit, "nothing but statistics of constants depends on it")
@@ -201,8 +204,9 @@ def analyse(graph: Graph, op_of: OpOf, bodies: Bodies = lambda graph, node: {}) 
             frozen.append(group)
     is_held = [units_on(body.axes, n_units) for body in held]
     staying = {group.name: _HELD for group in groups if any(mask[group.units].any() for mask in is_held)}
-    facts = {"op_of": op_of, "n_units": n_units, "staying": staying, "bodies": held}
-    return Channels.of(ledger, unit_of, groups=tuple(groups), frozen=tuple(frozen), **facts)
+    found = {one.name: getattr(scope, one.name) for one in fields(Scope)}
+    return Channels(**found, op_of=op_of, groups=tuple(groups), frozen=tuple(frozen), n_units=n_units,
+                    staying=staying, bodies=held)  # fmt: skip
 
 
 def _uses(graph: Graph, op_of: OpOf, axes: Mapping[Axis, AxisUnits], n_units: int) -> tuple[Mask, Mask, Mask]:
