@@ -56,10 +56,13 @@ def run_apart(job: Callable[[], Row], seconds: int) -> Row:
     return row
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a file, of rows of the same key the last."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    last = {key_of(row): row for row in map(json.loads, lines)}
+def read_rows(*paths: Path) -> list[Row]:
+    """Return the rows of files, of rows of the same key the last, where it stands."""
+    last: dict[tuple[str, str], Row] = {}
+    for line in (line for path in paths if path.exists() for line in path.read_text().splitlines()):
+        row = json.loads(line)
+        last.pop(key_of(row), None)
+        last[key_of(row)] = row
     return list(last.values())
 
 
@@ -91,7 +94,7 @@ def fill(
     code, end = engine(), time.monotonic() + 60 * minutes
     for name, exporter in list(jobs)[number - 1 :: count]:
         known = {key_of(row): row for row in read_rows(path)}.get((name, exporter))
-        if known is not None and not (again and ("error" in known or known["engine"] != code)):
+        if known is not None and not (again and ("error" in known or known.get("engine") != code)):
             continue
         if time.monotonic() > end:
             return

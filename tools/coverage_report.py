@@ -1,6 +1,8 @@
 """docs/coverage.md from the rows of tools/coverage.py, tools/bench/peers.py and tools/bench/scaling.py.
 
-python -m tools.coverage_report --rows rows.jsonl --peers peers.jsonl --scaling scaling.jsonl --out docs/coverage.md
+    python -m tools.coverage_report [--rows FILE ...] [--peers FILE ...] [--scaling FILE] --out docs/coverage.md
+
+Rows are kept in docs/measured; of rows about the same model by the same exporter the last counts, so new files come last.
 """
 
 from __future__ import annotations
@@ -10,15 +12,18 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from tools import zoo
-from tools.apart import Row, engine, read_rows
+from tools.apart import Row, key_of, read_rows
 from tools.coverage import kinds_of
 
-DEEP, FAR = 0.27, 0.30  # the goal for the median, and what counts as falling short
+FAR = 0.30  # what counts as falling short
+NEAR = 0.03  # how much more of the MACs may stay with open sizes
+MEASURED = Path("docs/measured")
 SETS = {"torchscript": "TorchScript", "dynamo": "dynamo", "file": "files"}
 PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime-gpu", "onnxscript", "numpy")
 
@@ -31,7 +36,7 @@ def percentiles(values: list[float]) -> str:
     return f"{statistics.median(values):.3f}" if values else "-"
 
 
-def headline(rows: list[Row], code: str) -> list[str]:
+def headline(rows: list[Row]) -> list[str]:
     """Return the table of headline numbers, a column a set of models."""
     sets = {text: [r for r in rows if r["exporter"] == key] for key, text in SETS.items()}
     sets = {text: own for text, own in sets.items() if own}
@@ -62,12 +67,42 @@ def headline(rows: list[Row], code: str) -> list[str]:
         line(f"at most {FAR}", [f"{sum(x <= FAR for x in own)} of {len(own)}" for own in left.values()]),
         line("budget 0.5 met exactly (0.495 to 0.500)", of("budget_met")),
         line("graph and cut, median s", [percentiles([r["seconds"] for r in own]) for own in ran.values()]),
-        line("rows made by the code beside this file", of_code(sets.values(), code)),
+        *opened(list(sets.values()), line),
     ]
 
 
-def of_code(sets: Iterable[list[Row]], code: str) -> list[str]:
-    return [f"{sum(r['engine'] == code for r in own)} of {len(own)}" for own in sets]
+def opened(sets: Sequence[list[Row]], line: Callable[[str, Iterable[str]], str]) -> list[str]:
+    """Return the rows of the table that are about open height and width."""
+    tried = [[r for r in own if "open" in r] for own in sets]
+    ran = [[r for r in own if "macs_left" in r["open"]] for own in tried]
+
+    def of(test: Callable[[Row], bool]) -> list[str]:
+        return [f"{sum(map(test, own))} of {len(own)}" if own else "" for own in ran]
+
+    return [
+        line("with open height and width too: exported and analysed", [f"{len(a)} of {len(b)}" if b else "" for a, b in
+             zip(ran, tried, strict=True)]),
+        line("as much left as with fixed sizes, or less", of(lambda r: more_left(r) < 0.001)),
+        line(f"at most {NEAR} more", of(lambda r: more_left(r) <= NEAR)),
+        line("equal to the masked original at two sizes", of(lambda r: compared(r) == 2)),
+        line("at one size, the only one at which it was seen to run", of(lambda r: compared(r) == 1)),
+        line("MACs as a run makes them at each of these sizes", of(lambda r: r["open"]["as_counted"])),
+    ]  # fmt: skip
+
+
+def more_left(row: Row) -> float:
+    """Return how much more of the MACs is left with open sizes."""
+    return float(row["open"]["macs_left"] - row["macs_left"])
+
+
+def compared(row: Row) -> int:
+    """Return at how many sizes the cut of an open model equals the masked original."""
+    return int(row["open"]["compared"]) if row["open"].get("equivalent") else 0
+
+
+def by_commit(rows: Iterable[Row]) -> str:
+    """Say how many rows are of which commit."""
+    return ", ".join(f"{n} of {commit}" for commit, n in Counter(r["commit"] for r in rows).most_common())
 
 
 def shortfalls(rows: list[Row]) -> list[str]:
@@ -97,6 +132,25 @@ def shortfalls(rows: list[Row]) -> list[str]:
     return lines
 
 
+def open_shortfalls(rows: list[Row]) -> list[str]:
+    """Return what keeps more with open height and width, or was not compared at two sizes, with reasons."""
+    lines = []
+    for row in sorted((r for r in rows if "open" in r), key=key_of):
+        found, where = row["open"], f"- **{label(row)}** ({SETS[row['exporter']]}): "
+        if "error" in found:
+            lines.append(where + " ".join(found["error"].split())[:170])
+            continue
+        if more_left(row) >= 0.001:
+            why = "; ".join(f"{n} x {text}" for text, n in kinds_of(found["reasons"])[:3])
+            lines.append(f"{where}{found['macs_left']:.3f} for {row['macs_left']:.3f}: {why}")
+        if compared(row) < 2 or not found["as_counted"]:
+            at = " and ".join("x".join(map(str, one)) for one in found["sizes"])
+            alone = f"compared at {at} alone, for it ran at no other size tried"
+            lines.append(where + (alone if compared(row) else f"not compared: {found['note']}"))
+            lines += [f"{where}the MACs of a run are others"] if not found["as_counted"] else []
+    return lines
+
+
 def failures(rows: list[Row]) -> list[str]:
     return [
         f"- {label(r)} ({SETS[r['exporter']]}): {' '.join(r['error'].split())[:170]}"
@@ -105,8 +159,11 @@ def failures(rows: list[Row]) -> list[str]:
     ]
 
 
-def all_models(rows: list[Row], code: str) -> list[str]:
-    lines = ["| model | nodes | groups | MACs left | budget 0.5 | equal to | s |", "|---|---|---|---|---|---|---|"]
+def all_models(rows: list[Row]) -> list[str]:
+    lines = [
+        "| model | nodes | groups | MACs left | open height, width | equal at | budget 0.5 | equal to | s | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     by_name: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_name.setdefault(label(row), {})[row["exporter"]] = row
@@ -122,22 +179,27 @@ def all_models(rows: list[Row], code: str) -> list[str]:
             "**no**" if r["equivalent"] is False else "-" if r["equivalent"] is None else f"{r['relative']:.0e}"
             for r in pair
         ]
-        old = "" if all(r["engine"] == code for r in pair) else " \\*"
-        only = " (dynamo)" if next(iter(own)) == "dynamo" and len(pair) == 1 else ""
+        only = " (dynamo)" if len(pair) == 1 and pair[0]["exporter"] == "dynamo" else ""
+        tried = any("open" in r for r in pair)
+        left = [f"{r['open']['macs_left']:.3f}" if "macs_left" in r.get("open", ()) else "-" for r in pair if tried]
+        sizes = [str(compared(r)) if "open" in r else "-" for r in pair if tried]
+        commits = dict.fromkeys(r["commit"] for r in pair)
         lines.append(
-            f"| {name}{only}{old} | {cells('d', 'nodes')} | {cells('d', 'groups')} | {cells('.3f', 'macs_left')} | "
-            f"{cells('.3f', 'budget_reached')} | {' / '.join(equal)} | {cells('.2f', 'seconds')} |"
+            f"| {name}{only} | {cells('d', 'nodes')} | {cells('d', 'groups')} | {cells('.3f', 'macs_left')} | "
+            f"{' / '.join(left)} | {' / '.join(sizes)} | {cells('.3f', 'budget_reached')} | {' / '.join(equal)} | "
+            f"{cells('.2f', 'seconds')} | {' / '.join(commits)} |"
         )
     return lines
 
 
 # -- peers
 
+TOOLS = {"ours": "agmc-onnx", "torch_pruning": "Torch-Pruning 1.6.1", "onnxsim": "onnxsim 0.8.1"}
+
 
 def peers(rows: list[Row]) -> list[str]:
-    tools = {"ours": "agmc-onnx", "torch_pruning": "Torch-Pruning 1.6.1", "onnxsim": "onnxsim 0.8.1"}
-    ran = {tool: [r for r in rows if r[tool].get("valid")] for tool in tools}
-    lines = [f"| of {len(rows)} models | " + " | ".join(tools.values()) + " |", "| --- |" + " ---: |" * len(tools)]
+    ran = {tool: [r for r in rows if r[tool].get("valid")] for tool in TOOLS}
+    lines = [f"| of {len(rows)} models | " + " | ".join(TOOLS.values()) + " |", "| --- |" + " ---: |" * len(TOOLS)]
     lines.append("| valid | " + " | ".join(str(len(own)) for own in ran.values()) + " |")
     for what, key in (("MACs left, median of the valid", "macs_left"), ("seconds, median of the valid", "seconds")):
         cells = [percentiles([r[tool][key] for r in own]) for tool, own in ran.items()]
@@ -154,23 +216,26 @@ def peers(rows: list[Row]) -> list[str]:
             f"{statistics.median(ratios):.1f}, smallest {ratios[0]:.2f}, largest {ratios[-1]:.0f}. "
             + (f"Ours is slower on {', '.join(slower)}." if slower else "Ours is never slower."),
         ]
-    same = [r for r in rows if all(r[tool].get("valid") for tool in tools)]
+    same = [r for r in rows if all(r[tool].get("valid") for tool in TOOLS)]
     if same:
-        medians = [percentiles([r[tool]["macs_left"] for r in same]) for tool in tools]
+        medians = [percentiles([r[tool]["macs_left"] for r in same]) for tool in TOOLS]
         lines.append(f"Where all three are valid ({len(same)} models), medians of the MACs left: {', '.join(medians)}.")
     lines += [
         "",
         "| model | agmc-onnx: left, s | Torch-Pruning: left, s | onnxsim: left, s |",
         "|---|---|---|---|",
     ]
-    for row in sorted(rows, key=lambda r: r["name"]):
-        cells = []
-        for tool in tools:
-            r = row[tool]
-            error = r.get("error", "not valid").split(":")[0][:40]
-            cells.append(f"{r['macs_left']:.3f}, {r['seconds']:.2f}" if r.get("valid") else error)
-        lines.append(f"| {label(row)} | {' | '.join(cells)} |")
-    return lines
+    return [*lines, *(f"| {label(row)} | {' | '.join(peer_cells(row))} |" for row in sorted(rows, key=key_of))]
+
+
+def peer_cells(row: Row) -> list[str]:
+    """Return what each tool left of a model, and its seconds, or why it made nothing."""
+    found = [row[tool] for tool in TOOLS]
+    errors = [one.get("error", "not valid").split(":")[0][:40] for one in found]
+    return [
+        f"{one['macs_left']:.3f}, {one['seconds']:.2f}" if one.get("valid") else error
+        for one, error in zip(found, errors, strict=True)
+    ]
 
 
 # -- size
@@ -183,7 +248,7 @@ def sizes(path: Path) -> list[str]:
         if r["kind"] == "nodes":  # of several runs the fastest
             nodes[r["nodes"]] = min(r, nodes.get(r["nodes"], r), key=lambda row: row["total_s"])
     files = {(r["file_mb"], r["verb"]): r for r in rows if r["kind"] == "file"}
-    lines = []
+    lines = [f"Rows: {by_commit(rows)}.", ""]
     if nodes:
         stages = list(next(iter(nodes.values()))["seconds"])
         lines += [f"| nodes | groups | {' | '.join(stages)} | all, s | peak MB |", "|" + " ---: |" * (len(stages) + 4)]
@@ -213,46 +278,70 @@ their usual input size; the `light_*` topologies of the onnx package with random
 ImageNet networks). Half of every group is cut by L2 norm, nothing is recovered. Equal: on three random inputs, to the
 original whose removed entries are zero, and whose normalisations take their statistics over the kept entries; where a
 normalisation cannot be written that way, with only those groups cut that it does not see. Seconds are processor time,
-one thread, on two shared cores under load. With open height and width too: [open sizes](open-sizes.md)."""
+one thread, on two shared cores under load. Some were exported with open height and width too, analysed at their usual
+size, and their cut to half compared with the masked original at that size and at another: [open sizes](open-sizes.md)
+has more of such models, and transformers."""
 
 
 def page(rows: list[Row], peer_rows: list[Row], scaling: Path | None, note: str) -> str:
-    code = engine()
     names = {r["name"] for r in rows} & set(zoo.architectures())
     per = {key: len({r["name"] for r in rows if r["exporter"] == key} & names) for key in zoo.EXPORTERS}
+    went = " and ".join(f"{n} went through the {SETS[key]} exporter" for key, n in per.items())
     lines = [
-        INTRO, "", "## In short", "", *headline(rows, code), "",
-        f"Of the {len(zoo.architectures())} names in `tools/architectures.txt`, " + " and ".join(
-            f"{n} went through the {SETS[key]} exporter" for key, n in per.items()) + ". A model marked \\* has a row made by "
-        "code of the same day before the last changes to the engine.", *([note] if note else []),
+        INTRO, "", "## In short", "", *headline(rows), "",
+        f"Of the {len(zoo.architectures())} names in `tools/architectures.txt`, {went}. Rows: {by_commit(rows)}.",
+        *([note] if note else []),
         "", "## What falls short", "", *shortfalls(rows),
+        "", "### With open height and width", "", *(open_shortfalls(rows) or ["Nothing."]),
         "", "### Not exported, or not analysed", "", *failures(rows),
     ]  # fmt: skip
     if peer_rows:
-        lines += ["", "## Beside other tools", "", *peer_intro(peer_rows, code), "", *peers(peer_rows)]
+        lines += ["", "## Beside other tools", "", *PEERS, "", *paired(peer_rows), "", *peers(peer_rows)]
     if scaling is not None and scaling.exists():
         lines += ["", "## Size", "", *SIZE, "", *sizes(scaling)]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     lines += [
-        "", "## All models", "", "Two numbers are TorchScript / dynamo.", "", *all_models(rows, code),
+        "", "## All models", "", *ALL, "", *all_models(rows),
         "", "## Commands", "", "```", *COMMANDS, "```", "", f"Versions: Python {sys.version.split()[0]}, {versions}.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def peer_intro(rows: list[Row], code: str) -> list[str]:
-    old = sum(r["engine"] != code for r in rows)
-    text = [
-        "One run, the three one after the other on each model: half of everything, L2 norm, one thread. This",
-        "project and onnxsim (`apply_structured_pruning`) start from the same ONNX model; Torch-Pruning",
-        "(`MagnitudePruner`) from the module it was exported from, with the classifier as the only ignored layer",
-        "and nothing said about heads; it does better with scripts of its own for a family of networks. Seconds",
-        "are processor time of graph and cut. MACs are counted in the ONNX graphs, by one counter; a pruned",
-        "module is exported first.",
-    ]
-    return [*text, f"{old} of the {len(rows)} rows were made by earlier code of the same day."] if old else text
+def paired(rows: list[Row]) -> list[str]:
+    """Return the models of the newest commit: the three tools beside one another."""
+    commit = rows[-1]["commit"]
+    own = [r for r in rows if r["commit"] == commit]
+    if len(own) == len(rows):
+        return [f"Rows: {by_commit(rows)}."]
+    lines = [
+        f"{len(own)} models again by commit {commit}, and Torch-Pruning's and onnxsim's time over ours:", "",
+        "| model | agmc-onnx: left, s | Torch-Pruning: left, s | onnxsim: left, s | Torch-Pruning / ours | onnxsim / ours |",
+        "|---|---|---|---|---:|---:|",
+    ]  # fmt: skip
+    ratios: dict[str, list[float]] = {"torch_pruning": [], "onnxsim": []}
+    for row in sorted(own, key=key_of):
+        for tool, found in ratios.items():
+            found.append(row[tool]["seconds"] / row["ours"]["seconds"] if row[tool].get("valid") else math.nan)
+        over = " | ".join(f"{found[-1]:.2f}" for found in ratios.values())
+        lines.append(f"| {label(row)} | {' | '.join(peer_cells(row))} | {over} |")
+    medians = [statistics.median(x for x in found if not math.isnan(x)) for found in ratios.values()]
+    lines += [f"| median | | | | {medians[0]:.2f} | {medians[1]:.2f} |", ""]
+    return [*lines, f"All of them, with rows of before where a model was not made again ({by_commit(rows)}):"]
 
 
+PEERS = (
+    "One run, the three one after the other on each model: half of everything, L2 norm, one thread. This",
+    "project and onnxsim (`apply_structured_pruning`) start from the same ONNX model; Torch-Pruning",
+    "(`MagnitudePruner`) from the module it was exported from, with the classifier as the only ignored layer",
+    "and nothing said about heads; it does better with scripts of its own for a family of networks. Seconds",
+    "are processor time of graph and cut. MACs are counted in the ONNX graphs, by one counter; a pruned",
+    "module is exported first.",
+)
+ALL = (
+    "Two numbers are TorchScript / dynamo. Open height, width: what is left of the MACs at the usual size where the model was",
+    "exported with these open too, and at how many sizes its cut equals the masked original; empty where that was not tried.",
+    "Commits say which code made a row; rows of 5ca6489 and before were read back from the page of that commit, rounded.",
+)
 SIZE = (
     "Generated networks of residual, concatenating, gated and shuffling blocks; read, analysed, cut to half and",
     "written in a process of its own, processor seconds. The file is a residual network of dense layers with",
@@ -261,25 +350,24 @@ SIZE = (
 )
 COMMANDS = (
     "pip install -e '.[test,coverage]' && pip install --no-deps torch-pruning==1.6.1 onnxsim==0.8.1",
-    "python -m tools.coverage --out rows.jsonl --keep exported --data MODELS",
+    "python -m tools.coverage --out rows.jsonl --keep exported --data MODELS --open",
     "python -m tools.bench.peers --out peers.jsonl --keep exported",
     "python -m tools.bench.scaling nodes --out scaling.jsonl",
     "python -m tools.bench.scaling file --megabytes 100 2500 --out scaling.jsonl",
-    "python -m tools.coverage_report --rows rows.jsonl --peers peers.jsonl --scaling scaling.jsonl \\",
-    "    --out docs/coverage.md",
+    "python -m tools.coverage_report --rows docs/measured/coverage.jsonl rows.jsonl \\",
+    "    --peers docs/measured/peers.jsonl peers.jsonl --scaling scaling.jsonl --out docs/coverage.md",
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rows", type=Path, required=True)
-    parser.add_argument("--peers", type=Path)
-    parser.add_argument("--scaling", type=Path)
+    parser.add_argument("--rows", type=Path, nargs="+", default=[MEASURED / "coverage.jsonl"])
+    parser.add_argument("--peers", type=Path, nargs="*", default=[MEASURED / "peers.jsonl"])
+    parser.add_argument("--scaling", type=Path, default=MEASURED / "scaling.jsonl")
     parser.add_argument("--note", default="", help="a line for the report: what must be known about these rows")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    peer_rows = read_rows(args.peers) if args.peers and args.peers.exists() else []
-    args.out.write_text(page(read_rows(args.rows), peer_rows, args.scaling, args.note))
+    args.out.write_text(page(read_rows(*args.rows), read_rows(*args.peers), args.scaling, args.note))
 
 
 if __name__ == "__main__":
