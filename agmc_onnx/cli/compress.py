@@ -17,7 +17,7 @@ LONG = ("history", "network")  # parts of the report that --json leaves to the f
 DATA = "a data card (.toml), an .npz, a folder of images, or 'digits'"
 
 
-@verb("compress", "agmc-onnx compress model.onnx --flops 0.5 --data card.toml -o small.onnx")
+@verb("compress", "agmc-onnx compress model.onnx --flops 0.5 --data photos -o small.onnx")
 @argument("model", "MODEL.onnx", "or anything that `import` understands")
 @option("data", str, "CARD", f"{DATA}; without it accuracy is not measured", panel="Data")
 @options_of_compress()

@@ -223,12 +223,26 @@ def verb(name: str, example: str) -> Callable[[Function], Verb]:
                 tell(line)
             return said.code
 
-        run.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-        shown = {"Arguments", "Options", "Output", *(getattr(one, "panel", "") for one in run.__click_params__)}  # type: ignore[attr-defined]
-        is_long = any(getattr(one, "is_rare", False) for one in run.__click_params__)  # type: ignore[attr-defined]
+        own: list[click.Parameter] = getattr(function, "__click_params__", [])
+        shown = {"Arguments", "Options", "Output", *(getattr(one, "panel", "") for one in own)}
+        is_long = any(getattr(one, "is_rare", False) for one in own)
         config = Known(
             "config", "", str, None, Option("a .toml file with options in a table of the verb's name", "FILE")
         )
+        _all_of(
+            [
+                option("json", bool, "", "print one JSON document on stdout and nothing else there", False, panel="Output"),
+                option("quiet", bool, "", "print nothing but errors", False, panel="Output"),
+                option("verbose", bool, "", "print every stage on stderr, and where an error arose", False, panel="Output"),
+                click.option(
+                    "--config", cls=Flag, known=config, is_rare=is_long, panel="Output", metavar="FILE", type=click.Path(),
+                    is_eager=True, expose_value=False, callback=_config,
+                ),
+                *([_help_all()] if is_long else []),
+                click.help_option("-h", "--help", panel="Output", help="show this and exit"),
+            ]
+        )(run)  # fmt: skip
+        run.__click_params__ += own  # type: ignore[attr-defined]  # which click shows first
         return click.command(
             name,
             cls=Verb,
@@ -236,21 +250,7 @@ def verb(name: str, example: str) -> Callable[[Function], Verb]:
             help=sentence(VERBS[name]),
             epilog=f"Example: {example}",
             add_help_option=False,
-        )(
-            _all_of(
-                [
-                    option("json", bool, "", "print one JSON document on stdout and nothing else there", False, panel="Output"),
-                    option("quiet", bool, "", "print nothing but errors", False, panel="Output"),
-                    option("verbose", bool, "", "print every stage on stderr, and where an error arose", False, panel="Output"),
-                    click.option(
-                        "--config", cls=Flag, known=config, is_rare=is_long, panel="Output", metavar="FILE", type=click.Path(),
-                        is_eager=True, expose_value=False, callback=_config,
-                    ),
-                    *([_help_all()] if is_long else []),
-                    click.help_option("-h", "--help", panel="Output", help="show this and exit"),
-                ]
-            )(run)
-        )  # fmt: skip
+        )(run)
 
     return decorate
 

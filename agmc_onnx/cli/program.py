@@ -99,7 +99,7 @@ def one_line(error: click.ClickException) -> UsageError:
     PROGRAM,
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: agmc-onnx compress model.onnx --flops 0.5 --data card.toml -o small.onnx\n\n"
+    epilog="Example: agmc-onnx compress model.onnx --flops 0.5 --data photos -o small.onnx\n\n"
     "agmc-onnx help VERB, or agmc-onnx VERB --help, says what a verb takes. Exit codes: 0 done; 2 bad input or usage; 3 the"
     " budget cannot be reached; 4 the result failed its own verification (nothing is written); 130 interrupted, 143 by SIGTERM.",
 )
