@@ -218,7 +218,9 @@ def carded(report: Report) -> list[str]:
     else:
         by = "accuracy" if report["judged"] == "accuracy" else "how much the answers say"
         certain = "sure" if sure >= 0.95 else "NOT sure: check it"
-        lines.append(f"by {by}: {tried[0]['score']:.3f}; best in {100 * sure:.0f} % of draws of the images, {certain}")
+        lines.append(
+            f"by {by}: {tried[0]['score']:.3f}; none better by over 1 % in {100 * sure:.0f} % of draws: {certain}"
+        )
         lines += [f"  {one['score']:.3f}  {_preprocessing(one['card'])}" for one in tried[:4]]
     for one in report["answers"]:
         if "classes" in one:
@@ -273,9 +275,11 @@ def measurement(found: Report) -> list[str]:
             else ""
         ),
     ]
+    is_busy = shown_ms([model["latency_ms"] for model in models])[0] == CPU
+    if len(models) == 1 and is_busy:
+        lines.append("the machine was busy: CPU is the time without other work on it")
     if all(model["latency_ratio"]["cpu"] is not None for model in models[1:]) and len(models) > 1:
         shares = ", ".join(f"{100 * model['latency_ratio']['cpu']:.1f} %" for model in models[1:])
-        is_busy = shown_ms([model["latency_ms"] for model in models])[0] == CPU
         why = "the machine was busy, so go by processor time" if is_busy else "by processor time"
         lines.append(f"{why}, which other work on the machine disturbs less: {shares}")
     return lines if metric else [*lines, "Accuracy was not measured: no --data was given."]

@@ -35,6 +35,7 @@ PIXELS: Mapping[str, dict[str, Any]] = {
 }
 USUAL = 224  # pixels, where the model leaves them open
 DRAWS = 500  # of the samples, that say how sure a choice is
+LEVEL = 0.01  # of the score: choices that are closer do the same in effect: a border of nothing, 127 for 127.5
 SURE = 0.95  # share of them, from which on it is called sure
 GREY = 114  # of letterboxes
 Choice = dict[str, Any]
@@ -45,8 +46,8 @@ class CardReport(Record):
     """What a card was chosen by.
 
     `files` images were found and `skipped` other files; `judged` says by what: "accuracy", "sureness", or "nothing"; `sure` is
-    the share of 0..1 of draws of the images in which the choice is the best; `tried` lists all choices with their scores, best
-    first; `answers` are those to some images.
+    the share of 0..1 of draws of the images in which no choice is better by over a hundredth; `tried` lists all choices with
+    their scores, best first; `answers` are those to some images.
     """
 
     files: int
@@ -256,13 +257,14 @@ def _entropy(shares: FloatArray) -> FloatArray:
 
 
 def _sure(best: _Tried, tried: Sequence[_Tried]) -> float:
-    """Return the share of draws of the samples in which the best is the best."""
+    """Return the share of draws of the samples in which no other choice is better by more than `LEVEL`."""
     rng, n = np.random.default_rng(0), best.samples.n
     rivals = [one for one in tried if one is not best and one.samples.n == n]
     wins = 0
     for _ in range(DRAWS):
         rows = rng.integers(0, n, n)
-        wins += all(best.score(rows) >= one.score(rows) for one in rivals)
+        reached = best.score(rows) + LEVEL * abs(best.total)
+        wins += all(reached >= one.score(rows) for one in rivals)
     return wins / DRAWS
 
 

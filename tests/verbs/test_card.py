@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from agmc_onnx.data.card import load_card
 from agmc_onnx.data.images import resize
 from agmc_onnx.data.samples import open_data
 from agmc_onnx.measuring.session import model_inputs
-from agmc_onnx.verbs.card import card
+from agmc_onnx.verbs.card import _sure, _Tried, card
 from tests import nets
 
 TEXT = """
@@ -72,6 +73,18 @@ def test_without_labels_the_one_that_says_most(photos: Path) -> None:
     scores = [one["score"] for one in made.report.tried]
     assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1] + 0.05
     assert {"scale", "mean", "std"} & set(made.report.tried[0]["card"])  # 0..1 says less
+
+
+def test_a_choice_is_sure_where_others_do_the_same_in_effect() -> None:
+    def one(scores: np.ndarray) -> _Tried:
+        rows = SimpleNamespace(n=100)
+        return _Tried({}, rows, lambda drawn: float(scores[drawn].mean()), float(scores.mean()), False)  # type: ignore[arg-type]
+
+    scores = np.random.default_rng(0).uniform(1.0, 2.0, 100)
+    noise = 0.01 * np.random.default_rng(1).standard_normal(100)
+    best = one(scores)
+    assert _sure(best, [best, one(scores + noise - noise.mean())]) == 1.0
+    assert _sure(best, [best, one(np.random.default_rng(2).permutation(scores))]) < 0.8
 
 
 def test_models_without_pictures_are_refused(photos: Path, capsys) -> None:
