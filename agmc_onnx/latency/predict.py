@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from agmc_onnx.arrays import FloatArray, IntArray
 from agmc_onnx.errors import UsageError
@@ -254,6 +253,8 @@ def _fit(known: Mapping[tuple[int, ...], float]) -> FloatArray:
     ms = np.array(list(known.values()))
     weight = 1 / np.maximum(ms, ms.max() / 20 + 1e-9)
     scale = np.maximum(np.abs(features).max(axis=0), 1e-12)
+    from scipy.optimize import nnls  # takes longer to import than most models to analyse
+
     found, _ = nnls(features / scale * weight[:, None], ms * weight, maxiter=50 * features.shape[1])
     return np.asarray(found / scale)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from scipy.optimize import linprog
 
 from agmc_onnx.arrays import FloatArray, IntArray, Mask
 from agmc_onnx.errors import UsageError
@@ -193,6 +192,8 @@ def select(group: Group, scores: FloatArray, n_kept: int) -> IntArray:
     ]
     scale = np.abs(scores).max() or 1.0
     gain = scores / scale - 1e-9 * np.arange(group.n_units) / group.n_units
+    from scipy.optimize import linprog  # takes longer to import than most models to analyse
+
     found = linprog(-gain, A_eq=np.stack(rows).astype(float), b_eq=wanted, bounds=(0, 1), method="highs-ds")
     assert found.status == 0, (group.name, n_kept, found.message)
     chosen = np.flatnonzero(found.x > 0.5)

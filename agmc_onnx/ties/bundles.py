@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from agmc_onnx.arrays import IntArray
 
@@ -53,6 +52,8 @@ def _largest(limit: IntArray, equations: IntArray) -> IntArray:
     """Return the bundle of most units within `limit`, zeros where there is none."""
     if not limit.any() or not len(equations):
         return limit
+    from scipy.optimize import Bounds, LinearConstraint, milp  # takes longer to import than most graphs to analyse
+
     solved = milp(
         -np.ones(limit.size),
         constraints=LinearConstraint(equations.astype(float), 0, 0),
