@@ -34,6 +34,11 @@ def shallower(channels: Channels, closed: Closed) -> Channels:
     def renewed(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
         return tuple(fewer.nodes[number[node.index]] for node in nodes)
 
+    def stand_in(value: str) -> str:
+        while value in closed.stands_for and value not in exists:
+            value = closed.stands_for[value]
+        return value
+
     return replace(
         channels,
         graph=fewer,
@@ -46,7 +51,7 @@ def shallower(channels: Channels, closed: Closed) -> Channels:
         views={
             number[i]: renewed((node,))[0] for i, node in channels.views.items() if i in number and node.index in number
         },
-        sized={number[i]: axes for i, axes in channels.sized.items() if i in number},
+        sized={number[i]: {(stand_in(x), dim) for x, dim in axes} for i, axes in channels.sized.items() if i in number},
     )
 
 
