@@ -44,8 +44,9 @@ def command(model: str, **given: Any) -> Said:
 
 def lines(report: Mapping[str, Any]) -> list[str]:
     """Return what `export` prints."""
-    from agmc_onnx.reporting.tables import aligned, shown_ms
+    from agmc_onnx.reporting.tables import aligned
     from agmc_onnx.reporting.text import interval_text, metric_text, ms_text, ratio, setting_text
+    from agmc_onnx.reporting.times import shown_ms
 
     versions = ", ".join(f"{name} {version}" for name, version in report["converter"].items())
     found = [f"{report['to']}, with {versions}"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 
 from agmc_onnx.errors import AgmcError
-from agmc_onnx.measuring.session import make_session, run_model
+from agmc_onnx.graph.files import write_model
+from agmc_onnx.measuring.session import make_session, run_model, save_optimised
 
 
 def peak_bytes(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> int | None:
@@ -26,6 +29,11 @@ def peak_bytes(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> int | 
         Bytes, or None where it cannot be told: a node makes values inside of it (If, Loop, Scan, a function of the model), or
         onnxruntime cannot give every value.
     """
+    if any(node.op_type == "DequantizeLinear" for node in model.graph.node):
+        try:
+            model = _with_integer_kernels(model)
+        except AgmcError:
+            return None
     functions = {(function.domain, function.name) for function in model.functions}
     if any((node.domain, node.op_type) in functions or _holds_graph(node) for node in model.graph.node):
         return None
@@ -54,6 +62,14 @@ def peak_bytes(model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> int | 
         gone = {name for name in (*node.input, *node.output) if last.get(name, 0) <= at}
         live -= sum(size.get(name, 0) for name in gone)
     return peak
+
+
+def _with_integer_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
+    with TemporaryDirectory() as folder:
+        given, taken = Path(folder) / "given.onnx", Path(folder) / "taken.onnx"
+        write_model(model, given)
+        save_optimised(given, taken, "all")
+        return onnx.load(taken)
 
 
 def _holds_graph(node: onnx.NodeProto) -> bool:

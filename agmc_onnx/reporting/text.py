@@ -11,6 +11,7 @@ from agmc_onnx.graph.sizes import sizes_text
 from agmc_onnx.measuring.agreeing import MEASURES
 from agmc_onnx.options import known_options
 from agmc_onnx.reporting import verdict
+from agmc_onnx.reporting.times import CPU, shown_ms
 
 KINDS = {"flops": "MACs", "params": "parameters", "latency": "latency"}
 PERCENT_METRICS = ("top1", "top5", "agreement", "closeness")
@@ -174,15 +175,16 @@ def precision_lines(report: Report) -> list[str]:
         return []
     nodes, twin, metric = found["nodes"], found["twin"], report["compressed"]["metric"]
     stay = f"; {_few(list(found['why_float']))} stay float, refused by onnxruntime" if found["why_float"] else ""
-    times = (report.get("latency_ratio") or {}).get("median")
-    share = "" if times is None else f" in {times:.3f} of the original's time"
+    times = [report["original"]["latency_ms"], report["compressed"]["latency_ms"], twin["latency_ms"]]
+    field = "cpu_p10" if shown_ms(times[:2])[0] == CPU else "p50"  # as in the table
+    in_it, in_float = (f"{one[field] / times[0][field]:.3f}" for one in times[1:])
     ranked = found.get("correlation")
     alike = "" if ranked is None else f"; finalists' ranks in float and {found['asked']} correlate by {ranked:.2f}"
     return [
         f"precision: {found['asked']} ({found['target']}), {nodes['int8']:,} of {sum(nodes.values()):,} nodes, ranges by"
         f" {found['ranges']}{stay}{alike}",
-        f"in float: {twin['metric']['name']} {metric_text(twin['metric'])} in {twin['latency_ratio']:.3f} of the time;"
-        f" {found['asked']}: {metric_text(metric)}{share}",
+        f"in float: {twin['metric']['name']} {metric_text(twin['metric'])} in {in_float} of the original's time;"
+        f" {found['asked']}: {metric_text(metric)} in {in_it}",
         *division_lines(found.get("tried") or [], found.get("stays") or {}),
     ]
 

@@ -30,7 +30,7 @@ from agmc_onnx.options import (
     options_in,
 )
 from agmc_onnx.reporting.schema import Report, read_report
-from agmc_onnx.reporting.tables import shown_ms
+from agmc_onnx.reporting.times import shown_ms
 
 SUMMARY_FORMAT = "agmc-onnx/summary@1"
 SUMMARY = "summary.json"

@@ -30,3 +30,12 @@ FUNCTION = '<domain: "local", opset_import: ["" : 17]> twice (v) => (u) { u = Ad
 def test_what_is_made_inside_of_a_node_is_not_known(name: str) -> None:
     text = f"{HEAD} g (float[N, 4] x) => (float[N, 4] y) {{ {INSIDE[name]} }} {FUNCTION if 'local' in INSIDE[name] else ''}"
     assert peak_bytes(nets.model(text, {"yes": np.array(True)}), X) is None
+
+
+def test_a_quantised_model_is_counted_with_its_integer_kernels() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 4] x) => (float[N, 4] y) {
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) wd = DequantizeLinear(w, s, z) a = MatMul(d, wd)
+        p = QuantizeLinear(a, s, z) y = DequantizeLinear(p, s, z) }"""
+    weights = {"w": np.ones((4, 64), np.int8), "s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
+    model = nets.model(text.replace("float[N, 4] y", "float[N, 64] y"), weights)
+    assert peak_bytes(model, X) == 4 * 4 + 64 + 4 * 64  # x, what the product makes in int8, and the output

@@ -1,4 +1,4 @@
-from agmc_onnx.reporting.tables import CPU, MEDIAN, shown_ms
+from agmc_onnx.reporting.times import CPU, MEDIAN, shown_ms
 
 
 def test_a_busy_machine_is_compared_by_processor_time():
