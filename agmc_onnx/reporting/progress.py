@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 EVERY = 10.0  # seconds between lines where there is no terminal
+LATE = 1.1  # of what was expected
 IN_SECONDS = 120  # below it, a time that is left is told to the second
 AGAIN = 1.0  # seconds after which a terminal shows anew what is left
 STAGES = ("candidates", "finalists", "distilling", "timing", "verifying", "measuring")
@@ -255,7 +256,15 @@ class Episodes(Line):
         left = self.left()
         if left is None:
             return ""
-        return f"; about {duration(left if left < IN_SECONDS else 60 * round(left / 60)).removesuffix(' 0 s')} left"
+        about = duration(left if left < IN_SECONDS else 60 * round(left / 60)).removesuffix(" 0 s")
+        if self._is_late():
+            return "; it takes longer than expected" + (f", then about {about}" if left >= 1 else "")
+        return f"; about {about} left"
+
+    def _is_late(self) -> bool:
+        """Whether what runs has taken longer than was expected of it."""
+        seconds = next((seconds for n, seconds in list(self._stages.values()) if n), None)
+        return seconds is not None and time.monotonic() - self._since > LATE * seconds + 1
 
     def _show(self, text: str, following: str = "", best: str = "") -> None:
         text = ": ".join(part for part in (self._point, text) if part)

@@ -65,6 +65,7 @@ def test_what_runs_counts_down_and_stops_where_it_takes_longer(now):
         assert shown.now() == "finalist 1/2, then verifying; about 37 s left"
         now[0] += 60.0
         assert shown.left() == 10 + 21
+        assert shown.now() == "finalist 1/2, then verifying; it takes longer than expected, then about 31 s"
         shown("finalist", {"place": 1, "n": 2})
         assert shown.left() == (10 + 64) / 2 + 21
 
